@@ -1,0 +1,60 @@
+# Every target makes .venv first when it is missing; nothing outside the project changes.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+SUITE ?= demo
+VENV := .venv
+STAMP := $(VENV)/.installed
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+unexport MAKEFLAGS MFLAGS MAKELEVEL
+# commands that the DAG starts find this project's programs first
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: help repro test check fix ui bench clean
+
+help:  ## show this list
+	@echo "make TARGET; the demo runs with 'make repro', another suite with 'make repro SUITE=cifar10-mini'"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(STAMP): requirements.lock pyproject.toml
+	@started=$$(date +%s); \
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV); \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	touch $@; \
+	echo "installed in $$(( $$(date +%s) - started )) s"
+
+repro: $(STAMP)  ## run a suite (SUITE=demo) and print its tables; only what changed runs again
+	@$(RUN) asl-pipe validate $(SUITE)
+	@folder=$(if $(filter demo,$(SUITE)),.,suites/$(SUITE)); \
+	started=$$(date +%s); \
+	$(RUN) dvc repro $$folder/dvc.yaml; \
+	echo "the DAG took $$(( $$(date +%s) - started )) s"; \
+	$(RUN) asl-pipe tables $(SUITE)
+
+check: $(STAMP)  ## format, lint, types, layers
+	@$(RUN) ruff format --check .
+	@$(RUN) ruff check .
+	@$(RUN) lint-imports
+	@$(RUN) pyright
+
+fix: $(STAMP)  ## format and mend what can be mended by itself
+	@$(RUN) ruff check --fix .
+	@$(RUN) ruff format .
+
+# Waiting threads of two processes on few cores cost twentyfold: one compute thread in each.
+test: check  ## check, then all tests with the coverage of both packages
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) python -m pytest --cov --cov-report=term:skip-covered
+
+ui: $(STAMP)  ## open MLflow on the project's runs
+	@$(RUN) asl-pipe ui
+
+bench: $(STAMP)  ## measure the training step and the loader on this machine
+	@for file in benchmarks/bench_*.py; do $(RUN) python "$$file"; done
+
+clean:  ## remove scratch and tool caches; keep results, MLflow's store, DVC's cache and .venv
+	@rm -rf .asl .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov *.egg-info build
+	@find asl_core pipeline tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

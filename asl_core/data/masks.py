@@ -1,0 +1,71 @@
+"""Instance masks as COCO's run-length codes (RLE): columns first, compressed to ASCII bytes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as _coco_mask
+from torch import Tensor
+
+coco_mask: Any = _coco_mask  # its type stubs know neither lists of codes nor polygons
+
+
+def encode_masks(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
+    """Return one RLE per mask; masks: (K, H, W)."""
+    if not len(masks):
+        return ()
+    stacked = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)  # (H, W, K)
+    return tuple(code["counts"] for code in coco_mask.encode(stacked))
+
+
+def decode_masks(codes: Sequence[bytes], height: int, width: int) -> Tensor:
+    """Return masks, (K, H, W) bool, of K codes for an image of this size."""
+    if not codes:
+        return torch.zeros((0, height, width), dtype=torch.bool)
+    stacked = coco_mask.decode([as_coco(code, height, width) for code in codes])  # (H, W, K)
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(2, 0, 1))).to(torch.bool)
+
+
+def as_coco(code: bytes, height: int, width: int) -> dict[str, Any]:
+    """Return the mapping that pycocotools and faster-coco-eval take for an RLE."""
+    return {"size": [height, width], "counts": code}
+
+
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> bytes:
+    """Return the RLE of a COCO `segmentation`: polygons, or an RLE in either of its two forms.
+
+    Raises:
+        ValueError: It is none of these, or an RLE of another size than the image.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        pieces = coco_mask.frPyObjects(segmentation, height, width)
+        return coco_mask.merge(pieces)["counts"]
+    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+        raise ValueError("neither polygons nor an RLE")
+    if list(segmentation.get("size", ())) != [height, width]:
+        raise ValueError(f"RLE of size {segmentation.get('size')} for {[height, width]}")
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects(segmentation, height, width)["counts"]
+    return counts if isinstance(counts, bytes) else counts.encode("ascii")
+
+
+def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return x1, y1, x2, y2 around the True pixels, x2 and y2 exclusive; (K, H, W) -> (K, 4).
+
+    Each mask must have at least one True pixel.
+    """
+    height, width = masks.shape[1:]
+    columns: NDArray[np.bool_] = np.any(masks, axis=1)  # (K, W)
+    rows: NDArray[np.bool_] = np.any(masks, axis=2)  # (K, H)
+    return np.stack(
+        [
+            columns.argmax(axis=1),
+            rows.argmax(axis=1),
+            width - columns[:, ::-1].argmax(axis=1),
+            height - rows[:, ::-1].argmax(axis=1),
+        ],
+        axis=1,
+    ).astype(np.int64)

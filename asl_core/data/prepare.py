@@ -1,0 +1,161 @@
+"""Packing a source: every image is decoded once, and what cannot be used is listed."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torchvision.io import ImageReadMode, decode_image
+from tqdm import tqdm
+
+from asl_core.data import layout
+from asl_core.data.manifest import Manifest
+from asl_core.data.packing import SHARD_BYTES, SplitWriter
+from asl_core.data.sources.catalogue import open_source
+from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
+from asl_core.errors import InputError
+from asl_core.recipes.datasets import Dataset
+
+_logger = logging.getLogger(__name__)
+
+_CHUNK = 256  # images read before the threads decode them: a bound on memory
+_MAX_THREADS = 8
+
+Checked = tuple[Item, int, int]
+"""An item with the height and width that decoding gave."""
+
+
+@dataclasses.dataclass
+class _Packed:
+    """What became of one split."""
+
+    count: int = 0
+    annotated: int = 0
+    digest: str = ""
+    rejected: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def prepare(
+    recipe: Dataset, data_root: Path, folder: Path, *, name: str, shard_bytes: int = SHARD_BYTES
+) -> Manifest:
+    """Pack what the recipe names into `folder` and return the manifest, which is written last.
+
+    Args:
+        recipe: The source.
+        data_root: Folder from which relative paths are taken.
+        folder: Target; files of an earlier or interrupted run are removed first.
+        name: Name of the dataset in the project.
+        shard_bytes: Size at which a shard is closed.
+
+    Raises:
+        InputError: The source is missing or broken, a split has no usable image, or its share of
+            rejected images exceeds the recipe's max_rejected_share.
+    """
+    source = open_source(recipe, data_root)
+    folder.mkdir(parents=True, exist_ok=True)
+    layout.clear(folder)
+    packed = {
+        split: _pack_split(source, split, recipe, folder, f"{name} {split}", shard_bytes)
+        for split in SPLITS
+    }
+    manifest = Manifest(
+        name=name,
+        source=dataclasses.asdict(recipe),
+        licence=source.licence,
+        classes=source.classes,
+        thing_classes=source.thing_classes,
+        semantic_classes=source.semantic_classes,
+        mean=recipe.mean,
+        std=recipe.std,
+        counts={split: result.count for split, result in packed.items()},
+        annotated={split: result.annotated for split, result in packed.items()},
+        digests={split: result.digest for split, result in packed.items()},
+        rejected={split: result.rejected for split, result in packed.items()},
+        notes=source.notes,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _pack_split(
+    source: Source,
+    split: SplitName,
+    recipe: Dataset,
+    folder: Path,
+    title: str,
+    shard_bytes: int,
+) -> _Packed:
+    result = _Packed()
+    with_instances = source.thing_classes is not None
+    with SplitWriter(
+        folder, split, with_instances=with_instances, shard_bytes=shard_bytes
+    ) as writer:
+        for checked in _with_progress(source.splits[split], title):
+            if isinstance(checked, Rejected):
+                result.rejected.append((checked.name, checked.reason))
+                continue
+            item, height, width = checked
+            writer.add(item, height, width)
+            result.count += 1
+            result.annotated += item.annotated
+        _refuse_too_many(result, recipe, title)
+        result.digest = writer.finish()
+    _logger.info("%s: %d images, %d rejected", title, result.count, len(result.rejected))
+    return result
+
+
+def _refuse_too_many(result: _Packed, recipe: Dataset, title: str) -> None:
+    total, rejected = result.count + len(result.rejected), len(result.rejected)
+    if rejected:
+        first = ": ".join(result.rejected[0])
+        _logger.warning("%s: %d of %d images rejected, the first %s", title, rejected, total, first)
+        if not result.count or rejected / total > recipe.max_rejected_share:
+            raise InputError(
+                f"{title}: {rejected} of {total} images cannot be used "
+                f"(allowed share {recipe.max_rejected_share:g}), the first {first}; "
+                "restore the files or raise max_rejected_share"
+            )
+    if not total:
+        raise InputError(f"{title}: the source has no images; check its path and layout")
+
+
+def _with_progress(split: Split, title: str) -> Iterator[Checked | Rejected]:
+    """Yield the checked items in order; a bar on a terminal, nothing in a log."""
+    with tqdm(total=split.count, desc=title, unit="image", disable=None) as bar:
+        for checked in _decoded(split.items()):
+            yield checked
+            bar.update()
+
+
+def _decoded(items: Iterator[Item | Rejected]) -> Iterator[Checked | Rejected]:
+    """Decode chunk by chunk on all cores; torchvision's decoders release the GIL."""
+    threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        while chunk := list(islice(items, _CHUNK)):
+            yield from pool.map(check_item, chunk)
+
+
+def check_item(item: Item | Rejected) -> Checked | Rejected:
+    """Decode the item as training will, and compare its size with that of its annotations."""
+    if isinstance(item, Rejected):
+        return item
+    if not item.image:
+        return Rejected(item.name, "the file is empty")
+    try:
+        encoded = torch.frombuffer(bytearray(item.image), dtype=torch.uint8)
+        image = decode_image(encoded, ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:  # whatever the decoders of torchvision find
+        return Rejected(item.name, f"cannot be decoded: {str(error).splitlines()[0]}")
+    if image.ndim != 3 or image.dtype != torch.uint8:
+        return Rejected(item.name, f"is no 8-bit still image: {list(image.shape)} {image.dtype}")
+    height, width = image.shape[1:]
+    if item.size is not None and item.size != (height, width):
+        return Rejected(
+            item.name,
+            f"is {width}x{height}, but its annotations are for {item.size[1]}x{item.size[0]}",
+        )
+    return item, height, width

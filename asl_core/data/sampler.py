@@ -1,0 +1,99 @@
+"""Which samples make up which step: a pure function of the seed, whatever reads them.
+
+epoch order   a permutation of the samples, drawn from (seed, epoch); the rest of it that
+              fills no whole batch is dropped
+step          batch_size consecutive samples of the order
+process       an equal, consecutive part of the step
+micro-batch   micro_batch_size consecutive samples of that part, the last one maybe fewer
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asl_core.errors import InputError
+from asl_core.randomness import torch_generator
+
+Draw = tuple[int, int]
+"""(epoch, index): an image as it is augmented in one epoch."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The samples of every step.
+
+    Attributes:
+        indices: Positions in the dataset that take part.
+        seed: Of the epochs' orders.
+        batch_size: Samples per step over all processes.
+        epochs: How often the indices are gone through.
+        rank: This process.
+        world_size: Number of processes; divides batch_size.
+        micro_batch_size: Samples per forward pass; None: the process's part at once.
+
+    Raises:
+        InputError: The batch is larger than the dataset, or does not split evenly.
+    """
+
+    indices: Sequence[int]
+    seed: int
+    batch_size: int
+    epochs: int
+    rank: int = 0
+    world_size: int = 1
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size > len(self.indices):
+            raise InputError(
+                f"batch_size {self.batch_size} is larger than the training set of "
+                f"{len(self.indices)} samples; use a smaller batch or more data"
+            )
+        if self.batch_size % self.world_size:
+            raise InputError(
+                f"batch_size {self.batch_size} does not split evenly over {self.world_size} "
+                f"processes; use {self.batch_size // self.world_size * self.world_size} or another "
+                "number of processes"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.indices) // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Forward passes of this process in one step."""
+        part, size = self.batch_size // self.world_size, self._micro_batch_size
+        return -(-part // size)
+
+    @property
+    def _micro_batch_size(self) -> int:
+        return self.micro_batch_size or self.batch_size // self.world_size
+
+    def micro_batches(self, start_step: int) -> Iterator[list[Draw]]:
+        """Yield this process's micro-batches from a step on; nothing before it is computed."""
+        part = self.batch_size // self.world_size
+        order, order_epoch = torch.empty(0), -1
+        for step in range(start_step, self.total_steps):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch), epoch
+            first = place * self.batch_size + self.rank * part
+            draws = [
+                (epoch, self.indices[position]) for position in order[first : first + part].tolist()
+            ]
+            for start in range(0, part, self._micro_batch_size):
+                yield draws[start : start + self._micro_batch_size]
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(
+            len(self.indices), generator=torch_generator(self.seed, "order", epoch)
+        )

@@ -1,0 +1,46 @@
+"""What a dataset hands out: one decoded image with what is known of it."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+IGNORED_LABEL = 255
+"""Value of a semantic map where no class is given; counted neither in losses nor in scores."""
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The objects of one image, in its pixels.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 with x2, y2 exclusive; (K, 4), float32.
+        labels: Contiguous classes from 0; (K,), int64.
+        masks: Visible pixels; (K, H, W), bool.
+        crowd: True for COCO's regions of many objects, neither target nor error; (K,), bool.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+    crowd: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    Attributes:
+        index: Position in its split: the sample's identity for random draws.
+        image_id: Number of the image in its source; COCO's id for COCO.
+        image: RGB, (3, H, W), uint8.
+        label: Class of the whole image, from 0.
+        instances: Objects; None where nobody annotated the image, empty where nothing is there.
+        semantic: Class of each pixel, 255 where it is ignored; (H, W), uint8.
+    """
+
+    index: int
+    image_id: int
+    image: Tensor
+    label: int | None = None
+    instances: Instances | None = None
+    semantic: Tensor | None = None

@@ -1,0 +1,58 @@
+"""Several sources as one."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+
+from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
+
+
+def join_sources(members: dict[str, Source]) -> Source:
+    """Return the members one after the other, train with train and test with test.
+
+    Labels, instances and semantic maps survive only where all members have the same classes.
+    Images are numbered anew, since the members' own numbers may clash.
+    """
+    sources = list(members.values())
+    classes = _common([source.classes for source in sources])
+    things = _common([source.thing_classes for source in sources])
+    semantic = _common([source.semantic_classes for source in sources])
+    dropped = {
+        "label": classes is None,
+        "instances": things is None,
+        "semantic": semantic is None,
+    }
+    blank = {name: None for name, drop in dropped.items() if drop}
+    return Source(
+        splits={
+            split: Split(
+                sum(source.splits[split].count for source in sources),
+                partial(_items, members, split, blank),
+            )
+            for split in SPLITS
+        },
+        licence="; ".join(f"{name}: {source.licence}" for name, source in members.items()),
+        classes=classes,
+        thing_classes=things,
+        semantic_classes=semantic,
+        notes=tuple(f"{name}: {note}" for name, source in members.items() for note in source.notes),
+    )
+
+
+def _common(names: list[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    return names[0] if all(each == names[0] for each in names) else None
+
+
+def _items(
+    members: dict[str, Source], split: SplitName, blank: dict[str, None]
+) -> Iterator[Item | Rejected]:
+    number = 0
+    for name, source in members.items():
+        for entry in source.splits[split].items():
+            full_name = f"{name}/{entry.name}"
+            if isinstance(entry, Item):
+                changes = {"name": full_name, "image_id": number, **blank}
+                yield dataclasses.replace(entry, **changes)
+            else:
+                yield dataclasses.replace(entry, name=full_name)
+            number += 1

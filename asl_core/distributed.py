@@ -1,0 +1,64 @@
+"""Rank, world size and gathers that are the identity without a process group."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """Return this process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Return the sum of `x` over all processes, as a new tensor."""
+    if not dist.is_initialized():
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is set on any process."""
+    if not dist.is_initialized():
+        return flag
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
+
+
+def gather_objects(value: object) -> list:
+    """Return every process's value, in order of rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def initialise_from_environment(device: torch.device, timeout_s: int = 300) -> None:
+    """Join the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, if any.
+
+    NCCL on GPUs, gloo on CPUs. Without WORLD_SIZE, or with 1, nothing happens.
+
+    Raises:
+        RuntimeError: The other processes did not show up within `timeout_s`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+    )

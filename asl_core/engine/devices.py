@@ -1,0 +1,58 @@
+"""Where a run computes: device, threads, precision."""
+
+import contextlib
+import dataclasses
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asl_core.errors import InputError
+from asl_core.recipes.optimisation import Resources
+
+
+def pick_device(resources: Resources) -> torch.device:
+    """Return this process's device: its GPU where there is one, the CPU otherwise.
+
+    Raises:
+        InputError: CUDA was asked for and there is none.
+    """
+    if resources.device == "cpu" or (resources.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch sees no GPU; use auto or cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return bf16 autocast for the network, or nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """Move every tensor in a batch (tuples, lists, dicts, dataclasses), without waiting."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: move(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(move(value, device) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        changes = {f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **changes)
+    return batch
+
+
+def distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap for data-parallel training when there is more than one process."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)

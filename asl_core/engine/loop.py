@@ -1,0 +1,244 @@
+"""The training loop: pre-training and every transfer task run through `fit`."""
+
+import contextlib
+import logging
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from asl_core import distributed
+from asl_core.engine.checkpoint import CheckpointFolder
+from asl_core.engine.devices import autocast, distribute, move, pick_device
+from asl_core.engine.optimizer import build_optimizer, build_schedule, no_decay_groups
+from asl_core.engine.records import Journal
+from asl_core.engine.signals import StopRequest, catch_stop_signals
+from asl_core.engine.state import TrainState
+from asl_core.errors import InterruptedRun, TrainingError
+from asl_core.protocol import Draw, Step
+from asl_core.randomness import derive_seed
+from asl_core.recipes.optimisation import Optimisation, Resources
+
+logger = logging.getLogger(__name__)
+
+
+class StepLoader(Protocol):
+    """Gives the micro-batches of every optimiser step from any step on."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def iterate(self, start_step: int) -> Iterator[list[Any]]: ...
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What surrounds a run and changes none of its numbers.
+
+    Attributes:
+        checkpoints: Folder of the run's checkpoints; a run resumes from what it finds there.
+        journal: Where metrics go.
+        resources: Device, threads, how often to checkpoint and to log.
+        label: Name on the progress bar.
+    """
+
+    checkpoints: Path
+    journal: Journal
+    resources: Resources
+    label: str = "train"
+
+
+def fit(
+    model: nn.Module,
+    loader: StepLoader,
+    recipe: Optimisation,
+    context: RunContext,
+    *,
+    param_groups: list[dict[str, Any]] | None = None,
+) -> None:
+    """Train a model in place, resuming from the newest checkpoint if there is one.
+
+    Order: (1) place the model, (2) build optimiser and schedule, (3) restore, (4) step to the end.
+
+    Args:
+        model: Called as `model(batch, draw)`, returns a `Step`; see `protocol.Trainable`.
+        loader: Micro-batches of each step.
+        recipe: Rates, precision, clipping, seed.
+        context: Checkpoints, journal, resources.
+        param_groups: Groups for the optimiser; by default weight decay on all but 1-D tensors.
+
+    Raises:
+        TrainingError: The loss is not finite.
+        InterruptedRun: A signal asked for a stop; a checkpoint was written.
+        OSError: A checkpoint could not be written; the one before is still valid.
+    """
+    device = pick_device(context.resources)
+    model.to(device)
+    optimizer = build_optimizer(param_groups or no_decay_groups(model, recipe), recipe)
+    schedule = build_schedule(optimizer, recipe, loader.steps_per_epoch, loader.total_steps)
+    state = TrainState(model, optimizer)
+    checkpoints = CheckpointFolder(context.checkpoints)
+    saved = checkpoints.load_newest()
+    if saved is not None:
+        state.restore(*saved, device)
+        context.journal.resume(state.step)
+        logger.info("%s: resumed after step %d", context.label, state.step)
+    if context.resources.compile:
+        model.compile()
+    run = _Run(distribute(model, device), schedule, recipe, context, device)
+    model.train()
+    with catch_stop_signals() as stop:
+        run.until_done(state, loader, checkpoints, stop)
+
+
+class _Run:
+    """One call of `fit`: the steps, and what is due between them."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Scheduler,
+        recipe: Optimisation,
+        context: RunContext,
+        device: torch.device,
+    ) -> None:
+        self.network, self.schedule, self.recipe = network, schedule, recipe
+        self.context, self.device = context, device
+        self.last_checkpoint = self.last_log = time.monotonic()
+        self.last_logged_step = 0
+
+    def until_done(
+        self,
+        state: TrainState,
+        loader: StepLoader,
+        checkpoints: CheckpointFolder,
+        stop: StopRequest,
+    ) -> None:
+        """Step to the end; log, checkpoint and stop where due."""
+        total, every = loader.total_steps, self.context.resources.log_every_steps
+        self.last_logged_step = state.step
+        bar = tqdm(
+            total=total,
+            initial=state.step,
+            desc=self.context.label,
+            unit="step",
+            disable=distributed.rank() > 0 or not sys.stderr.isatty(),
+        )
+        with bar:
+            for micro_batches in loader.iterate(state.step):
+                self.step(state, micro_batches)
+                bar.update()
+                logs = state.step % every == 0 or state.step == total
+                if logs:
+                    bar.set_postfix(self.log(state, total))
+                # with several processes they agree where they synchronise anyway
+                if (distributed.world_size() == 1 or logs) and state.step < total:
+                    self.checkpoint_if_due(state, checkpoints, stop)
+
+    def step(self, state: TrainState, micro_batches: list[Any]) -> None:
+        """Do one optimiser step; random draws and rates are functions of its number."""
+        step = state.step
+        _seed_globals(derive_seed(self.recipe.seed, "step", step, distributed.rank()))
+        self.schedule.step_update(step)
+        draw = Draw(self.recipe.seed, step)
+        sizes = [_batch_size(batch) for batch in micro_batches]
+        terms: dict[str, Tensor] = {}
+        for i, batch in enumerate(micro_batches):
+            share = sizes[i] / sum(sizes)
+            last = i == len(micro_batches) - 1
+            with self.without_sync(not last):
+                with autocast(self.device, self.recipe.precision):
+                    result: Step = self.network(move(batch, self.device), draw)
+                (result.loss * share).backward()
+            for name, value in {"loss": result.loss, **result.terms}.items():
+                terms[name] = terms.get(name, 0) + value.detach() * share
+        if self.recipe.clip_grad is not None:
+            parameters = [p for p in self.network.parameters() if p.requires_grad]
+            terms["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_grad)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.add_terms(terms)
+        state.model.after_step(state.step)  # type: ignore[operator]
+
+    def without_sync(self, wanted: bool) -> contextlib.AbstractContextManager:
+        """Leave gradients unreduced for all but the last micro-batch."""
+        if wanted and isinstance(self.network, nn.parallel.DistributedDataParallel):
+            return self.network.no_sync()
+        return contextlib.nullcontext()
+
+    def log(self, state: TrainState, total: int) -> dict[str, str]:
+        """Write the means since the last line to the journal; stop on a loss that is not finite."""
+        means = state.take_means()
+        if distributed.world_size() > 1:
+            stacked = distributed.all_reduce_sum(torch.stack([*means.values()]).float())
+            means = dict(zip(means, stacked / distributed.world_size(), strict=True))
+        values = {f"train/{name}": float(value) for name, value in means.items()}
+        if not np.isfinite(values["train/loss"]):
+            raise TrainingError(
+                f"the loss is {values['train/loss']} between steps {self.last_logged_step} and "
+                f"{state.step}; lower the learning rate or use precision fp32 "
+                f"(checkpoints: {self.context.checkpoints})"
+            )
+        now = time.monotonic()
+        rate = (state.step - self.last_logged_step) / max(now - self.last_log, 1e-9)
+        rates = [group["lr"] / group.get("lr_scale", 1.0) for group in state.optimizer.param_groups]
+        values["train/lr"] = max(rates)
+        values["train/images_per_s"] = rate * self.recipe.batch_size
+        previous_step = self.last_logged_step
+        self.last_log, self.last_logged_step = now, state.step
+        if distributed.rank() == 0:
+            self.context.journal.metrics(state.step, values)
+            if not sys.stderr.isatty() and _crosses_milestone(previous_step, state.step, total):
+                logger.info(
+                    "%s: step %d of %d, loss %.4f, %.0f images/s, %.0f s left",
+                    self.context.label, state.step, total, values["train/loss"],
+                    values["train/images_per_s"], (total - state.step) / rate,
+                )  # fmt: skip
+        return {"loss": f"{values['train/loss']:.4f}"}
+
+    def checkpoint_if_due(
+        self, state: TrainState, checkpoints: CheckpointFolder, stop: StopRequest
+    ) -> None:
+        """Write a checkpoint when it is time or when a signal asks for a stop."""
+        elapsed = time.monotonic() - self.last_checkpoint
+        due = elapsed > self.context.resources.checkpoint_minutes * 60
+        stopping = distributed.any_process(bool(stop), self.device)
+        if not (stopping or distributed.any_process(due, self.device)):
+            return
+        if distributed.rank() == 0:
+            self.context.journal.sync()
+            checkpoints.save(state.step, state.to_dict())
+        distributed.barrier()
+        self.last_checkpoint = time.monotonic()
+        if stopping:
+            raise InterruptedRun(
+                f"{self.context.label}: stopped by {stop.signal_name or 'another process'} after "
+                f"step {state.step}; the checkpoint is written, run the same command to go on"
+            )
+
+
+def _seed_globals(seed: int) -> None:
+    """Make what library code draws in this step (dropout, drop path, mixup) a function of it."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _batch_size(batch: Any) -> int:
+    """Return how many samples a batch holds: the length of its `indices` or of itself."""
+    return len(batch.indices) if hasattr(batch, "indices") else len(batch)
+
+
+def _crosses_milestone(before: int, after: int, total: int, lines: int = 10) -> bool:
+    """Return whether a plain log shows this step: about ten lines a run."""
+    return before * lines // total != after * lines // total

@@ -1,0 +1,256 @@
+"""The journal of a stage run: what it measured, as append-only JSON lines with own timestamps.
+
+A run writes here and nowhere else; whoever tracks runs reads these files later. Each attempt
+(a start or a restart after an interruption) has a file of its own, `attempt-000.jsonl`, ..., so
+that nobody appends to a line that a crash has torn. Standard library only.
+"""
+
+import json
+import math
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from asl_core.errors import InputError
+
+SCHEMA_VERSION = 1
+FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+# Sampled on the clock and not on the optimiser's steps: a resume does not supersede them.
+SYSTEM_PREFIX = "system/"
+
+_ATTEMPT = re.compile(r"attempt-(\d{3,})\.jsonl")
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+_SECRET_NAME = re.compile(
+    r"password|passwd|secret|credential|api_?key|(access|auth)_?token", re.IGNORECASE
+)
+_SECRET_VARIABLE = re.compile(r"(PASSWORD|SECRET|SECRET_(ACCESS_)?KEY|API_KEY|TOKEN)$")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a journal.
+
+    Attributes:
+        attempt: Number of the attempt that wrote it, from 0.
+        line: Its place in the attempt's file, from 0.
+        kind: open, metrics, params, tags, dataset, artifact, resume, sync or end.
+        time_ms: When it was written, in milliseconds since 1970 (UTC).
+        body: What it says; non-finite numbers are floats again.
+    """
+
+    attempt: int
+    line: int
+    kind: str
+    time_ms: int
+    body: Mapping[str, Any]
+
+
+Points = dict[str, list[tuple[int, float, int]]]
+
+
+class Journal:
+    """Writes one attempt's records; may be used from several threads."""
+
+    def __init__(self, path: Path, began_ms: int):
+        """Use `Journal.open`."""
+        self.path = path
+        self.began_ms = began_ms
+        self._lock = threading.Lock()
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    @classmethod
+    def open(cls, folder: Path, *, start_step: int | None = None) -> "Journal":
+        """Begin a new attempt in `folder`.
+
+        Args:
+            folder: The run's journal folder; made if missing.
+            start_step: When given, the same as calling `resume(start_step)` at once.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = _claim_next_file(folder)
+        journal = cls(path, began_ms=_first_time(folder) or _now_ms())
+        journal._write("open", pid=os.getpid(), host=socket.gethostname())
+        if start_step is not None:
+            journal.resume(start_step)
+        return journal
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers by name at an optimiser step."""
+        self._write("metrics", step=int(step), values={k: _encode(v) for k, v in values.items()})
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Record settings of the run; the first value of a name counts."""
+        self._write("params", values={k: _clean(k, v) for k, v in values.items()})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record facts about the run; the last value of a name counts."""
+        self._write("tags", values={k: _clean(k, v) for k, v in values.items()})
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        """Record a dataset that the run read, `context` being train or test."""
+        source = redact(source)
+        self._write("dataset", name=name, digest=digest, source=source, context=context)
+
+    def artifact(self, path: str) -> None:
+        """Record a file for people to look at; `path` is relative to the stage's out folder."""
+        self._write("artifact", path=path)
+
+    def resume(self, step: int) -> None:
+        """Declare that training goes on from `step`: later points of earlier attempts are void."""
+        self._write("resume", step=int(step))
+
+    def sync(self) -> None:
+        """Make everything written so far survive a crash of the machine."""
+        self._write("sync")
+        with self._lock:
+            os.fsync(self._file.fileno())
+
+    def end(self, status: str, message: str = "") -> None:
+        """Record how the attempt ended.
+
+        Raises:
+            ValueError: The status is none of FINISHED, FAILED and KILLED.
+        """
+        if status not in FINAL_STATUSES:
+            raise ValueError(f"status {status!r} is none of {', '.join(FINAL_STATUSES)}")
+        self._write("end", status=status, message=redact(message))
+        self.sync()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _write(self, kind: str, **body: object) -> None:
+        with self._lock:
+            if self._file.closed:
+                raise ValueError(f"the journal {self.path.name} is closed")
+            # Time is taken inside the lock: lines of a file are in the order of their times.
+            record = {"v": SCHEMA_VERSION, "kind": kind, "t": _now_ms(), **body}
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def redact(text: str) -> str:
+    """Take passwords out: user information in URLs, and what the environment holds."""
+    found = {v for k, v in os.environ.items() if _SECRET_VARIABLE.search(k) and len(v) >= 6}
+    for secret in sorted(found, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _USER_IN_URL.sub("***@", text)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read all attempts of a journal in order; the torn last line of a file is left out.
+
+    Raises:
+        InputError: A line that is not the last is no record, or a newer version wrote it.
+    """
+    return [
+        record for number, path in _attempt_files(folder) for record in _read_attempt(path, number)
+    ]
+
+
+def effective_points(folder: Path) -> Points:
+    """Read the points of a journal that count: {key: [(step, value, time_ms), ...]} by step."""
+    return points_of(read_records(folder))
+
+
+def points_of(records: list[Record]) -> Points:
+    """Reduce records to one value per key and step, sorted by step.
+
+    A point is void when a later attempt resumed from before its step, or wrote the same step
+    again. System metrics are kept whatever the steps were.
+    """
+    kept: dict[str, dict[int, tuple[float, int]]] = {}
+    for record in records:
+        if record.kind == "resume":
+            _drop_after(kept, record)
+        elif record.kind == "metrics":
+            for key, value in record.body["values"].items():
+                kept.setdefault(key, {})[record.body["step"]] = (value, record.time_ms)
+    return {k: [(s, *steps[s]) for s in sorted(steps)] for k, steps in kept.items() if steps}
+
+
+def _drop_after(kept: dict[str, dict[int, tuple[float, int]]], resume: Record) -> None:
+    for key, steps in kept.items():
+        if not key.startswith(SYSTEM_PREFIX):
+            for step in [step for step in steps if step > resume.body["step"]]:
+                del steps[step]
+
+
+def _attempt_files(folder: Path) -> list[tuple[int, Path]]:
+    found = [(_ATTEMPT.fullmatch(path.name), path) for path in folder.glob("attempt-*.jsonl")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _claim_next_file(folder: Path) -> Path:
+    number = max((number for number, _ in _attempt_files(folder)), default=-1) + 1
+    while True:
+        path = folder / f"attempt-{number:03d}.jsonl"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _first_time(folder: Path) -> int | None:
+    for number, path in _attempt_files(folder):
+        for record in _read_attempt(path, number):
+            return record.time_ms
+    return None
+
+
+def _read_attempt(path: Path, attempt: int) -> Iterator[Record]:
+    lines = path.read_bytes().split(b"\n")
+    # What follows the last newline is empty, or a line that a crash has torn.
+    for number, line in enumerate(lines[:-1]):
+        try:
+            body = json.loads(line)
+            version, kind, time_ms = body.pop("v"), body.pop("kind"), body.pop("t")
+        except (ValueError, KeyError, AttributeError) as error:
+            if number == len(lines) - 2:
+                return
+            raise InputError(
+                f"{path}, line {number + 1}: not a journal record; remove the line"
+            ) from error
+        if version > SCHEMA_VERSION:
+            raise InputError(
+                f"{path}, line {number + 1}: written by a newer version of this program "
+                f"(schema {version}, known {SCHEMA_VERSION}); update it"
+            )
+        if kind == "metrics":
+            body["values"] = {key: float(value) for key, value in body["values"].items()}
+        yield Record(attempt, number, kind, time_ms, body)
+
+
+def _clean(name: str, value: object) -> object:
+    """Return a setting as JSON has it, without what must stay secret."""
+    if _SECRET_NAME.search(name):
+        return "***"
+    if value is None or isinstance(value, bool | int):
+        return value
+    return _encode(value) if isinstance(value, float) else redact(str(value))
+
+
+def _encode(value: Any) -> float | str:
+    """Return a float, or the name of one that JSON has no number for."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

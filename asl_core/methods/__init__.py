@@ -1,0 +1,6 @@
+"""Pre-training methods, one file each; the one place where names become classes."""
+
+from asl_core.methods.asl import ArbitrarySelfSupervised
+from asl_core.methods.mae import MaskedAutoencoder
+
+METHODS = {"mae": MaskedAutoencoder, "asl": ArbitrarySelfSupervised}

@@ -1,0 +1,179 @@
+"""The ViT encoder, on visible patches or on all, and its file format."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from asl_core.errors import InputError
+from asl_core.modules.masking import gather_tokens
+from asl_core.modules.positions import resize_positions, sincos_positions
+from asl_core.recipes.models import Vit
+
+WEIGHTS_FILE = "encoder.safetensors"
+ARCHITECTURE_FILE = "encoder.json"
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with eps 1e-6, as MAE, DINO and detectron2 set it."""
+
+    def __init__(self, width: int, **kwargs: object) -> None:
+        super().__init__(width, eps=1e-6, **kwargs)  # type: ignore[arg-type]
+
+
+def initialise_as_mae(module: nn.Module) -> None:
+    """Initialise as MAE does: Xavier-uniform Linears, zero biases; use with `Module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Encoder(nn.Module):
+    """ViT encoder with timm's parameter names (those of MAE's published checkpoints).
+
+    Args:
+        vit: Sizes.
+        drop_path: Rate of stochastic depth at the last block, growing linearly from 0.
+
+    Shape:
+        - images: (B, 3, H, W), normalised. ids_keep: (B, V).
+        - Output: (B, 1 + V, D), [cls] first; V = N when `ids_keep` is absent.
+    """
+
+    def __init__(self, vit: Vit, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.vit = vit
+        self.patch_embed = PatchEmbed(vit.image_size, vit.patch_size, 3, vit.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, vit.embed_dim))
+        self.pos_embed = nn.Parameter(sincos_positions(vit.embed_dim, vit.grid_size))
+        rates = [drop_path * i / max(vit.depth - 1, 1) for i in range(vit.depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                vit.embed_dim,
+                vit.num_heads,
+                vit.mlp_ratio,
+                qkv_bias=True,
+                drop_path=rate,
+                norm_layer=LayerNorm,
+            )
+            for rate in rates
+        )
+        self.norm = LayerNorm(vit.embed_dim)
+        self.apply(initialise_as_mae)
+        projection = self.patch_embed.proj.weight
+        nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
+        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.cls_token, std=0.02)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the linear embedding of all patches, without positions: (B, N, D)."""
+        return self.patch_embed(images)
+
+    def add_positions(self, tokens: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Add positions, drop what is masked, prepend [cls]: (B, N, D) to (B, 1 + V, D)."""
+        tokens = tokens + self.pos_embed[:, 1:]
+        if ids_keep is not None:
+            tokens = gather_tokens(tokens, ids_keep)  # (B, V, D)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
+        return torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (B, 1 + V, D)
+
+    def encode(self, tokens: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Run blocks and final norm on embedded patches: (B, N, D) to (B, 1 + V, D)."""
+        tokens = self.add_positions(tokens, ids_keep)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Embed and encode."""
+        return self.encode(self.embed(images), ids_keep)
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """Return the output of every block before the final norm, each (B, 1 + N, D)."""
+        tokens = self.add_positions(self.embed(images))
+        outputs = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            outputs.append(tokens)
+        return outputs
+
+
+def encoder_layer_matcher(prefix: str = "") -> dict[str, str]:
+    """Return timm's `group_matcher` for an encoder under `prefix`: what layer decay calls a layer.
+
+    Layer 0 holds patch embedding, positions and [cls]; block i is layer i + 1; what
+    matches neither, the final norm and the heads, comes last.
+    """
+    return {
+        "stem": rf"^{prefix}(?:cls_token|pos_embed|patch_embed)",
+        "blocks": rf"^{prefix}blocks\.(\d+)",
+    }
+
+
+def save_encoder(folder: Path, state: dict[str, Tensor], vit: Vit) -> None:
+    """Write an encoder's weights and its architecture into a folder."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    safetensors.torch.save_file(contiguous, folder / WEIGHTS_FILE)
+    (folder / ARCHITECTURE_FILE).write_text(
+        json.dumps(dataclasses.asdict(vit), indent=2, sort_keys=True) + "\n"
+    )
+
+
+def load_encoder(folder: Path, *, image_size: int | None = None, drop_path: float = 0.0) -> Encoder:
+    """Build the encoder that `save_encoder` wrote, for inputs of another size if asked.
+
+    Positions are resized bicubically from the checkpoint's own.
+
+    Raises:
+        InputError: The files are missing, truncated, or do not fit each other.
+    """
+    weights_path = folder / WEIGHTS_FILE
+    try:
+        vit = Vit(**json.loads((folder / ARCHITECTURE_FILE).read_text()))
+        state = safetensors.torch.load_file(weights_path)
+    except FileNotFoundError as error:
+        raise InputError(f"no encoder in {folder}: {error.filename} is missing; train it") from None
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise InputError(
+            f"cannot read the encoder in {folder}: {error}; it is truncated or not an encoder, "
+            "restore it or train it again"
+        ) from None
+    if image_size is not None:
+        vit = dataclasses.replace(vit, image_size=image_size)
+    encoder = Encoder(vit, drop_path=drop_path)
+    check_same_architecture(encoder, state, weights_path, ignore=("pos_embed",))
+    state["pos_embed"] = resize_positions(state["pos_embed"], (vit.grid_size, vit.grid_size))
+    encoder.load_state_dict(state)
+    return encoder
+
+
+def check_same_architecture(
+    module: nn.Module, state: dict[str, Tensor], path: Path, ignore: tuple[str, ...] = ()
+) -> None:
+    """Refuse weights of another architecture with one line that names the first difference.
+
+    Raises:
+        InputError: A tensor is missing, unexpected, or of another shape.
+    """
+    expected = module.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        ours, theirs = expected.get(name), state.get(name)
+        if ours is not None and theirs is not None:
+            if ours.shape == theirs.shape or name in ignore:
+                continue
+            difference = f"{name} is {tuple(theirs.shape)}, expected {tuple(ours.shape)}"
+        elif theirs is None:
+            difference = f"{name} is missing"
+        else:
+            difference = f"{name} is not part of the model"
+        raise InputError(
+            f"{path} is a checkpoint of another architecture: {difference}; "
+            "use the recipe it was trained with"
+        )

@@ -1,0 +1,161 @@
+"""Where images come from: one dataclass per source, told apart by `source`.
+
+Paths may be relative; the caller resolves them against its data root, so that a recipe, and with
+it the identity of what was made from it, is the same on every machine.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Rgb = tuple[float, float, float]
+
+NORMALISATIONS: dict[str, tuple[Rgb, Rgb]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # solo-learn's constants; openmixup has another std (.2023 .1994 .2010).
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation of the channels R, G, B, for pixels in [0, 1]."""
+
+Normalisation = Literal["imagenet", "cifar10", "cifar100", "inception"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What every source has."""
+
+    normalisation: Normalisation = "imagenet"
+    """Which constants of NORMALISATIONS the models read; COCO and ADE20K use ImageNet's."""
+    max_rejected_share: float = 0.001
+    """Largest share of a split that may be corrupt or unreadable; more is an error."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejected_share < 1:
+            raise ValueError(f"max_rejected_share must be in [0, 1), got {self.max_rejected_share}")
+
+    @property
+    def mean(self) -> Rgb:
+        """Mean of R, G, B in [0, 1]."""
+        return NORMALISATIONS[self.normalisation][0]
+
+    @property
+    def std(self) -> Rgb:
+        """Standard deviation of R, G, B, for pixels in [0, 1]."""
+        return NORMALISATIONS[self.normalisation][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded(Packing):
+    """Pictures composed from scikit-learn's digits and photographs; needs no network."""
+
+    image_size: int = 64
+    """Side in pixels."""
+    train: int = 1500
+    """Number of training images; the first ones stay the same when there are more."""
+    test: int = 300
+    """Number of test images; they share no digit and no part of a photograph with training."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, lowest in (("image_size", 16), ("train", 1), ("test", 1)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes(Embedded):
+    """Several digits of different sizes on a photograph: boxes, masks, semantic maps."""
+
+    source: Literal["scenes"] = "scenes"
+    objects: tuple[int, int] = (3, 6)
+    """Fewest and most objects in an image; COCO has 7.3 on average, CIFAR 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.objects[0] <= self.objects[1]:
+            raise ValueError(f"objects must be (fewest, most) with 1 <= fewest, got {self.objects}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Icons(Embedded):
+    """One centred digit on a photograph: a class label."""
+
+    source: Literal["icons"] = "icons"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromDisk(Packing):
+    """A data set that lies in a folder."""
+
+    path: str
+    """The folder; relative to the data root, or absolute."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise ValueError("path is empty; give the folder of the data set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(FromDisk):
+    """train.parquet and test.parquet as Hugging Face writes them: image bytes and a label.
+
+    Shards are read as well: train-*.parquet, test-*.parquet or validation-*.parquet.
+    """
+
+    source: Literal["parquet"] = "parquet"
+    image_column: str = "image"
+    """Name of the column struct{bytes, path}."""
+    label_column: str = "label"
+    """Name of the int64 column; class names come from the schema's metadata."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(FromDisk):
+    """train/<class>/* and val/<class>/*, as ImageNet is kept; classes in sorted order."""
+
+    source: Literal["imagefolder"] = "imagefolder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coco(FromDisk):
+    """COCO's official layout: train2017/, val2017/, annotations/instances_*2017.json."""
+
+    source: Literal["coco"] = "coco"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ade20k(FromDisk):
+    """ADE20K's (SceneParse150's) official layout.
+
+    images/ and annotations/, each with training/ and validation/; names of the classes in
+    classes.json, if there, else "1" to "150".
+    """
+
+    source: Literal["ade20k"] = "ade20k"
+
+
+Member = Scenes | Icons | Parquet | ImageFolder | Coco | Ade20k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Union_(Packing):
+    """The images of several sources, train with train and test with test.
+
+    Labels and annotations survive only where all members have the same classes. The share of
+    rejected images is that of the union; the members' own limits do not count.
+    """
+
+    source: Literal["union"] = "union"
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.members:
+            raise ValueError("members is empty; list at least one source")
+
+
+Dataset = Member | Union_
+"""What an entry of `datasets` in params.yaml may be."""

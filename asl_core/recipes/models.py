@@ -1,0 +1,70 @@
+"""Sizes of the vision transformers and of MAE's decoder."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vit:
+    """Size of an encoder and of its decoder; the defaults are ViT-B/16 with MAE's decoder."""
+
+    image_size: int = 224
+    """Side of the square input in pixels; a multiple of patch_size."""
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    decoder_embed_dim: int = 512
+    """MAE: 8 blocks of width 512, 16 heads, for every encoder."""
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads",
+                     "decoder_embed_dim", "decoder_depth", "decoder_num_heads"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
+                f"use {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
+            )
+        for width, heads in (("embed_dim", "num_heads"),
+                             ("decoder_embed_dim", "decoder_num_heads")):  # fmt: skip
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(f"{width} {getattr(self, width)} is not divisible by {heads}")
+            if getattr(self, width) % 4:
+                raise ValueError(f"{width} must be a multiple of 4 for sin-cos positions")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size**2
+
+
+MODELS: dict[str, Vit] = {
+    "vit-s": Vit(embed_dim=384, num_heads=6),  # heads as DeiT and timm; MoCo v3 has 12
+    "vit-b": Vit(),
+    "vit-l": Vit(embed_dim=1024, depth=24, num_heads=16),
+    "vit-h": Vit(patch_size=14, embed_dim=1280, depth=32, num_heads=16),
+    # Table 6: patch 4 is solo-learn's choice for CIFAR; the paper names none.
+    "vit-s-cifar": Vit(image_size=32, patch_size=4, embed_dim=384, num_heads=6),
+    # Small in width only: same depth, same decoder depth, same grid of tokens as CIFAR.
+    "vit-demo": Vit(
+        image_size=64, patch_size=8, embed_dim=96, num_heads=3,
+        decoder_embed_dim=64, decoder_num_heads=4,
+    ),
+    "vit-cifar-mini": Vit(
+        image_size=32, patch_size=4, embed_dim=192, num_heads=3,
+        decoder_embed_dim=96, decoder_num_heads=3,
+    ),
+    "vit-coco-mini": Vit(
+        image_size=128, patch_size=16, embed_dim=192, num_heads=3,
+        decoder_embed_dim=96, decoder_num_heads=3,
+    ),
+}  # fmt: skip
+"""The sizes that `model:` in params.yaml may name."""

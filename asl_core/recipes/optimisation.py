@@ -1,0 +1,74 @@
+"""Hyperparameters of one training run, shared by pre-training and transfer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How a model is trained; each protocol overrides the defaults with its own."""
+
+    seed: int = 0
+    epochs: int = 100
+    batch_size: int = 1024
+    """Global batch: over all processes and accumulation steps."""
+    optimizer: Literal["adamw", "lars"] = "adamw"
+    lr: float | None = None
+    """Learning rate as used; when absent, blr * batch_size / 256 (MAE's rule)."""
+    blr: float = 1.5e-4
+    """Learning rate per 256 images."""
+    min_lr: float = 0.0
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.9
+    """LARS only."""
+    layer_decay: float | None = None
+    """Factor by which the rate shrinks per layer below the head; absent: none."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from 0; evaluated per step."""
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """After the warm-up: half a cosine, or a line, to min_lr; or a tenth at 8/9 and 26/27 of the
+    way (ViTDet's two drops)."""
+    clip_grad: float | None = None
+    """Largest global norm of the gradient; absent: no clipping."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: autocast for the network, losses in float32."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("epochs", 1), ("batch_size", 1), ("blr", 0), ("min_lr", 0),
+                             ("weight_decay", 0), ("warmup_epochs", 0)):  # fmt: skip
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"clip_grad must be positive, got {self.clip_grad}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} exceeds epochs {self.epochs}; "
+                "shorten the warm-up"
+            )
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after the warm-up: lr, or blr * batch_size / 256."""
+        return self.lr if self.lr is not None else self.blr * self.batch_size / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where a stage runs. Nothing here changes a result or is part of its identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_workers: int = 0
+    """Loader processes."""
+    threads: int | None = None
+    """Compute threads of this process; absent: cores minus loader workers, at least 1."""
+    micro_batch_size: int | None = None
+    """Samples per forward pass and process; absent: the whole share of the global batch."""
+    checkpoint_minutes: float = 10.0
+    log_every_steps: int = 10
+    compile: bool = False
+    """torch.compile for the network."""

@@ -1,0 +1,35 @@
+"""What the masked-image methods share."""
+
+from dataclasses import dataclass, field
+
+from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.optimisation import Optimisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPretraining(Optimisation):
+    """MAE's pre-training setting (PRETRAIN.md of the official code, ViT-B)."""
+
+    dataset: str
+    """Name of an entry under `datasets`."""
+    model: Vit = field(default_factory=lambda: MODELS["vit-b"])
+    epochs: int = 800
+    batch_size: int = 4096
+    blr: float = 1.5e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup_epochs: float = 40
+    mask_ratio: float = 0.75
+    """Share of patches removed from the encoder's input."""
+    norm_pix: bool = True
+    """Targets normalised per patch."""
+    crop_scale_min: float = 0.2
+    """RandomResizedCrop takes an area between this share and 1."""
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
+        if not 0 < self.crop_scale_min <= 1:
+            raise ValueError(f"crop_scale_min must be in (0, 1], got {self.crop_scale_min}")

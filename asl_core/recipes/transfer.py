@@ -1,0 +1,126 @@
+"""The transfer protocols: linear probe, fine-tune, detection, segmentation, token analysis."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from asl_core.recipes.optimisation import Optimisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe(Optimisation):
+    """MAE's linear probe: BatchNorm without affine, a Linear, LARS (official main_linprobe.py)."""
+
+    dataset: str
+    epochs: int = 90
+    batch_size: int = 16384
+    optimizer: Literal["adamw", "lars"] = "lars"
+    blr: float = 0.1
+    weight_decay: float = 0.0
+    warmup_epochs: float = 10
+    pooling: Literal["cls", "mean"] = "cls"
+    """cls after the final norm, or the mean of the patch tokens."""
+    augment: bool = True
+    """RandomResizedCrop and flip in training; without them the features are computed once."""
+    crop_scale_min: float = 0.08
+    image_size: int | None = None
+    """Side of the input; absent: that of the pre-training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Optimisation):
+    """MAE's fine-tuning of ViT-B (official main_finetune.py)."""
+
+    dataset: str
+    epochs: int = 100
+    batch_size: int = 1024
+    blr: float = 5e-4
+    min_lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    warmup_epochs: float = 5
+    layer_decay: float | None = 0.65
+    drop_path: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    label_smoothing: float = 0.1
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's RandAugment string; absent: none."""
+    random_erasing: float = 0.25
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
+            raise ValueError(
+                f"batch_size must be even with mixup or cutmix (they mix pairs), "
+                f"got {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(Optimisation):
+    """Mask R-CNN on the plain ViT, the Benchmarking protocol (methods: 3.3, column B)."""
+
+    dataset: str
+    epochs: int = 100
+    batch_size: int = 64
+    lr: float | None = 8e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.1
+    warmup_epochs: float = 0.25
+    drop_path: float = 0.1
+    image_size: int = 1024
+    """Longest side; inputs are padded to this square."""
+    scale_range: tuple[float, float] = (0.1, 2.0)
+    """Large-scale jitter."""
+    window_size: int = 16
+    """Side in tokens of the attention windows of the blocks that are not global."""
+    pyramid_channels: int = 256
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """One per pyramid level, strides 4 to 64."""
+    rpn_batch: int = 256
+    """Anchors per image in the RPN's loss."""
+    roi_batch: int = 512
+    """Proposals per image in the heads' losses."""
+    proposals: int = 1000
+    """Proposals kept after NMS."""
+    box_head_dim: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(Optimisation):
+    """UPerNet on the plain ViT (MAE's ADE20K setting; methods: 3.4)."""
+
+    dataset: str
+    epochs: int = 127
+    """160,000 steps at batch 16 on 20,210 images."""
+    batch_size: int = 16
+    lr: float | None = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.2
+    schedule: Literal["cosine", "linear", "step"] = "linear"
+    layer_decay: float | None = 0.65
+    drop_path: float = 0.1
+    crop_size: int = 512
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    category_share_max: float = 0.75
+    """A crop in which one class has more than this share is drawn again."""
+    slide_stride: int = 341
+    """Stride of the sliding window at test time."""
+    channels: int = 768
+    """Width of the UPerNet head."""
+    auxiliary_channels: int = 256
+    auxiliary_weight: float = 0.4
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAnalysis:
+    """Token similarity, Figure 1 (the paper gives no formula; methods: 5)."""
+
+    dataset: str
+    images: int = 5000
+    """How many images of the evaluation split, the first ones."""
+    seed: int = 0
+    """Of the pairs of positions that CKA compares."""

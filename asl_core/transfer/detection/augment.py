@@ -1,0 +1,188 @@
+"""Images and objects as the detector reads them: large-scale jitter, and resizing for the test.
+
+detectron2's semantics (ResizeScale, FixedSizeCrop, recomputed boxes). torchvision's own transforms
+differ: they pad on all sides, keep boxes of objects that the crop cut, and leave empty masks.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from asl_core.data.samples import Instances, Sample
+
+PADDING_GREY = 128
+"""Value of the pixels that a training image smaller than the square leaves over (detectron2)."""
+
+
+class DetectionItem(NamedTuple):
+    """One image for the detector.
+
+    Attributes:
+        image: (3, S, S), uint8; the image lies at the top left.
+        size: Height and width of what the network takes for the image.
+        original_size: Height and width before resizing.
+        image_id: The source's number of the image.
+        index: Position in the split.
+        target: boxes (K, 4) float32, labels (K,) from 1, masks (K, S, S) bool; empty for a test.
+    """
+
+    image: Tensor
+    size: tuple[int, int]
+    original_size: tuple[int, int]
+    image_id: int
+    index: int
+    target: dict[str, Tensor]
+
+
+class DetectionBatch(NamedTuple):
+    """Items joined: images (B, 3, S, S), indices (B,), the rest by image."""
+
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+    image_ids: list[int]
+    indices: Tensor
+    targets: list[dict[str, Tensor]]
+
+
+def collate_detection(items: list[DetectionItem]) -> DetectionBatch:
+    """Join items to a batch."""
+    return DetectionBatch(
+        images=torch.stack([item.image for item in items]),
+        sizes=[item.size for item in items],
+        original_sizes=[item.original_size for item in items],
+        image_ids=[item.image_id for item in items],
+        indices=torch.tensor([item.index for item in items]),
+        targets=[item.target for item in items],
+    )
+
+
+def fitted_size(height: int, width: int, side: float) -> tuple[int, int]:
+    """Return the size with the same proportions whose longest side is `side`, rounded."""
+    scale = side / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize uint8 pixels bilinearly, antialiased as PIL does."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return TF.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
+
+
+def on_square(image: Tensor, side: int) -> Tensor:
+    """Put an image at the top left of a grey square; (3, H, W) to (3, S, S), H, W <= S."""
+    square = torch.full((3, side, side), PADDING_GREY, dtype=torch.uint8)
+    square[:, : image.shape[1], : image.shape[2]] = image
+    return square
+
+
+def nearest_pixels(source: int, resized: int, offset: int, count: int) -> Tensor:
+    """Return which source pixels a resized and cropped axis shows: pixel centres, nearest.
+
+    Args:
+        source: Length of the axis.
+        resized: Its length after resizing.
+        offset: First pixel of the crop, in resized pixels.
+        count: Pixels of the crop.
+    """
+    centres = torch.arange(offset, offset + count, dtype=torch.float64) + 0.5
+    return (centres * source / resized).to(torch.int64).clamp(max=source - 1)
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Resize by a random factor, crop or pad to the square at the top left, flip.
+
+    Source: detectron2's ResizeScale and FixedSizeCrop, as in ViTDet's and the Benchmarking
+    configurations: one random number places the crop on both axes. The flip comes last.
+
+    Attributes:
+        image_size: Side of the square, S.
+        scale_range: The longest side becomes S times a uniform number of this range.
+        flip: Probability of a horizontal flip.
+    """
+
+    image_size: int
+    scale_range: tuple[float, float] = (0.1, 2.0)
+    flip: float = 0.5
+
+    def __call__(self, sample: Sample) -> DetectionItem:
+        """Draw from the global generator, which the loader seeds for each sample."""
+        draw_scale, draw_offset, draw_flip = torch.rand(3, dtype=torch.float64).tolist()
+        low, high = self.scale_range
+        height, width = sample.image.shape[-2:]
+        resized = fitted_size(height, width, self.image_size * (low + (high - low) * draw_scale))
+        top, left = (round(max(side - self.image_size, 0) * draw_offset) for side in resized)
+        image = resize(sample.image, resized)
+        image = image[:, top : top + self.image_size, left : left + self.image_size]
+        shown = (image.shape[1], image.shape[2])
+        rows = nearest_pixels(height, resized[0], top, shown[0])
+        columns = nearest_pixels(width, resized[1], left, shown[1])
+        image = on_square(image, self.image_size)
+        target = self.target(sample.instances, rows, columns)
+        if draw_flip < self.flip:
+            image = image.flip(2)
+            target = flip_target(target, self.image_size)
+        side = (self.image_size, self.image_size)
+        return DetectionItem(
+            image.contiguous(), side, (height, width), sample.image_id, sample.index, target
+        )
+
+    def target(
+        self, instances: Instances | None, rows: Tensor, columns: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what the crop shows of the objects that are no crowd, boxes drawn anew."""
+        side = self.image_size
+        if instances is None:
+            return empty_target(side)
+        kept = ~instances.crowd
+        cropped = instances.masks[kept][:, rows][:, :, columns]  # (K, h, w)
+        seen = cropped.flatten(1).any(dim=1)
+        cropped = cropped[seen]
+        if not len(cropped):
+            return empty_target(side)
+        masks = torch.zeros(len(cropped), side, side, dtype=torch.bool)
+        masks[:, : len(rows), : len(columns)] = cropped
+        boxes = masks_to_boxes(cropped)
+        boxes[:, 2:] += 1  # the function returns the last pixel, boxes end behind it
+        return {"boxes": boxes, "labels": instances.labels[kept][seen] + 1, "masks": masks}
+
+
+def empty_target(side: int) -> dict[str, Tensor]:
+    """Return the target of an image without objects."""
+    return {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "masks": torch.zeros(0, side, side, dtype=torch.bool),
+    }
+
+
+def flip_target(target: dict[str, Tensor], side: int) -> dict[str, Tensor]:
+    """Mirror objects left to right in a square."""
+    x1, y1, x2, y2 = target["boxes"].unbind(1)
+    boxes = torch.stack([side - x2, y1, side - x1, y2], dim=1)
+    return {"boxes": boxes, "labels": target["labels"], "masks": target["masks"].flip(2)}
+
+
+@dataclass(frozen=True)
+class FitIntoSquare:
+    """Resize so that the longest side is the square's; the annotations stay behind.
+
+    Attributes:
+        image_size: Side of the square, S.
+    """
+
+    image_size: int
+
+    def __call__(self, sample: Sample) -> DetectionItem:
+        height, width = sample.image.shape[-2:]
+        size = fitted_size(height, width, self.image_size)
+        image = on_square(resize(sample.image, size), self.image_size)
+        target = empty_target(self.image_size)
+        return DetectionItem(image, size, (height, width), sample.image_id, sample.index, target)

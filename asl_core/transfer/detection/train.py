@@ -1,0 +1,98 @@
+"""Detection transfer: train Mask R-CNN from a pre-trained encoder, and score it."""
+
+from pathlib import Path
+
+from asl_core import distributed
+from asl_core.data.loaders import TrainingLoader
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.devices import pick_device
+from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.optimizer import no_decay_groups
+from asl_core.errors import InputError
+from asl_core.modules.encoder import Encoder, load_encoder
+from asl_core.randomness import derive_seed, seeded_globals
+from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.transfer import Detection
+from asl_core.transfer.detection.augment import LargeScaleJitter, collate_detection
+from asl_core.transfer.detection.evaluate import CocoResults, coco_metrics, detect_all
+from asl_core.transfer.detection.model import NO_DECAY, MaskRcnn, synchronise_batch_norm
+
+
+def instance_dataset(folder: Path, split: str) -> PackedDataset:
+    """Open a split that has boxes and masks.
+
+    Raises:
+        InputError: The dataset has none.
+    """
+    dataset = PackedDataset(folder, split)
+    if not dataset.has_instances:
+        raise InputError(
+            f"dataset {dataset.manifest.name} in {folder} has no boxes and masks; "
+            "choose one with instances for detection"
+        )
+    return dataset
+
+
+def train_detector(
+    recipe: Detection, encoder_folder: Path, dataset_folder: Path, context: RunContext
+) -> MaskRcnn:
+    """Train a detector on the images that have at least one object.
+
+    Raises:
+        InputError: No encoder, no instances, a size that does not fit the patches, or a batch
+            larger than the training split.
+    """
+    train = instance_dataset(dataset_folder, "train")
+    encoder = load_resized_encoder(encoder_folder, recipe)
+    with seeded_globals(derive_seed(recipe.seed, "init")):
+        model = MaskRcnn(
+            encoder,
+            len(train.manifest.thing_classes or ()),
+            recipe,
+            tuple(train.manifest.mean),
+            tuple(train.manifest.std),
+        )
+    if distributed.world_size() > 1 and pick_device(context.resources).type == "cuda":
+        model = synchronise_batch_norm(model)
+    loader = TrainingLoader(
+        train,
+        LargeScaleJitter(recipe.image_size, recipe.scale_range),
+        collate_detection,
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        micro_batch_size=context.resources.micro_batch_size,
+        num_workers=context.resources.num_workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        subset=train.instance_counts.nonzero()[0].tolist(),
+    )
+    fit(model, loader, recipe, context, param_groups=no_decay_groups(model, recipe, NO_DECAY))
+    return model
+
+
+def load_resized_encoder(folder: Path, recipe: Detection) -> Encoder:
+    """Load the encoder for the detector's input size.
+
+    Raises:
+        InputError: There is none, or the size is not a multiple of its patches.
+    """
+    try:
+        return load_encoder(folder, image_size=recipe.image_size, drop_path=recipe.drop_path)
+    except ValueError as error:
+        raise InputError(f"the encoder in {folder} cannot be resized: {error}") from None
+
+
+def evaluate_detector(
+    model: MaskRcnn, recipe: Detection, dataset_folder: Path, resources: Resources
+) -> tuple[dict[str, float], CocoResults]:
+    """Return COCO's metrics of the test split, in percent, and the detections behind them."""
+    test = instance_dataset(dataset_folder, "test")
+    results = detect_all(
+        model,
+        test,
+        image_size=recipe.image_size,
+        precision=recipe.precision,
+        resources=resources,
+    )
+    return coco_metrics(test.coco_ground_truth(), results), results

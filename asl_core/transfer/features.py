@@ -1,0 +1,76 @@
+"""Frozen features of an encoder."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from asl_core import distributed
+from asl_core.data.loaders import evaluation_batches
+from asl_core.data.shards import PackedDataset
+from asl_core.data.views import collate_labelled, evaluation_transform, normalise
+from asl_core.engine.devices import autocast, move, pick_device
+from asl_core.errors import InputError
+from asl_core.modules.encoder import Encoder
+from asl_core.recipes.optimisation import Resources
+
+
+class FeatureBatch(NamedTuple):
+    """Features with labels: (B, D) float32, (B,) int64, (B,) int64."""
+
+    features: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def pool(tokens: Tensor, pooling: str) -> Tensor:
+    """Reduce tokens to one vector: [cls], or the mean of the patches; (B, 1 + N, D) to (B, D)."""
+    return tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)
+
+
+def labelled_dataset(folder: Path, split: str) -> PackedDataset:
+    """Open a split that has labels.
+
+    Raises:
+        InputError: The dataset has none.
+    """
+    dataset = PackedDataset(folder, split)
+    if not dataset.has_labels:
+        raise InputError(
+            f"dataset {dataset.manifest.name} in {folder} has no labels; "
+            "choose one with labels for classification"
+        )
+    return dataset
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: Encoder,
+    dataset: PackedDataset,
+    *,
+    pooling: str,
+    precision: str,
+    resources: Resources,
+    batch_size: int = 256,
+) -> FeatureBatch:
+    """Return this process's share of a split's features, without augmentation, in index order."""
+    device = pick_device(resources)
+    encoder.to(device).eval()
+    mean, std = dataset.manifest.mean, dataset.manifest.std
+    parts: list[FeatureBatch] = []
+    batches: Any = evaluation_batches(
+        dataset,
+        evaluation_transform(encoder.vit.image_size),
+        collate_labelled,
+        batch_size=batch_size,
+        num_workers=resources.num_workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    for batch in batches:
+        with autocast(device, precision):
+            tokens = encoder(normalise(move(batch.images, device), mean, std))
+        features = pool(tokens, pooling).float().cpu()
+        parts.append(FeatureBatch(features, batch.labels, batch.indices))
+    return FeatureBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

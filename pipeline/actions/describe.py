@@ -1,0 +1,59 @@
+"""What a journal says first: which run this is, from what, where."""
+
+import platform
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from asl_core.engine.records import Journal
+from pipeline.actions.inputs import dataset_digest
+from pipeline.config.canonical import curated_params
+from pipeline.config.params import Params
+from pipeline.ports import Identity
+from pipeline.stages.request import StageRequest
+
+
+def describe_run(
+    request: StageRequest, params: Params, identity: Identity, code: dict[str, str]
+) -> None:
+    """Write tags, hyperparameters and datasets of a run to its journal.
+
+    Args:
+        request: The run.
+        params: Its suite.
+        identity: Its fingerprint and the digests of its inputs.
+        code: Tags that name the code.
+    """
+    journal = request.journal
+    journal.tags(
+        {
+            "stage": request.stage,
+            "key": request.key,
+            "suite": params.suite,
+            "scale": params.scale,
+            "fingerprint": identity.fingerprint,
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "torch": _version("torch"),
+            **code,
+        }
+    )
+    if request.stage != "report":
+        journal.params(curated_params(request.recipe))
+    if "dataset" in request.inputs:
+        folder = request.inputs["dataset"]
+        _describe_dataset(journal, folder, identity.inputs.get(f"data/{folder.name}"))
+
+
+def _describe_dataset(journal: Journal, folder: Path, md5: str | None) -> None:
+    name = folder.name
+    journal.dataset(name, dataset_digest(folder)[:36], f"data/{name}", "train")
+    if md5:
+        journal.tags({"dvc.md5": md5})
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

@@ -1,0 +1,72 @@
+"""What a stage reads: names checked, paths found. Reads only."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.cluster import STAGES
+from pipeline.config.params import SECTIONS, Params
+from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
+from pipeline.project import Project
+
+def stage_name(stage: str, key: str) -> str:
+    """Return the name that dvc.yaml has for a run: `pretrain@asl`, or `report`."""
+    return stage if stage == "report" else f"{stage}@{key}"
+
+
+def recipe_of(params: Params, stage: str, key: str) -> Any:
+    """Return the resolved recipe of a stage run; for the report all params.
+
+    Raises:
+        UserError: No such stage, or the suite has no such entry for it.
+    """
+    if stage not in STAGES:
+        raise UserError(unknown_name("stage", stage, STAGES))
+    if stage == "report":
+        return params
+    section = params.section(stage)
+    if key not in section:
+        kind = "dataset" if stage == "prepare" else "experiment"
+        line = unknown_name(f"{kind} of stage {stage} in suite {params.suite}:", key, section)
+        raise UserError(f"{line}; add it under `{SECTIONS[stage]}` of params.yaml or use another")
+    return section[key]
+
+
+def find_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str, Path]:
+    """Return the paths that a stage reads, by role.
+
+    Raises:
+        UserError: One of them has not been made yet; says which command makes it.
+    """
+    if stage == "prepare":
+        return {"data_root": data_root(project)}
+    if stage == "report":
+        return {"suite": project.suite}
+    inputs = {"dataset": project.suite / "data" / recipe.dataset}
+    makers = {"dataset": f"prepare@{recipe.dataset}"}
+    if stage != "pretrain":
+        inputs["encoder"] = project.suite / "runs" / "pretrain" / key
+        makers["encoder"] = f"pretrain@{key}"
+    for role, path in inputs.items():
+        if not path.is_dir():
+            raise UserError(
+                f"{stage_name(stage, key)} needs {project.shown(path)}, which does not exist; "
+                f"`dvc repro {makers[role]}` makes it"
+            )
+    return inputs
+
+
+def data_root(project: Project) -> Path:
+    """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
+    return Path(os.environ.get("ASL_DATA") or project.root.parent / "shared" / "data")
+
+
+def dataset_digest(folder: Path) -> str:
+    """Return the digest of a prepared dataset's training split, `unknown` without a manifest."""
+    try:
+        digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["digests"]
+        return str(digests["train"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"

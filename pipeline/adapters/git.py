@@ -1,0 +1,32 @@
+"""Which code is running, asked of git. Reads only."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+# The pipeline itself rewrites these while it runs; they are no part of the code.
+NOT_CODE = (":(exclude,glob)**/dvc.lock", ":(exclude,glob)**/runs/**")
+
+
+class Git:
+    """Asks the command `git`; without it, or outside a repository, there is nothing to say."""
+
+    def tags(self, root: Path) -> dict[str, str]:
+        """Return `git.commit`, `git.dirty`, and `git.patch` where the tree is dirty."""
+        commit = _git(root, "rev-parse", "HEAD")
+        if commit is None:
+            return {"git.commit": "none", "git.dirty": "true"}
+        status = _git(root, "status", "--porcelain", "--", ".", *NOT_CODE) or b""
+        tags = {"git.commit": commit.decode().strip(), "git.dirty": str(bool(status)).lower()}
+        if status:
+            patch = _git(root, "diff", "--binary", "HEAD", "--", ".", *NOT_CODE) or b""
+            tags["git.patch"] = hashlib.sha256(status + patch).hexdigest()[:12]
+        return tags
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None

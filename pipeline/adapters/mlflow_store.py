@@ -1,0 +1,80 @@
+"""Shows stage runs in MLflow. Loads MLflow on first use only, for that takes two seconds."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asl_core.engine.records import redact
+from asl_core.errors import InputError
+from pipeline.errors import TrackingError
+from pipeline.jobs.lock import tracking_lock
+from pipeline.jobs.mlflow_link import RunLink
+from pipeline.jobs.store import StoreAddress
+from pipeline.jobs.tracked import read_tracked_run
+
+if TYPE_CHECKING:
+    from pipeline.adapters.mlflow_client import RunUploader
+
+BOUNDED = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # default 7: a refused server costs 247 s a call
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; default 120
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Settings of MLflow that hold unless the user has set them."""
+
+
+class MlflowStore:
+    """The tracking store of a project.
+
+    Args:
+        root: Folder that has `.dvc`.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._uploader: RunUploader | None = None
+
+    def ingest(self, journal: Path, out: Path) -> RunLink:
+        """Bring a run up to what its journal says; a second call adds nothing.
+
+        Args:
+            journal: The run's journal, `.asl/jobs/<fingerprint>/journal`; its link to the MLflow
+                run, mlflow.json, is kept beside it.
+            out: Folder with the artifacts that the journal names.
+
+        Raises:
+            TrackingError: The store cannot be reached or refuses, or the journal is not readable.
+        """
+        try:
+            run = read_tracked_run(journal)
+        except InputError as error:
+            raise TrackingError(str(error)) from error
+        for name, value in BOUNDED.items():
+            os.environ.setdefault(name, value)
+        with tracking_lock(self._root):
+            from mlflow.exceptions import MlflowException
+
+            try:
+                return self._upload_to().ingest(run, job=journal.parent, out=out)
+            except (MlflowException, OSError) as error:
+                address = StoreAddress.of(self._root)
+                raise TrackingError(f"{address.shown}: {_first_line(error)}") from error
+
+    def _upload_to(self) -> "RunUploader":
+        if self._uploader is None:
+            from pipeline.adapters.mlflow_client import RunUploader
+
+            # Their messages on the terminal of a training run would help nobody: what goes wrong
+            # comes as an exception.
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            self._uploader = RunUploader(StoreAddress.of(self._root), self._root)
+        return self._uploader
+
+
+def _first_line(error: Exception) -> str:
+    lines = redact(str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,80 @@
+"""The command asl-pipe: mounts the commands, turns errors into one line and an exit code.
+
+Commands import what they need when they run, so that --help answers at once.
+"""
+
+import errno
+import logging
+import sys
+
+import typer
+
+from asl_core.errors import InputError, InterruptedRun, TrainingError
+from pipeline.commands.run import run
+from pipeline.commands.sync import sync
+from pipeline.commands.tables import tables
+from pipeline.commands.ui import ui
+from pipeline.commands.validate import validate
+from pipeline.errors import AslPipeError
+
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+"""System errors that say what is wrong with the machine rather than with the program."""
+
+app = typer.Typer(
+    name="asl-pipe",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    help=(
+        "ASL: self-supervised pre-training from arbitrary scenarios, and the methods it is "
+        "compared with, from data to the paper's tables.\n\n"
+        "The DAG itself is DVC's: `dvc repro` runs the demo, `dvc repro "
+        "suites/NAME/dvc.yaml` a suite. Hyperparameters live in params.yaml, machines in "
+        "cluster.yaml.\n\n"
+        "Examples: asl-pipe validate cifar10-mini; asl-pipe tables --format latex; asl-pipe ui.\n\n"
+        "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, try later."
+    ),
+)
+for command in (run, tables, ui, sync, validate):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; expected errors become one line each."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for package in ("asl_core", "pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        code = app(arguments, prog_name="asl-pipe", standalone_mode=False)
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.TyperException as error:
+        return _say(f"{error.format_message()} (asl-pipe --help)", 2)
+    except AslPipeError as error:
+        return _say(str(error), error.exit_code)
+    except (InputError, TrainingError, InterruptedRun) as error:
+        return _say(str(error), _SCIENCE[type(error)])
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted; run the same command to go on", 130)
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        return _say(f"{error.strerror}: {error.filename or 'while writing'}; what was there is "
+                    "still valid, run the same command once there is room", 1)  # fmt: skip
+    return code if isinstance(code, int) else 0
+
+
+_SCIENCE = {InputError: 2, TrainingError: 1, InterruptedRun: 75}
+
+
+def _say(message: str, code: int) -> int:
+    """Print an error, one line for each line of the message."""
+    for line in message.splitlines() or [message]:
+        typer.echo(f"asl-pipe: {line}", err=True)
+    return code

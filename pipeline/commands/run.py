@@ -1,0 +1,39 @@
+"""asl-pipe run."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.actions.names import REPORT_KEY
+
+
+def run(
+    stage: Annotated[str, typer.Argument(help="prepare, pretrain, linprobe, ...")],
+    name: Annotated[str, typer.Argument(help="An entry of params.yaml.")] = REPORT_KEY,
+) -> None:
+    """Run one stage here; what dvc.yaml calls, in the folder of a suite.
+
+    Writes runs/STAGE/NAME and runs/STAGE/NAME.json (prepare: data/NAME; report: reports), and
+    scratch under .asl/. Started again after a kill, it goes on from its newest checkpoint.
+
+    Example: asl-pipe run pretrain asl
+    """
+    from pipeline.actions.run import Services, run_stage
+    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.adapters.git import Git
+    from pipeline.adapters.mlflow_store import MlflowStore
+    from pipeline.project import find_project
+    from pipeline.tables.paper import load_paper
+
+    project = find_project(Path.cwd())
+    tracker = MlflowStore(project.root)
+    services = Services(cache=DvcCache(), code=Git(), tracker=tracker)
+    record = run_stage(project, stage, name, services, load_paper().references())
+    took = (record.ended or record.started) - record.started
+    shown = ", ".join(f"{metric} {value:.4g}" for metric, value in record.metrics.items())
+    logging.getLogger(__name__).info(
+        "%s %s: done in %.1f s, peak memory %.2f GiB%s",
+        stage, name, took, record.peak_memory_gib or 0.0, f"; {shown}" if shown else "",
+    )  # fmt: skip

@@ -1,0 +1,33 @@
+"""asl-pipe tables."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How tables are printed."""
+
+    text = "text"
+    md = "md"
+    latex = "latex"
+    html = "html"
+
+
+def tables(
+    suite: Annotated[str | None, typer.Argument(help="demo, or a folder under suites/.")] = None,
+    format: Annotated[Format, typer.Option(help="Form of the tables.")] = Format.text,
+) -> None:
+    """Print a suite's tables: the paper's number, ours, the difference.
+
+    Reads the results that are there; changes nothing. Cells that are missing name the command
+    that makes them. Without SUITE: the suite of the present folder.
+
+    Example: asl-pipe tables cifar10-mini --format latex
+    """
+    from pipeline.actions.tables import render_tables
+    from pipeline.project import find_project
+
+    typer.echo(render_tables(find_project(Path.cwd(), suite), format.value), nl=False)

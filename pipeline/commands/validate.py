@@ -1,0 +1,30 @@
+"""asl-pipe validate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def validate(
+    suite: Annotated[str | None, typer.Argument(help="demo, or a folder under suites/.")] = None,
+) -> None:
+    """Check a suite's params.yaml and cluster.yaml: names, types, ranges, references.
+
+    Changes nothing. Without SUITE: the suite of the present folder.
+
+    Example: asl-pipe validate cifar10-mini
+    """
+    from pipeline.config.cluster import load_resources
+    from pipeline.config.params import load_params
+    from pipeline.project import find_project
+    from pipeline.tables.paper import load_paper
+
+    project = find_project(Path.cwd(), suite)
+    params = load_params(project.params_file, load_paper().references())
+    load_resources(project.cluster_file, "pretrain")
+    counted = ", ".join(f"{len(params.section(s))} {s}" for s in ("prepare", "pretrain", *TRANSFER))
+    typer.echo(f"{params.suite}: valid; {counted}")
+
+
+TRANSFER = ("linprobe", "finetune", "detect", "segment", "analyze")

@@ -1,0 +1,70 @@
+"""cluster.yaml: where stages run. Nothing in it changes a result or its identity."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from asl_core.recipes.optimisation import Resources
+from pipeline.config.files import STRICT, FieldNames, Problems, read_yaml, validate
+
+STAGES = (
+    "prepare", "pretrain", "linprobe", "finetune", "detect", "segment", "analyze", "report",
+)  # fmt: skip
+
+Resources.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+
+
+class Local(BaseModel):
+    """Resources of the stages that run on this machine; `default` holds for all of them."""
+
+    model_config = STRICT
+
+    default: Resources = Resources()
+    prepare: Resources = Resources()
+    pretrain: Resources = Resources()
+    linprobe: Resources = Resources()
+    finetune: Resources = Resources()
+    detect: Resources = Resources()
+    segment: Resources = Resources()
+    analyze: Resources = Resources()
+    report: Resources = Resources()
+
+
+class Cluster(BaseModel):
+    """The whole file."""
+
+    model_config = STRICT
+
+    local: Local = Local()
+
+
+_ADAPTER: TypeAdapter[Cluster] = TypeAdapter(Cluster)
+
+
+def load_resources(path: Path, stage: str) -> Resources:
+    """Return the resources of a stage: its own settings over `default` over the built-in ones.
+
+    Raises:
+        UserError: One line per problem of the file. A file that does not exist is no problem.
+    """
+    raw: dict[str, Any] = read_yaml(path) if path.is_file() else {}
+    problems = Problems(path)
+    try:
+        validate(_ADAPTER, raw)
+    except ValidationError as error:
+        problems.add_all(error, raw, FieldNames(_fields_at))
+        problems.raise_if_any()
+    local = raw.get("local", {})
+    settings = {**local.get("default", {}), **local.get(stage, {})}
+    return validate(TypeAdapter(Resources), settings)
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    """Return the valid keys of the mapping at a location of cluster.yaml."""
+    if not location:
+        return list(Cluster.model_fields)
+    if len(location) == 1:
+        return list(Local.model_fields)
+    return [field.name for field in dataclasses.fields(Resources)]

@@ -1,0 +1,158 @@
+"""Read YAML as DVC reads it, and turn what Pydantic finds into one line per problem."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.config.suggest import hint, one_of
+from pipeline.errors import UserError
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+"""No unknown keys; a string is no number, though 12 is a float."""
+
+Location = tuple[str | int, ...]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 mapping with the parser DVC uses, so that both see the same values.
+
+    Raises:
+        UserError: The file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; go to a folder that has one") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise UserError(f"{path}{where}: not valid YAML: {reason}; mend that line") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: got {type(content).__name__}, expected a mapping of sections")
+    return content
+
+
+class Problems:
+    """Collects what is wrong with one file; each problem becomes one line.
+
+    What several entries share through a YAML anchor is one problem.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[tuple[Location, Location, str], list[str | int]] = {}
+
+    def add(self, location: Location, text: str) -> None:
+        """Note one problem at a dotted key: section, entry, rest."""
+        entries = self._entries.setdefault((location[:1], location[2:], text), [])
+        entries.extend(part for part in location[1:2] if part not in entries)
+
+    @property
+    def lines(self) -> list[str]:
+        """One line per problem."""
+        found = []
+        for (section, rest, text), entries in self._entries.items():
+            where = ".".join(map(str, (*section, *entries[:1], *rest))) or "(top level)"
+            others = f" (and {', '.join(map(str, entries[1:]))})" if entries[1:] else ""
+            found.append(f"{self.path}: {where}{others}: {text}")
+        return found
+
+    def add_all(self, error: ValidationError, raw: Any, fields: "FieldNames") -> None:
+        """Note every problem that Pydantic found in `raw`."""
+        for detail in error.errors(include_url=False):
+            location = clean_location(detail["loc"], raw)
+            if location is not None and detail["type"].startswith("union_tag"):
+                location = (*location, detail["ctx"]["discriminator"].strip("'"))
+            if location is not None:
+                self.add(location, describe(detail, location, raw, fields))
+
+    def raise_if_any(self) -> None:
+        """Raise one UserError with a line per problem."""
+        if self._entries:
+            raise UserError("\n".join(self.lines))
+
+
+class FieldNames:
+    """Valid keys next to an unknown one: asked from whoever knows the schema."""
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+
+    def __call__(self, location: Location) -> list[str]:
+        """Return the valid keys of the mapping at `location`."""
+        return list(self._of(location))
+
+
+def validate(adapter: TypeAdapter[Any], raw: Any) -> Any:
+    """Validate strictly in JSON mode, in which a list is a tuple and 12 a float, "12" neither."""
+    return adapter.validate_json(json.dumps(raw, default=str))
+
+
+def at(raw: Any, location: Location) -> Any:
+    """Return the value at a location; None where there is none."""
+    for part in location:
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            raw = raw[part]
+            continue
+        return None
+    return raw
+
+
+def clean_location(location: Location, raw: Any) -> Location | None:
+    """Drop what Pydantic adds to a location: the tag or class of the union's chosen member.
+
+    Returns:
+        The keys as the file has them; None for a complaint of a member that was not meant.
+    """
+    kept: list[str | int] = []
+    for position, part in enumerate(location):
+        here = at(raw, tuple(kept))
+        tag = {str(here.get(name)).lower() for name in ("source", "method")} if (
+            isinstance(here, Mapping)
+        ) else set()  # fmt: skip
+        is_key = isinstance(here, list) or (isinstance(here, Mapping) and part in here)
+        if not is_key and str(part).lower() in tag:
+            continue
+        if not is_key and str(part)[:1].isupper():
+            return None
+        kept.append(part)
+        if not is_key and position < len(location) - 1:
+            return tuple(kept)
+    return tuple(kept)
+
+
+def describe(detail: Mapping[str, Any], location: Location, raw: Any, fields: FieldNames) -> str:
+    """Return `got X, expected Y` with the remedy for one of Pydantic's findings."""
+    kind, context, got = detail["type"], detail.get("ctx", {}), at(raw, location)
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        valid = fields(location[:-1])
+        return "unknown key" + (hint(location[-1], valid) or f" (valid: {one_of(valid)})")
+    if kind.startswith("missing"):
+        return "is missing; add it"
+    if kind == "union_tag_not_found":
+        return "is missing; add it"
+    if kind == "union_tag_invalid":
+        return _not_one_of(context["tag"], context["expected_tags"])
+    if kind == "literal_error":
+        return _not_one_of(got, context["expected"].replace(" or ", ","))
+    if kind == "value_error":
+        return str(context["error"])
+    expected = str(detail["msg"]).removeprefix("Input should be ")
+    return f"got {got!r}, expected {expected.replace('an object', 'a mapping')}"
+
+
+def _not_one_of(got: object, names: str) -> str:
+    valid = [name.strip("' ") for name in names.split(",")]
+    return f"got {got!r}, expected one of {one_of(valid)}{hint(got, valid)}"
+
+
+def each(section: Any) -> Iterator[tuple[str, Any]]:
+    """Return the items of a section, none where it is not a mapping."""
+    return iter(section.items() if isinstance(section, Mapping) else ())

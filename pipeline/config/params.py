@@ -1,0 +1,207 @@
+"""params.yaml of a suite, resolved into the frozen dataclasses of asl_core.recipes."""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from asl_core.recipes import datasets as sources
+from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.mae import MaeRecipe
+from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.optimisation import Optimisation
+from asl_core.recipes.transfer import (
+    Detection,
+    FineTune,
+    LinearProbe,
+    Segmentation,
+    TokenAnalysis,
+)
+from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, read_yaml, validate
+from pipeline.config.suggest import unknown_name
+
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
+"""Names become parts of DVC stage names, dotted keys, paths and shell words."""
+
+METHODS: dict[str, type[Any]] = {"mae": MaeRecipe, "asl": AslRecipe}
+SOURCES: dict[str, type[Any]] = {
+    "scenes": sources.Scenes,
+    "icons": sources.Icons,
+    "parquet": sources.Parquet,
+    "imagefolder": sources.ImageFolder,
+    "coco": sources.Coco,
+    "ade20k": sources.Ade20k,
+    "union": sources.Union_,
+}
+TRANSFER: dict[str, type[Any]] = {
+    "linprobe": LinearProbe,
+    "finetune": FineTune,
+    "detect": Detection,
+    "segment": Segmentation,
+    "analyze": TokenAnalysis,
+}
+
+for _declared in (Optimisation, Vit, TokenAnalysis, sources.Packing):
+    # Pydantic reads this attribute off plain dataclasses and their subclasses; set here, so that
+    # asl_core stays free of Pydantic.
+    _declared.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+
+Dataset = Annotated[sources.Dataset, Field(discriminator="source")]
+Recipe = Annotated[MaeRecipe | AslRecipe, Field(discriminator="method")]
+
+
+class Params(BaseModel):
+    """A suite: which data, which experiments, which transfer tasks on each of them."""
+
+    model_config = STRICT
+
+    suite: str
+    title: str
+    scale: Literal["reduced", "paper"]
+    tables: tuple[str, ...]
+    """Tables of the paper that the suite fills."""
+    datasets: dict[str, Dataset]
+    experiments: dict[str, Recipe]
+    linprobe: dict[str, LinearProbe]
+    finetune: dict[str, FineTune]
+    detect: dict[str, Detection]
+    segment: dict[str, Segmentation]
+    analyze: dict[str, TokenAnalysis]
+    rows: dict[str, str] = {}
+    """Experiment -> its `row`, for those that name one."""
+
+    def section(self, stage: str) -> Mapping[str, Any]:
+        """Return the entries that a stage runs on, by key."""
+        return getattr(self, SECTIONS[stage])
+
+
+SECTIONS = {"prepare": "datasets", "pretrain": "experiments", **{name: name for name in TRANSFER}}
+"""Stage -> the section of params.yaml that lists its runs."""
+
+_ADAPTER: TypeAdapter[Params] = TypeAdapter(Params)
+
+
+def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
+    """Read and check a suite's params.yaml.
+
+    Args:
+        path: The file.
+        tables: Names that `tables` may have; absent: not checked.
+
+    Raises:
+        UserError: One line per problem: file, dotted key, what was found, what is expected.
+    """
+    raw = read_yaml(path)
+    problems = Problems(path)
+    _check_names(raw, problems)
+    if "rows" in raw:
+        problems.add(("rows",), "unknown key; write `row` into the experiment")
+    rows = _take_rows(raw, problems)
+    _resolve_models(raw, problems)
+    _check_members(raw, problems)
+    try:
+        params = validate(_ADAPTER, {**raw, "rows": rows})
+    except ValidationError as error:
+        problems.add_all(error, raw, FieldNames(lambda location: _fields_at(raw, location)))
+        problems.raise_if_any()
+        raise
+    _check_references(params, problems, tables)
+    problems.raise_if_any()
+    return params
+
+
+def _check_names(raw: Mapping[str, Any], problems: Problems) -> None:
+    for section in SECTIONS.values():
+        for key, _ in each(raw.get(section)):
+            if not (isinstance(key, str) and NAME.fullmatch(key)):
+                problems.add(
+                    (section, key),
+                    f"got the name {key!r}, expected lower-case letters, digits, - and _, "
+                    "a letter first",
+                )
+
+
+def _take_rows(raw: dict[str, Any], problems: Problems) -> dict[str, str]:
+    """Move `row` out of the experiments: a label is no hyperparameter."""
+    rows: dict[str, str] = {}
+    experiments: dict[str, Any] = {}
+    for key, item in each(raw.get("experiments")):
+        if isinstance(item, Mapping) and "row" in item:
+            item = dict(item)
+            row = item.pop("row")
+            if not isinstance(row, str):
+                problems.add(("experiments", key, "row"), f"got {row!r}, expected a text")
+            rows[str(key)] = str(row)
+        experiments[key] = item
+    if isinstance(raw.get("experiments"), Mapping):
+        raw["experiments"] = experiments
+    return rows
+
+
+def _resolve_models(raw: dict[str, Any], problems: Problems) -> None:
+    """Replace `model: NAME` and `model: {size: NAME, ...}` by all fields of the size."""
+    for key, item in each(raw.get("experiments")):
+        if not isinstance(item, Mapping) or "model" not in item:
+            continue
+        model, where = item["model"], ("experiments", key, "model")
+        overrides = dict(model) if isinstance(model, Mapping) else {"size": model}
+        size = overrides.pop("size", None)
+        fields: dict[str, Any] = {}
+        if isinstance(size, str) and size in MODELS:
+            fields = dataclasses.asdict(MODELS[size]) | overrides
+        elif size is None:
+            problems.add(where, "is missing its size; add one, for instance size: vit-b")
+        else:
+            problems.add(where, unknown_name("model", size, MODELS))
+        raw["experiments"][key] = {**item, "model": fields}
+
+
+def _check_members(raw: dict[str, Any], problems: Problems) -> None:
+    """Check the `source` of a union's members, which Pydantic would compare with every class."""
+    valid = [name for name in SOURCES if name != "union"]
+    for key, item in each(raw.get("datasets")):
+        members = item.get("members") if isinstance(item, Mapping) else None
+        for i, member in enumerate(members if isinstance(members, list) else []):
+            source = member.get("source") if isinstance(member, Mapping) else None
+            if source not in valid:
+                where = ("datasets", key, "members", i, "source")
+                problems.add(where, unknown_name("source", source, valid))
+
+
+def _check_references(
+    params: Params, problems: Problems, tables: Collection[str] | None
+) -> None:
+    for stage, section in SECTIONS.items():
+        if stage == "prepare":
+            continue
+        for key, item in params.section(stage).items():
+            if stage in TRANSFER and key not in params.experiments:
+                line = unknown_name("experiment", key, params.experiments)
+                problems.add((section, key), line)
+            if item.dataset not in params.datasets:
+                line = unknown_name("dataset", item.dataset, params.datasets)
+                problems.add((section, key, "dataset"), line)
+    for i, name in enumerate(params.tables):
+        if tables is not None and name not in tables:
+            problems.add(("tables", i), unknown_name("table", name, tables))
+
+
+def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:
+    """Return the valid keys of the mapping at a location of params.yaml."""
+    if not location:
+        return [name for name in Params.model_fields if name != "rows"]
+    item: Any = raw
+    for part in location:
+        item = item[part]
+    section, extra = location[0], []
+    if section == "experiments":
+        extra = ["size"] if location[-1] == "model" else ["row"]
+        declared = Vit if location[-1] == "model" else METHODS.get(item.get("method"))
+    elif section == "datasets":
+        declared = SOURCES.get(item.get("source"))
+    else:
+        declared = TRANSFER[str(section)]
+    return [*(f.name for f in dataclasses.fields(declared)), *extra] if declared else extra

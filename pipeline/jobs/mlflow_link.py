@@ -1,0 +1,100 @@
+"""mlflow.json of a stage run: which MLflow run shows it, and how much of the journal is there.
+
+Readable without MLflow; writes that one file.
+"""
+
+import dataclasses
+import json
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.jobs.record import write_json
+
+FILE_NAME = "mlflow.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLink:
+    """The MLflow run of a stage run.
+
+    Attributes:
+        store: Digest of the tracking store's address: run ids mean nothing in another store.
+        experiment_id: MLflow's experiment, one per suite.
+        parent_run_id: Run that holds the results of all stages of one experiment; None for
+            stages that belong to none (prepare, report).
+        run_id: The run itself.
+        suite: Name of the suite.
+        stage: `pretrain`.
+        key: `asl`.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        begun: Lines of each attempt's file that have been sent, perhaps not all of them stored.
+        done: Lines of each attempt's file that are stored.
+    """
+
+    store: str
+    experiment_id: str
+    parent_run_id: str | None
+    run_id: str
+    suite: str
+    stage: str
+    key: str
+    status: str = "RUNNING"
+    begun: Mapping[str, int] = field(default_factory=dict)
+    done: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def fragment(self) -> str:
+        """Address of the run's page, to be put after the address of MLflow's server."""
+        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    @property
+    def parent_fragment(self) -> str | None:
+        """Address of the page of the experiment's parent run."""
+        if self.parent_run_id is None:
+            return None
+        return f"/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}"
+
+
+def read_link(job_folder: Path) -> RunLink | None:
+    """Return the link of a job, None where there is none or it is not readable."""
+    try:
+        return RunLink(**json.loads((job_folder / FILE_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_link(job_folder: Path, link: RunLink) -> None:
+    """Replace the link of a job."""
+    write_json(job_folder / FILE_NAME, dataclasses.asdict(link))
+
+
+def run_link(root: Path, fingerprint: str) -> RunLink | None:
+    """Return the MLflow run of a stage's fingerprint, None where it was never tracked here."""
+    return read_link(root / ".asl" / "jobs" / fingerprint)
+
+
+def all_links(root: Path) -> list[RunLink]:
+    """Return every link of the project, oldest first."""
+    files = (root / ".asl" / "jobs").glob(f"*/{FILE_NAME}")
+    folders = [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+    return [link for folder in folders if (link := read_link(folder)) is not None]
+
+
+def experiment_fragment(experiment_id: str, stage: str | None = None) -> str:
+    """Return the address of a suite's list of runs, of one stage or of all.
+
+    The plain address of an experiment opens MLflow's other face, for language models.
+    """
+    page = f"/#/experiments/{experiment_id}/runs"
+    if stage is None:
+        return page
+    query = {"searchFilter": f"tags.`asl.stage` = '{stage}'"}
+    return f"{page}?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+
+
+def compare_fragment(experiment_id: str, run_ids: list[str]) -> str:
+    """Return the address of the page that puts runs side by side."""
+    query = {"runs": json.dumps(run_ids), "experiments": json.dumps([experiment_id])}
+    return f"/#/compare-runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"

@@ -1,0 +1,52 @@
+"""Where MLflow keeps the project's runs."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from asl_core.engine.records import redact
+
+
+@dataclass(frozen=True)
+class StoreAddress:
+    """An MLflow tracking store.
+
+    Attributes:
+        uri: For MLflow; may hold a password, so show `shown` only.
+        artifacts: Folder for files; None where a server decides.
+    """
+
+    uri: str
+    artifacts: Path | None
+
+    @classmethod
+    def of(cls, root: Path) -> "StoreAddress":
+        """Return MLFLOW_TRACKING_URI, or else the database of the project.
+
+        The database is named absolutely: MLflow's own default depends on the current folder.
+        """
+        artifacts = root / "mlartifacts"
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            return cls(f"sqlite:///{root / 'mlflow.db'}", artifacts)
+        return cls(uri, None if "sql" not in uri.partition("://")[0] else artifacts)
+
+    @property
+    def is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def database(self) -> Path | None:
+        """File of the database, where it is one."""
+        prefix = "sqlite:///"
+        return Path(self.uri.removeprefix(prefix)) if self.uri.startswith(prefix) else None
+
+    @property
+    def shown(self) -> str:
+        return redact(self.uri)
+
+    @property
+    def digest(self) -> str:
+        """Tells stores apart; a changed password is no other store."""
+        return hashlib.sha256(self.shown.encode()).hexdigest()[:12]

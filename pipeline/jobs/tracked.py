@@ -1,0 +1,185 @@
+"""What a journal says about a run, in the form in which it is shown: pure, no store."""
+
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from asl_core.engine.records import SYSTEM_PREFIX, Points, Record, points_of, read_records
+from pipeline.errors import TrackingError
+
+STAGES_WITHOUT_EXPERIMENT = ("prepare", "report")
+FINAL_PREFIX = "final/"
+
+SILENCE_MS = 120_000
+"""A run on another machine that has written nothing for so long is taken for dead."""
+
+_UNUSUAL = re.compile(r"[^\w\-. :/]", re.ASCII)
+
+Point = tuple[str, int, str, int]
+"""Key, step, value as text (so that nan equals nan), time in milliseconds."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One stage run as people see it.
+
+    Attributes:
+        tags: By name; what the project says has the prefix `asl.`.
+        params: Hyperparameters by name, as text.
+        datasets: Bodies of the journal's dataset records: name, digest, source, context.
+        artifacts: Paths relative to the stage's output folder, in order, each once.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        start_ms: When the first attempt began, in milliseconds since 1970.
+        end_ms: When the last attempt ended, None while it runs.
+        records: The whole journal.
+    """
+
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    datasets: list[Mapping[str, str]]
+    artifacts: list[str]
+    status: str
+    start_ms: int
+    end_ms: int | None
+    records: list[Record]
+
+    @property
+    def stage(self) -> str:
+        return self.tags["asl.stage"]
+
+    @property
+    def key(self) -> str:
+        return self.tags["asl.key"]
+
+    @property
+    def suite(self) -> str:
+        return self.tags["asl.suite"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.tags["asl.fingerprint"]
+
+    @property
+    def experiment(self) -> str | None:
+        """Name of the experiment it belongs to."""
+        return None if self.stage in STAGES_WITHOUT_EXPERIMENT else self.key
+
+    @property
+    def lines(self) -> dict[str, int]:
+        """Number of lines of each attempt's file."""
+        counts: dict[str, int] = {}
+        for record in self.records:
+            counts[str(record.attempt)] = record.line + 1
+        return counts
+
+    def points(self, lines: Mapping[str, int] | None = None) -> set[Point]:
+        """Return what counts of the journal, or of its first lines."""
+        records = self.records
+        if lines is not None:
+            records = [r for r in records if r.line < lines.get(str(r.attempt), 0)]
+        return {
+            (self.shown_key(key), step, repr(value), time_ms)
+            for key, values in points_of(records).items()
+            for step, value, time_ms in values
+        }
+
+    def curves(self) -> Points:
+        """Return the step metrics of training: {`loss`: [(step, value, time_ms), ...]}."""
+        return {
+            key.removeprefix("train/"): values
+            for key, values in points_of(self.records).items()
+            if key.startswith("train/") and len(values) > 1
+        }
+
+    def shown_key(self, key: str) -> str:
+        """Return a metric's name in the store: `train/loss` of pretrain is `pretrain/loss`.
+
+        Charts of one name then hold runs of one stage, and each stage has its section.
+        """
+        if not key.startswith((SYSTEM_PREFIX, FINAL_PREFIX)):
+            key = f"{self.stage}/{key.removeprefix('train/')}"
+        return _UNUSUAL.sub("_", key)
+
+
+def read_tracked_run(journal: Path) -> TrackedRun:
+    """Read a run from its journal folder.
+
+    Raises:
+        TrackingError: The journal is empty or does not say which run it is of.
+        InputError: A line of it is damaged.
+    """
+    records = read_records(journal)
+    tags = {
+        (name if "." in name else f"asl.{name}"): _text(value)
+        for record in records
+        if record.kind == "tags"
+        for name, value in record.body["values"].items()
+    }
+    missing = {"asl.stage", "asl.key", "asl.suite", "asl.fingerprint"} - tags.keys()
+    if missing:
+        raise TrackingError(
+            f"{journal} does not say which run it is of ({', '.join(sorted(missing))}); "
+            "it was cut at its start, nothing to show"
+        )
+    params: dict[str, str] = {}
+    for record in records:
+        if record.kind == "params":
+            params = {k: _text(v) for k, v in record.body["values"].items()} | params
+    status, end_ms, message = find_status(records)
+    tags["asl.attempts"] = str(len({record.attempt for record in records}))
+    tags["asl.message"] = message
+    return TrackedRun(
+        tags=tags,
+        params=params,
+        datasets=[record.body for record in records if record.kind == "dataset"],
+        artifacts=list(dict.fromkeys(r.body["path"] for r in records if r.kind == "artifact")),
+        status=status,
+        start_ms=records[0].time_ms,
+        end_ms=end_ms,
+        records=records,
+    )
+
+
+def find_status(
+    records: list[Record], is_alive: Callable[[Record], bool] | None = None
+) -> tuple[str, int | None, str]:
+    """Decide from evidence what became of a run: (status, end in ms or None, reason).
+
+    The last attempt counts. With an end record: what it says. Without one: RUNNING as long as its
+    process lives (on another machine: as long as it writes); else KILLED at its last line, for
+    nothing but a kill or the loss of the machine keeps a run from writing its end.
+    """
+    last = [record for record in records if record.attempt == records[-1].attempt]
+    ends = [record for record in last if record.kind == "end"]
+    if ends:
+        return ends[-1].body["status"], ends[-1].time_ms, ends[-1].body["message"]
+    if (is_alive or _is_alive)(last[0]) or _writes_elsewhere(last):
+        return "RUNNING", None, ""
+    return "KILLED", last[-1].time_ms, "ended without a word: killed, or its machine was lost"
+
+
+def _is_alive(begin: Record) -> bool:
+    """Say whether the process that began an attempt on this machine is still the same one."""
+    if begin.body.get("host") != socket.gethostname():
+        return False
+    try:
+        created_ms = psutil.Process(begin.body["pid"]).create_time() * 1000
+    except psutil.NoSuchProcess:
+        return False
+    return created_ms <= begin.time_ms + 1000  # a younger process has inherited the number
+
+
+def _writes_elsewhere(attempt: list[Record]) -> bool:
+    if attempt[0].body.get("host") == socket.gethostname():
+        return False
+    return time.time() * 1000 - attempt[-1].time_ms < SILENCE_MS
+
+
+def _text(value: object) -> str:
+    """Return text that fits MLflow's limits for params and tags."""
+    return str(value)[:5000]

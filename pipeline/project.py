@@ -1,0 +1,65 @@
+"""Where the project is and which suite a command is for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Project:
+    """The folders that a command works in.
+
+    Attributes:
+        root: Folder that has `.dvc`.
+        suite: Folder with the suite's `params.yaml`: the root (the demo) or `suites/<name>`.
+    """
+
+    root: Path
+    suite: Path
+
+    @property
+    def params_file(self) -> Path:
+        return self.suite / "params.yaml"
+
+    @property
+    def cluster_file(self) -> Path:
+        return self.root / "cluster.yaml"
+
+    @property
+    def scratch(self) -> Path:
+        """Folder of everything that is neither committed nor an output."""
+        return self.root / ".asl"
+
+    def shown(self, path: Path) -> str:
+        """Return a path as a person in the suite's folder would type it."""
+        return str(path.relative_to(self.suite)) if path.is_relative_to(self.suite) else str(path)
+
+
+def suite_folders(root: Path) -> dict[str, Path]:
+    """Return the project's suites by the name of their folder; the root is `demo`."""
+    found = sorted(p.parent for p in (root / "suites").glob("*/params.yaml"))
+    return {"demo": root, **{folder.name: folder for folder in found}}
+
+
+def find_project(start: Path, suite: str | None = None) -> Project:
+    """Find the project that a folder belongs to and the suite it is, or the one that is named.
+
+    Raises:
+        UserError: No project above `start`, no such suite, or `start` is not a suite's folder.
+    """
+    start = start.resolve()
+    root = next((f for f in (start, *start.parents) if (f / ".dvc").is_dir()), None)
+    if root is None:
+        raise UserError(f"{start} is not inside a project: no folder above it has .dvc; cd there")
+    if suite is not None:
+        folders = suite_folders(root)
+        if suite not in folders:
+            raise UserError(unknown_name("suite", suite, folders))
+        return Project(root, folders[suite])
+    if not (start / "params.yaml").is_file():
+        raise UserError(
+            f"{start} has no params.yaml; go to {root} (the demo) or to a folder under suites/"
+        )
+    return Project(root, start)

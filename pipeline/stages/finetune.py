@@ -1,0 +1,28 @@
+"""Fine-tune a pre-trained encoder end to end."""
+
+import safetensors.torch
+
+from asl_core import distributed
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.devices import pick_device
+from asl_core.engine.loop import RunContext
+from asl_core.transfer.finetune import finetune
+from pipeline.stages.pictures import save_confusion_matrix
+from pipeline.stages.request import StageRequest
+
+
+def run(request: StageRequest) -> dict[str, float]:
+    """Train the classifier; write its weights and the confusion matrix."""
+    distributed.initialise_from_environment(pick_device(request.resources))
+    context = RunContext(
+        request.work / "ckpt", request.journal, request.resources, f"finetune {request.key}"
+    )
+    model, predictions = finetune(
+        request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
+    )
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(state, request.out / "classifier.safetensors")
+    classes = list(PackedDataset(request.inputs["dataset"], "test").manifest.classes or ())
+    save_confusion_matrix(request.out / "pictures/confusion.png", predictions.confusion(), classes)
+    request.journal.artifact("pictures/confusion.png")
+    return {"ft_acc1": predictions.accuracy(1), "ft_acc5": predictions.accuracy(5)}

@@ -1,0 +1,27 @@
+"""Linear probe of a pre-trained encoder."""
+
+import safetensors.torch
+
+from asl_core import distributed
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.devices import pick_device
+from asl_core.engine.loop import RunContext
+from asl_core.transfer.linprobe import linprobe
+from pipeline.stages.pictures import save_confusion_matrix
+from pipeline.stages.request import StageRequest
+
+
+def run(request: StageRequest) -> dict[str, float]:
+    """Train the probe; write its weights and the confusion matrix."""
+    distributed.initialise_from_environment(pick_device(request.resources))
+    context = RunContext(
+        request.work / "ckpt", request.journal, request.resources, f"linprobe {request.key}"
+    )
+    head, predictions = linprobe(
+        request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
+    )
+    safetensors.torch.save_file(head.state_dict(), request.out / "probe.safetensors")
+    classes = list(PackedDataset(request.inputs["dataset"], "test").manifest.classes or ())
+    save_confusion_matrix(request.out / "pictures/confusion.png", predictions.confusion(), classes)
+    request.journal.artifact("pictures/confusion.png")
+    return {"lp_acc1": predictions.accuracy(1), "lp_acc5": predictions.accuracy(5)}

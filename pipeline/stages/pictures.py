@@ -1,0 +1,65 @@
+"""Pictures that stages leave beside their numbers."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def save_image_grid(path: Path, columns: dict[str, Tensor]) -> None:
+    """Draw images side by side: one row a sample, one titled column a kind.
+
+    Args:
+        path: PNG to write.
+        columns: Title to images, float in [0, 1], (B, 3, H, W).
+    """
+    rows = min(len(images) for images in columns.values())
+    figure, axes = plt.subplots(
+        rows, len(columns), figsize=(1.7 * len(columns), 1.7 * rows), squeeze=False
+    )
+    for j, (title, images) in enumerate(columns.items()):
+        axes[0, j].set_title(title, fontsize=8)
+        for i in range(rows):
+            axes[i, j].imshow(images[i].permute(1, 2, 0).clamp(0, 1).numpy())
+            axes[i, j].axis("off")
+    _save(figure, path)
+
+
+def save_confusion_matrix(path: Path, counts: Tensor, classes: list[str]) -> None:
+    """Draw a confusion matrix, each row normalised by its class; counts where they fit.
+
+    Args:
+        path: PNG to write.
+        counts: By (label, prediction), (K, K).
+        classes: K names.
+    """
+    shares = counts.numpy() / np.maximum(counts.sum(dim=1, keepdim=True).numpy(), 1)
+    side = 1.6 + 0.32 * min(len(classes), 40)
+    figure, axis = plt.subplots(figsize=(side, side))
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("label")
+    if len(classes) <= 40:
+        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(classes)), classes, fontsize=7)
+    if len(classes) <= 20:
+        for i in range(len(classes)):
+            for j in range(len(classes)):
+                colour = "white" if shares[i, j] > 0.5 else "black"
+                axis.text(
+                    j, i, str(int(counts[i, j])), ha="center", va="center", fontsize=6, c=colour
+                )
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    # no date in the file: equal pictures are equal bytes
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)

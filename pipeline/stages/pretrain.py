@@ -1,0 +1,52 @@
+"""Pre-train an encoder."""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from asl_core import distributed
+from asl_core.engine.devices import pick_device
+from asl_core.engine.loop import RunContext
+from asl_core.engine.records import effective_points
+from asl_core.modules.encoder import save_encoder
+from asl_core.pretrain import picture_reconstructions, pretrain
+from pipeline.stages.pictures import save_image_grid
+from pipeline.stages.request import StageRequest
+
+
+def run(request: StageRequest) -> dict[str, float]:
+    """Train the method; write the encoder, the whole method's weights, and reconstructions."""
+    distributed.initialise_from_environment(pick_device(request.resources))
+    context = RunContext(
+        request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}"
+    )
+    method = pretrain(request.recipe, request.inputs["dataset"], context)
+    if distributed.rank() > 0:
+        return {}
+    save_encoder(request.out, method.encoder_state(), request.recipe.model)
+    safetensors.torch.save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()},
+        request.out / "method.safetensors",
+    )
+    pictures = picture_reconstructions(method, request.inputs["dataset"])
+    save_image_grid(request.out / "pictures/reconstructions.png", pictures)
+    request.journal.artifact("pictures/reconstructions.png")
+    return final_losses(request.work / "journal") | {
+        "encoder_parameters_m": _count_millions(method.encoder),
+    }
+
+
+def final_losses(journal: Path) -> dict[str, float]:
+    """Return the last logged value of every training loss, named `pretrain_<loss>`."""
+    points = effective_points(journal)
+    return {
+        key.replace("train/", "pretrain_"): values[-1][1]
+        for key, values in points.items()
+        if key.startswith("train/loss") or key == "train/branch_distance"
+    }
+
+
+def _count_millions(module: torch.nn.Module) -> float:
+    """Parameters in millions, fixed positions excepted."""
+    return sum(p.numel() for n, p in module.named_parameters() if n != "pos_embed") / 1e6

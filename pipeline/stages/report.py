@@ -1,0 +1,43 @@
+"""The report of a suite: tables beside the paper's, figures, one page."""
+
+from pathlib import Path
+
+from pipeline.config.params import Params
+from pipeline.stages.request import StageRequest
+from pipeline.tables.collect import collect
+from pipeline.tables.html import RunLink, page
+from pipeline.tables.layout import lay_out
+from pipeline.tables.paper import load_paper
+from pipeline.tables.render import markdown
+
+
+def run(request: StageRequest) -> dict[str, float]:
+    """Write the report of the suite; a report measures nothing itself."""
+    write_report(request.inputs["suite"], request.recipe, request.out)
+    request.journal.artifact("index.html")
+    request.journal.artifact("tables.md")
+    return {}
+
+
+def write_report(
+    suite_folder: Path, params: Params, out: Path, run_link: RunLink | None = None
+) -> None:
+    """Write index.html, which needs no network, and tables.md.
+
+    Args:
+        suite_folder: Folder with params.yaml, dvc.lock and runs/.
+        params: The suite's resolved params.yaml.
+        out: Folder to write into; made if missing.
+        run_link: Address of the tracked run of a fingerprint; absent: fingerprints only.
+
+    Raises:
+        UserError: A metrics file is damaged, or params.yaml names an unknown table.
+    """
+    suite, paper = collect(suite_folder, params), load_paper()
+    contents = {
+        "index.html": page(suite, paper, run_link),
+        "tables.md": f"# Results of suite {suite.name}\n\n{markdown(lay_out(suite, paper))}",
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (out / name).write_text(content, encoding="utf-8")

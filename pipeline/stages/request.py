@@ -1,0 +1,40 @@
+"""What a stage is given, and what it must give back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asl_core.engine.records import Journal
+from asl_core.recipes.optimisation import Resources
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """One stage run: the same wherever it is called from.
+
+    Attributes:
+        stage: Name of the stage, `pretrain`.
+        key: Name of the entry of params.yaml, `asl`.
+        recipe: Resolved dataclass of that entry; for `report` the whole `Params`.
+        inputs: Paths by role. `dataset`: data/<name>; `encoder`: runs/pretrain/<key>;
+            `prepare` has `data_root`, against which relative paths of a dataset are resolved;
+            `report` has `suite`, the suite's folder.
+        work: Scratch that survives a kill; checkpoints go to work/"ckpt".
+        out: Empty folder; what is written here becomes the stage's output.
+        journal: Where metrics, datasets and pictures are recorded.
+        resources: Device, threads, workers.
+    """
+
+    stage: str
+    key: str
+    recipe: Any
+    inputs: dict[str, Path]
+    work: Path
+    out: Path
+    journal: Journal
+    resources: Resources
+
+
+StageFunction = Callable[[StageRequest], dict[str, float]]
+"""Writes into `out` and returns the metrics by the field's names."""

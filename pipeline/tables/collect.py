@@ -1,0 +1,153 @@
+"""A suite's results: from params.yaml what belongs to it, from runs/*.json and dvc.lock what is.
+
+Never from a glob: an experiment that was removed leaves its files behind. Reads only.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from asl_core.data.manifest import read_manifest
+from pipeline.config.params import Params
+from pipeline.errors import UserError
+from pipeline.project import find_project
+from pipeline.tables.lock import State, read_lock
+
+TASKS = ("linprobe", "finetune", "detect", "segment", "analyze")
+STAGES = ("pretrain", *TASKS)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of a suite; `row` names the table row where params.yaml does."""
+
+    key: str
+    recipe: Any
+    row: str | None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage run left behind; `state` is missing where it left nothing."""
+
+    stage: str
+    key: str
+    state: State | Literal["missing"]
+    metrics: Mapping[str, float]
+    scale: str
+    fingerprint: str | None
+    md5: str | None
+    """Of runs/<stage>/<key>, as recorded in dvc.lock."""
+    inputs: Mapping[str, str]
+    """Path -> md5 of the data and runs it was made from, as recorded in dvc.lock."""
+    command: str
+    """Makes this result, from the project's root."""
+
+    @property
+    def short_fingerprint(self) -> str:
+        """First eight characters, enough to find the run."""
+        return (self.fingerprint or "")[:8]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as params.yaml declares it, with the results that exist."""
+
+    folder: Path
+    root: Path
+    name: str
+    title: str
+    scale: str
+    tables: tuple[str, ...]
+    experiments: tuple[Experiment, ...]
+    results: Mapping[tuple[str, str], StageResult]
+    """(stage, key) -> result, for every stage run that params.yaml asks for."""
+    train_images: Mapping[str, int]
+    """Dataset -> training images, for those that are prepared."""
+
+    @property
+    def reduced(self) -> bool:
+        return self.scale != "paper"
+
+    def run_folder(self, stage: str, key: str) -> Path:
+        """Return the output folder of one stage run."""
+        return self.folder / "runs" / stage / key
+
+
+def collect(suite_folder: Path, params: Params) -> Suite:
+    """Read the results that a suite's params.yaml asks for.
+
+    Raises:
+        UserError: A metrics file, params.yaml or dvc.lock cannot be read.
+    """
+    folder = suite_folder.resolve()
+    root = find_project(folder).root
+    lock = read_lock(folder)
+    results = {}
+    for stage in STAGES:
+        asked = params.experiments if stage == "pretrain" else getattr(params, stage)
+        for key in asked:
+            name = f"{stage}@{key}"
+            content = _metrics(folder / "runs" / stage / f"{key}.json")
+            results[stage, key] = StageResult(
+                stage=stage,
+                key=key,
+                state=lock.state(name) if content is not None else "missing",
+                metrics=_numbers(content or {}),
+                scale=str((content or {}).get("scale", params.scale)),
+                fingerprint=(content or {}).get("fingerprint"),
+                md5=lock.digest(name, f"runs/{stage}/{key}"),
+                inputs=lock.inputs(name),
+                command=_command(folder, root, name),
+            )
+    return Suite(
+        folder=folder,
+        root=root,
+        name=params.suite,
+        title=params.title,
+        scale=params.scale,
+        tables=tuple(params.tables),
+        experiments=_experiments(params),
+        results=results,
+        train_images={
+            name: read_manifest(folder / "data" / name).counts["train"]
+            for name in params.datasets
+            if (folder / "data" / name / "manifest.json").is_file()
+        },
+    )
+
+
+def _experiments(params: Params) -> tuple[Experiment, ...]:
+    return tuple(
+        Experiment(key=key, recipe=recipe, row=params.rows.get(key))
+        for key, recipe in params.experiments.items()
+    )
+
+
+def _command(folder: Path, root: Path, name: str) -> str:
+    if folder == root:
+        return f"dvc repro {name}"
+    return f"dvc repro {folder.relative_to(root).as_posix()}/dvc.yaml:{name}"
+
+
+def _metrics(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); delete it and run its stage") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; delete it and run its stage")
+    return content
+
+
+def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in content.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }

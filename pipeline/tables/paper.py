@@ -1,0 +1,207 @@
+"""The paper's numbers (paper.yaml) as typed records, and which experiment fills which row."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
+
+Value = str | int | float | bool
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Record):
+    """A number that a stage writes to its metrics file."""
+
+    stage: str
+    header: str
+    unit: str
+    decimals: int
+    meaning: str
+
+
+class Column(_Record):
+    """One measured column of a table."""
+
+    metric: str
+    header: str
+    group: str = ""
+    """Header above the column, where the paper has two levels."""
+    part: str = ""
+    """Name by which a suite takes this column alone: `table6-cifar10`."""
+    data: str
+    """What the metric is measured on."""
+
+
+class Row(_Record):
+    """One row of a table: a method and its numbers."""
+
+    name: str
+    cite: int | None = None
+    given: tuple[str, ...] = ()
+    values: tuple[float | None, ...]
+    """In the order of the table's columns; None where the paper prints a dash."""
+    source: Literal["run", "quoted"]
+    match: Mapping[str, Value]
+    at: Mapping[str, Value] = {}
+
+
+class Table(_Record):
+    """One table of the paper."""
+
+    number: str
+    title: str
+    pretrained_on: str
+    model: str
+    epochs: str
+    given: tuple[str, ...] = ()
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _rows_fit_columns(self) -> "Table":
+        for row in self.rows:
+            if len(row.values) != len(self.columns) or len(row.given) != len(self.given):
+                raise ValueError(f"{self.number}, row {row.name}: not one value per column")
+        return self
+
+    def part(self, name: str) -> "Table":
+        """Return the table with only the columns of one part."""
+        kept = [index for index, column in enumerate(self.columns) if column.part == name]
+        rows = tuple(
+            row.model_copy(update={"values": tuple(row.values[index] for index in kept)})
+            for row in self.rows
+        )
+        columns = tuple(self.columns[index].model_copy(update={"part": ""}) for index in kept)
+        return self.model_copy(update={"columns": columns, "rows": rows})
+
+    def row_of(self, recipe: Any, label: str | None, *, full_scale: bool) -> int | None:
+        """Return the index of the row that an experiment fills, None where there is none.
+
+        A label that names a row decides. Otherwise every entry of the row's `match` must equal
+        the recipe's field and every other field of the recipe's own method must have its default;
+        of several such rows the one with most entries counts, then the first.
+
+        Args:
+            recipe: The resolved recipe of a pre-training method.
+            label: The `row` of the experiment in params.yaml.
+            full_scale: Whether the rows' `at` (epochs) must hold as well.
+        """
+        named = [index for index, row in enumerate(self.rows) if row.name == label]
+        candidates = named or [
+            index for index, row in enumerate(self.rows) if _matches(recipe, row.match)
+        ]
+        if full_scale:
+            candidates = [i for i in candidates if _has(recipe, self.rows[i].at)]
+        return max(candidates, key=lambda i: (len(self.rows[i].match), -i), default=None)
+
+
+class FigureMethod(_Record):
+    """One point of Figure 1; `base` is the method that a hybrid starts from."""
+
+    method: str
+    family: str
+    base: str | None = None
+
+
+class Figure(_Record):
+    """Figure 1: its axes and methods; the text gives no coordinates."""
+
+    title: str
+    x: str
+    y: str
+    model: str
+    finding: str
+    methods: tuple[FigureMethod, ...]
+
+
+class Paper(_Record):
+    """Everything that the paper states as a number."""
+
+    metrics: Mapping[str, Metric]
+    headline: tuple[str, ...]
+    methods: Mapping[str, str]
+    tables: Mapping[str, Table]
+    figure1: Figure
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Paper":
+        for key, table in self.tables.items():
+            unknown = {column.metric for column in table.columns} - set(self.metrics)
+            unknown |= {str(row.match["method"]) for row in table.rows} - set(self.methods)
+            if unknown:
+                raise ValueError(f"{key} names {sorted(unknown)}, which is not defined")
+        return self
+
+    def references(self) -> list[str]:
+        """Return every name that `tables:` in params.yaml may have."""
+        parts = [
+            f"{key}-{part}"
+            for key, table in self.tables.items()
+            for part in dict.fromkeys(column.part for column in table.columns if column.part)
+        ]
+        return [*self.tables, *parts]
+
+    def table(self, reference: str) -> Table:
+        """Return a table, or one part of it: `table6-cifar10`.
+
+        Raises:
+            UserError: No table has this name.
+        """
+        if reference not in self.references():
+            raise UserError("params.yaml: " + unknown_name("table", reference, self.references()))
+        key, _, part = reference.partition("-")
+        return self.tables[key].part(part) if part else self.tables[key]
+
+    def method_label(self, recipe: Any) -> str:
+        """Return a method's name with what distinguishes its variant: `ASL (DLE)`.
+
+        A choice of design is always named, any other field only where it is not the default.
+        """
+        name = self.methods.get(recipe.method, recipe.method)
+        remarks = [
+            value.upper() if field == "design" else f"{field} {value:g}"
+            if isinstance(value, float) else f"{field} {value}"
+            for field, value, default in _own_fields(recipe)
+            if field == "design" or value != default
+        ]  # fmt: skip
+        return f"{name} ({', '.join(remarks)})" if remarks else name
+
+
+def _own_fields(recipe: Any) -> list[tuple[str, Any, Any]]:
+    """Return (name, value, default) of the fields that the recipe's own class declares."""
+    own = inspect.get_annotations(type(recipe))
+    return [
+        (field.name, getattr(recipe, field.name), field.default)
+        for field in dataclasses.fields(recipe)
+        if field.name in own and field.name != "method"
+    ]
+
+
+def _has(recipe: Any, wanted: Mapping[str, Value]) -> bool:
+    missing = object()
+    return all(getattr(recipe, name, missing) == value for name, value in wanted.items())
+
+
+def _matches(recipe: Any, wanted: Mapping[str, Value]) -> bool:
+    others = all(
+        value == default for name, value, default in _own_fields(recipe) if name not in wanted
+    )
+    return _has(recipe, wanted) and others
+
+
+@cache
+def load_paper() -> Paper:
+    """Read and check paper.yaml, which is part of this package."""
+    text = resources.files("pipeline.tables").joinpath("paper.yaml").read_text(encoding="utf-8")
+    return Paper.model_validate(yaml.safe_load(text))

@@ -1,0 +1,246 @@
+"""Result tables as Markdown, as text for a terminal, as LaTeX.
+
+Every format has the columns paper | ours | delta per metric, marks each reduced number in its own
+cell, and says for each cell that is missing which command makes it.
+"""
+
+from collections.abc import Sequence
+from io import StringIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from pipeline.tables.layout import Cell, Heading, Line, ResultTable
+
+DASH = "-"
+REDUCED_NOTE = (
+    "r: reduced scale. Our number comes from a smaller model, less data and a shorter training "
+    "than the paper's and is not a reproduction of it; compare our rows with each other."
+)
+STALE_NOTE = "*: older than params.yaml or its inputs; `dvc repro` brings it up to date."
+UNRECORDED_NOTE = "!: not recorded in dvc.lock; `dvc repro` records it."
+QUOTED_NOTE = "Rows marked (quoted): the paper takes the numbers from the cited work."
+
+
+def number(value: float | None, decimals: int) -> str:
+    """Return a value as printed in a table, a dash for none."""
+    return DASH if value is None else f"{value:.{decimals}f}"
+
+
+def signed(value: float | None, decimals: int) -> str:
+    """Return a difference with its sign; zero has none."""
+    if value is None:
+        return DASH
+    return f"{value:+.{decimals}f}" if value else f"{0:.{decimals}f}"
+
+
+def mark(cell: Cell) -> str:
+    """Return what a number's own cell must say about it: r, *, !."""
+    if cell.status != "result":
+        return ""
+    stale = {"outdated": "*", "unrecorded": "!"}.get(cell.state or "", "")
+    return ("r" if cell.reduced else "") + stale
+
+
+def ours(cell: Cell) -> str:
+    """Return our number with its marks, `missing`, or a dash where the suite does not ask."""
+    if cell.status == "missing":
+        return "missing"
+    value = number(cell.ours, cell.metric.decimals)
+    return f"{value} {mark(cell)}".strip()
+
+
+def label(line: Line) -> str:
+    """Return a row's name; quoted rows say so."""
+    return f"{line.label} (quoted)" if line.source == "quoted" and not line.keys else line.label
+
+
+def headings_text(heading: Heading) -> str:
+    """Return the header of a column group: `CIFAR-10 Finetuning [%]`."""
+    unit = f" [{heading.metric.unit}]" if heading.metric.unit else ""
+    return f"{heading.group} {heading.header}".strip() + unit
+
+
+def ours_header(table: ResultTable) -> str:
+    """Return the header of our column, with the scale."""
+    return "ours (reduced)" if table.reduced else "ours"
+
+
+def notes(table: ResultTable) -> list[str]:
+    """Return the lines that explain a table's marks and where the paper's numbers are from."""
+    marks = "".join(mark(cell) for _, _, cell in table.cells())
+    found = [
+        note
+        for sign, note in (("r", REDUCED_NOTE), ("*", STALE_NOTE), ("!", UNRECORDED_NOTE))
+        if sign in marks
+    ]
+    if any(label(line) != line.label for line in table.lines):
+        found.append(QUOTED_NOTE)
+    sources = dict.fromkeys(
+        f"{h.group} {h.header}".strip() + f" from {h.paper_table} ({h.paper_data})"
+        for h in table.headings
+        if h.paper_table
+    )
+    if sources:
+        found.append("The paper's numbers: " + "; ".join(sources) + ".")
+    return found
+
+
+def missing_commands(tables: Sequence[ResultTable]) -> dict[str, str]:
+    """Return for each cell without a number its command: stage and key -> command."""
+    return {
+        f"{cell.result.stage}@{cell.result.key}": cell.result.command
+        for table in tables
+        for _, _, cell in table.cells()
+        if cell.status == "missing" and cell.result
+    }
+
+
+def markdown(tables: Sequence[ResultTable]) -> str:
+    """Return the tables as one Markdown document."""
+    parts = []
+    for table in tables:
+        parts += [f"## {table.title}{scale_suffix(table)}", table.caption]
+        parts += [_markdown_grid(table), *(f"- {_code_marks(note)}" for note in notes(table))]
+        if any(cell.result for _, _, cell in table.cells()):
+            parts += ["### Fingerprints", _markdown_fingerprints(table)]
+    commands = missing_commands(tables)
+    if commands:
+        parts.append("### Missing")
+        parts += [f"- {name}: `{command}`" for name, command in commands.items()]
+    return _join_blocks(parts)
+
+
+def scale_suffix(table: ResultTable) -> str:
+    """Return what a table's title must say about its scale."""
+    return " - REDUCED SCALE" if table.reduced else ""
+
+
+def _code_marks(note: str) -> str:
+    return f"`{note[0]}`{note[1:]}" if note[1:2] == ":" else note
+
+
+def _join_blocks(parts: Sequence[str]) -> str:
+    """Join blocks by blank lines, list items by line ends."""
+    text = ""
+    for part in parts:
+        tight = part.startswith("- ") and text.rpartition("\n")[2].startswith("- ")
+        text += ("\n" if tight else "\n\n") + part if text else part
+    return text + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _markdown_grid(table: ResultTable) -> str:
+    header = ["Method", *table.given]
+    for heading in table.headings:
+        name = headings_text(heading)
+        paper = [f"{name}: paper"] if heading.paper_table else []
+        delta = ["delta"] if heading.paper_table else []
+        header += [*paper, f"{name}: {ours_header(table)}", *delta]
+    align = ["---"] * (1 + len(table.given)) + ["---:"] * (len(header) - 1 - len(table.given))
+    rows = [_markdown_row(header), _markdown_row(align)]
+    for line in table.lines:
+        cells = [
+            text
+            for heading, cell in zip(table.headings, line.cells, strict=True)
+            for text in _triple(heading, cell)
+        ]
+        rows.append(_markdown_row([label(line), *line.given, *cells]))
+    return "\n".join(rows)
+
+
+def _markdown_fingerprints(table: ResultTable) -> str:
+    header = ["Method", "experiment", *(headings_text(h) for h in table.headings)]
+    rows = [_markdown_row(header), _markdown_row(["---"] * len(header))]
+    for line in table.lines:
+        if line.keys:
+            prints = [_fingerprint(cell) for cell in line.cells]
+            rows.append(_markdown_row([line.label, ", ".join(line.keys), *prints]))
+    return "\n".join(rows)
+
+
+def _fingerprint(cell: Cell) -> str:
+    return f"`{cell.result.short_fingerprint}`" if cell.result and cell.result.fingerprint else DASH
+
+
+def text(tables: Sequence[ResultTable], width: int) -> str:
+    """Return the tables for a terminal: methods as rows where that fits, else a block a metric.
+
+    Args:
+        tables: Tables of one suite.
+        width: Columns of the terminal.
+    """
+    out = StringIO()
+    console = Console(file=out, width=width, force_terminal=False, highlight=False, emoji=False)
+    unbounded = console.options.update(max_width=10_000)
+    for table in tables:
+        wide = _rich_wide(table)
+        fits = console.measure(wide, options=unbounded).maximum <= width
+        console.print(escape(f"{table.title}{scale_suffix(table)}"))
+        console.print(escape(table.caption))
+        console.print(wide if fits else _rich_long(table))
+        for note in notes(table):
+            console.print(escape(note))
+        console.print()
+    for name, command in missing_commands(tables).items():
+        console.print(escape(f"missing {name}: {command}"), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
+
+
+def _rich_wide(table: ResultTable) -> RichTable:
+    """Lay out one column per metric, in it paper, ours and delta as sub-columns."""
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    for header in ("Method", *table.given):
+        grid.add_column(f"\n{escape(header)}", no_wrap=True)
+    columns = []
+    for index, heading in enumerate(table.headings):
+        rows = [_triple(heading, line.cells[index]) for line in table.lines]
+        subheads = ["paper", "ours", "delta"] if heading.paper_table else ["ours"]
+        widths = [max(map(len, column)) for column in zip(subheads, *rows, strict=True)]
+        subhead, *lines = (_justify(row, widths) for row in (subheads, *rows))
+        grid.add_column(f"{escape(headings_text(heading))}\n{subhead}", no_wrap=True)
+        columns.append(lines)
+    for line, *cells in zip(table.lines, *columns, strict=True):
+        grid.add_row(*(escape(cell) for cell in (label(line), *line.given, *cells)))
+    return grid
+
+
+def _justify(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def _triple(heading: Heading, cell: Cell) -> list[str]:
+    """Return paper, ours, delta; ours alone where the paper has no such number."""
+    decimals = cell.metric.decimals
+    if not heading.paper_table:
+        return [ours(cell)]
+    return [number(cell.paper, decimals), ours(cell), signed(cell.delta, decimals)]
+
+
+def _rich_long(table: ResultTable) -> RichTable:
+    """Lay out one row per metric and method."""
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    for header in ("Metric", "Method"):
+        grid.add_column(header)
+    for header in ("paper", "ours", "delta"):
+        grid.add_column(header, justify="right")
+    grid.add_column("fingerprint")
+    for index, heading in enumerate(table.headings):
+        for row, line in enumerate(table.lines):
+            cell = line.cells[index]
+            decimals = cell.metric.decimals
+            grid.add_row(
+                escape(headings_text(heading)) if row == 0 else "",
+                escape(label(line)),
+                number(cell.paper, decimals),
+                ours(cell),
+                signed(cell.delta, decimals),
+                cell.result.short_fingerprint if cell.result else "",
+                end_section=row == len(table.lines) - 1,
+            )
+    return grid

@@ -1,0 +1,179 @@
+"""Linear probe and fine-tuning on the embedded icons."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.loop import RunContext
+from asl_core.engine.records import Journal
+from asl_core.errors import InputError
+from asl_core.modules.encoder import Encoder, LayerNorm, load_encoder, save_encoder
+from asl_core.protocol import Draw
+from asl_core.recipes.models import Vit
+from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.transfer import FineTune, LinearProbe
+from asl_core.transfer.classification import Predictions
+from asl_core.transfer.features import extract_features, pool
+from asl_core.transfer.finetune import Classifier, finetune
+from asl_core.transfer.linprobe import ImageProbe, ProbeHead, linprobe
+
+TINY = Vit(
+    image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
+    decoder_embed_dim=12, decoder_depth=1, decoder_num_heads=2,
+)  # fmt: skip
+CPU = Resources(device="cpu")
+
+
+@pytest.fixture
+def encoder_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    save_encoder(folder, Encoder(TINY).state_dict(), TINY)
+    return folder
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[RunContext]:
+    with Journal.open(tmp_path / "journal") as journal:
+        yield RunContext(tmp_path / "ckpt", journal, CPU)
+
+
+def probe_recipe(**changes: object) -> LinearProbe:
+    recipe = LinearProbe(
+        dataset="icons", epochs=30, batch_size=16, lr=3.0, warmup_epochs=1, augment=False,
+        precision="fp32",
+    )  # fmt: skip
+    return dataclasses.replace(recipe, **changes)  # type: ignore[arg-type]
+
+
+def test_accuracy_and_confusion_by_hand() -> None:
+    logits = torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]])
+    predictions = Predictions(torch.arange(3), torch.tensor([0, 1, 1]), logits)
+    assert predictions.accuracy(1) == pytest.approx(200 / 3)
+    assert predictions.accuracy(2) == pytest.approx(100.0)
+    assert predictions.accuracy(5) == 100.0
+    assert predictions.confusion().tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_probe_head_normalises_with_batch_statistics_only() -> None:
+    head = ProbeHead(4, 3)
+    assert [name for name, _ in head.named_parameters()] == ["linear.weight", "linear.bias"]
+    features = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    normed = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-6).sqrt()
+    torch.testing.assert_close(head(features), head.linear(normed))
+
+
+def test_probe_fits_its_training_features(
+    icons: Path, encoder_folder: Path, context: RunContext
+) -> None:
+    recipe = probe_recipe(optimizer="adamw", lr=0.05, epochs=60)
+    head, predictions = linprobe(recipe, encoder_folder, icons, context)
+    train = PackedDataset(icons, "train")
+    features = extract_features(
+        load_encoder(encoder_folder), train, pooling="cls", precision="fp32", resources=CPU
+    )
+    with torch.no_grad():
+        fitted = head(features.features).argmax(1)
+    assert (fitted == features.labels).float().mean() > 0.5
+    assert len(predictions.labels) == len(PackedDataset(icons, "test"))
+    assert 0 <= predictions.accuracy() <= 100
+
+
+def test_cached_features_equal_the_encoder_on_each_image(icons: Path, encoder_folder: Path) -> None:
+    test = PackedDataset(icons, "test")
+    encoder = load_encoder(encoder_folder)
+    features = extract_features(
+        encoder, test, pooling="mean", precision="fp32", resources=CPU, batch_size=7
+    )
+    mean = torch.tensor(test.manifest.mean).reshape(1, 3, 1, 1)
+    std = torch.tensor(test.manifest.std).reshape(1, 3, 1, 1)
+    images = (test[3].image[None].float() / 255 - mean) / std
+    with torch.no_grad():
+        expected = pool(encoder.eval()(images), "mean")[0]
+    torch.testing.assert_close(features.features[3], expected, atol=1e-5, rtol=1e-4)
+    assert features.indices.tolist() == list(range(len(test)))
+
+
+def test_probe_with_augmentation_leaves_the_encoder_alone(
+    icons: Path, encoder_folder: Path, context: RunContext
+) -> None:
+    recipe = probe_recipe(augment=True, epochs=1)
+    linprobe(recipe, encoder_folder, icons, context)
+    encoder = load_encoder(encoder_folder)
+    probe = ImageProbe(encoder, ProbeHead(16, 10), "cls", (0.5,) * 3, (0.5,) * 3)
+    assert {n for n, p in probe.named_parameters() if p.requires_grad} == {
+        "head.linear.weight",
+        "head.linear.bias",
+    }
+
+
+def finetune_recipe(**changes: object) -> FineTune:
+    recipe = FineTune(
+        dataset="icons", epochs=2, batch_size=8, lr=1e-3, warmup_epochs=1, precision="fp32"
+    )
+    return dataclasses.replace(recipe, **changes)  # type: ignore[arg-type]
+
+
+def test_classifier_pools_patches_through_a_fresh_norm(encoder_folder: Path) -> None:
+    encoder = load_encoder(encoder_folder)
+    final_norm = encoder.norm
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = encoder.layers(images)[-1]
+    model = Classifier(encoder, 5, finetune_recipe(), (0.5,) * 3, (0.5,) * 3).eval()
+    assert isinstance(final_norm, LayerNorm)
+    assert isinstance(encoder.norm, nn.Identity)
+    with torch.no_grad():
+        expected = model.head(model.fc_norm(tokens[:, 1:].mean(1)))
+        torch.testing.assert_close(model.logits(images), expected)
+
+
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.0, "cutmix": 0.0}])
+def test_finetuning_lowers_the_loss_of_its_recipe(
+    mixing: dict[str, float],
+    icons: Path,
+    encoder_folder: Path,
+    context: RunContext,
+    tmp_path: Path,
+) -> None:
+    recipe = finetune_recipe(rand_augment=None, random_erasing=0.0, epochs=4, **mixing)
+    model, predictions = finetune(recipe, encoder_folder, icons, context)
+    assert predictions.logits.shape == (len(PackedDataset(icons, "test")), 10)
+    assert model.encoder.pos_embed.requires_grad
+    from asl_core.engine.records import effective_points
+
+    losses = [v for _, v, _ in effective_points(tmp_path / "journal")["train/loss"]]
+    assert losses[-1] < losses[0]
+
+
+def test_mixed_batch_is_a_function_of_the_step(encoder_folder: Path) -> None:
+    from asl_core.data.views import LabelledBatch
+    from asl_core.engine.loop import _seed_globals
+
+    model = Classifier(load_encoder(encoder_folder), 5, finetune_recipe(), (0.5,) * 3, (0.5,) * 3)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    batch = LabelledBatch(images, torch.tensor([0, 1, 2, 3]), torch.arange(4))
+
+    def loss(seed: int) -> float:
+        _seed_globals(seed)
+        return model(batch, Draw(0, 0)).loss.item()
+
+    assert loss(1) == loss(1)
+
+
+def test_odd_batch_with_mixup_is_refused() -> None:
+    with pytest.raises(ValueError, match="even"):
+        finetune_recipe(batch_size=7)
+
+
+def test_probe_of_a_missing_encoder_says_so(
+    icons: Path, context: RunContext, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"no encoder in .*train it"):
+        linprobe(probe_recipe(), tmp_path / "absent", icons, context)

@@ -1,0 +1,127 @@
+"""A run killed at any step and started again ends with the weights of one left alone."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from asl_core.engine.loop import RunContext
+from asl_core.engine.records import Journal, effective_points
+from asl_core.errors import InterruptedRun
+from asl_core.pretrain import pretrain
+from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.models import Vit
+from asl_core.recipes.optimisation import Resources
+
+TINY = Vit(
+    image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
+    decoder_embed_dim=12, decoder_depth=1, decoder_num_heads=2,
+)  # fmt: skip
+RECIPE = AslRecipe(
+    dataset="icons", model=TINY, design="dle", epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
+    precision="fp32", clip_grad=1.0, seed=3,
+)  # fmt: skip
+
+
+def train(
+    work: Path,
+    dataset: Path,
+    *,
+    kill_at: int | None = None,
+    kill_with: signal.Signals = signal.SIGKILL,
+    workers: int = 0,
+    micro: int | None = None,
+) -> None:
+    """Train in this process, sending it a signal after step `kill_at`."""
+    torch.set_num_threads(1)
+    resources = Resources(
+        device="cpu", num_workers=workers, checkpoint_minutes=0, log_every_steps=4,
+        micro_batch_size=micro,
+    )  # fmt: skip
+    journal = Journal.open(work / "journal")
+    context = RunContext(work / "ckpt", journal, resources)
+
+    from asl_core.methods.asl import ArbitrarySelfSupervised
+
+    def after_step(self: ArbitrarySelfSupervised, step: int) -> None:
+        if step == kill_at:
+            os.kill(os.getpid(), kill_with)
+
+    ArbitrarySelfSupervised.after_step = after_step  # type: ignore[method-assign]
+    method = pretrain(RECIPE, dataset, context)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(method.encoder_state().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    (work / "sha256").write_text(digest.hexdigest())
+
+
+def run(work: Path, dataset: Path, **options: object) -> int | None:
+    """Train in a forked process, as a kill would otherwise end the tests."""
+    work.mkdir(exist_ok=True)
+    process = multiprocessing.get_context("fork").Process(
+        target=train, args=(work, dataset), kwargs=options
+    )
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def undisturbed(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("undisturbed")
+    assert run(work, icons) == 0
+    return work
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_run_ends_with_the_same_weights(
+    workers: int, undisturbed: Path, icons: Path, tmp_path: Path
+) -> None:
+    for step in (2, 7, 13):
+        assert run(tmp_path, icons, kill_at=step, workers=workers) == -signal.SIGKILL
+    assert run(tmp_path, icons, workers=2 - workers) == 0
+    assert (tmp_path / "sha256").read_text() == (undisturbed / "sha256").read_text()
+
+
+def test_killed_run_leaves_one_value_per_step(
+    undisturbed: Path, icons: Path, tmp_path: Path
+) -> None:
+    run(tmp_path, icons, kill_at=9)
+    run(tmp_path, icons)
+
+    def losses(work: Path) -> list[tuple[int, float]]:
+        points = effective_points(work / "journal")["train/loss"]
+        return [(step, value) for step, value, _ in points]
+
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_sigterm_writes_a_checkpoint_and_says_so(icons: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+
+    def target() -> None:
+        try:
+            train(tmp_path, icons, kill_at=5, kill_with=signal.SIGTERM)
+        except InterruptedRun as error:
+            queue.put(str(error))
+
+    process = context.Process(target=target)
+    process.start()
+    message = queue.get(timeout=60)
+    process.join()
+    assert "SIGTERM after step 5" in message
+    assert any(p.name.startswith("step-000000005-") for p in (tmp_path / "ckpt").iterdir())
+
+
+def test_accumulation_changes_rounding_only(undisturbed: Path, icons: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, icons, micro=3) == 0
+    a, b = (
+        [value for _, value, _ in effective_points(work / "journal")["train/loss"]]
+        for work in (undisturbed, tmp_path)
+    )
+    assert a == pytest.approx(b, rel=1e-4)

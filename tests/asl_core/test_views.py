@@ -1,0 +1,182 @@
+"""Augmentations: parity with torchvision and timm, ranges, and batches."""
+
+import pickle
+import random
+
+import pytest
+import torch
+import torchvision.transforms.v2 as v2
+from PIL import Image
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms.v2 import InterpolationMode
+
+from asl_core.data.erasing import erase_rectangle
+from asl_core.data.samples import Sample
+from asl_core.data.views import (
+    collate_labelled,
+    collate_views,
+    denormalise,
+    evaluation_transform,
+    finetune_transform,
+    normalise,
+    pretrain_transform,
+    single_shot_box,
+    train_crop_transform,
+)
+from asl_core.errors import InputError
+from asl_core.randomness import seeded_globals
+from asl_core.recipes.datasets import NORMALISATIONS
+
+MEAN, STD = NORMALISATIONS["imagenet"]
+
+
+def make_sample(height: int, width: int, index: int = 0, label: int | None = 4) -> Sample:
+    generator = torch.Generator().manual_seed(index)
+    coarse = torch.rand(1, 3, 5, 7, generator=generator) * 255
+    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return Sample(index=index, image_id=index, image=image[0].round().byte(), label=label)
+
+
+def test_pretrain_view_is_torchvisions_random_resized_crop_and_flip() -> None:
+    sample = make_sample(40, 56)
+    reference = v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                24, scale=(0.2, 1), interpolation=InterpolationMode.BICUBIC, antialias=True
+            ),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+    for seed in range(12):
+        with seeded_globals(seed):
+            (view,) = pretrain_transform(24, 0.2, flip=True)(sample).views
+        with seeded_globals(seed):
+            expected = reference(sample.image)
+        assert torch.equal(view, expected) or torch.equal(view.flip(-1), expected)
+        with seeded_globals(seed):
+            (unflipped,) = pretrain_transform(24, 0.2, flip=False)(sample).views
+        assert torch.equal(unflipped, view) or torch.equal(unflipped, view.flip(-1))
+
+
+def test_two_views_of_a_sample_differ() -> None:
+    item = pretrain_transform(16, 0.2, num_views=2)(make_sample(30, 40, index=9))
+    assert item.index == 9
+    assert not torch.equal(*item.views)
+
+
+def test_half_of_the_views_are_mirrored() -> None:
+    ramp = torch.arange(20, dtype=torch.uint8).expand(3, 10, 20)
+    sample = Sample(index=0, image_id=0, image=ramp)
+    with seeded_globals(0):
+        transform = pretrain_transform(8, 0.5)
+        views = [transform(sample).views[0].int() for _ in range(200)]
+    mirrored = sum(int(view[0, 0, 0] > view[0, 0, -1]) for view in views)
+    assert 80 < mirrored < 120
+
+
+def test_single_shot_box_is_inside_and_keeps_the_area_where_it_is_not_clamped() -> None:
+    image = torch.zeros(3, 50, 20)
+    with seeded_globals(0):
+        boxes = [single_shot_box(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(500)]
+    assert all(top >= 0 and top + height <= 50 for top, _, height, _ in boxes)
+    assert all(left >= 0 and left + width <= 20 for _, left, _, width in boxes)
+    assert any(width == 20 for *_, width in boxes)  # clamped, not drawn anew
+    free = [height * width / 1000 for _, _, height, width in boxes if width < 20 and height < 50]
+    assert min(free) < 0.12
+    assert min(free) > 0.06
+
+
+def test_probe_crop_keeps_label_and_index() -> None:
+    item = train_crop_transform(12)(make_sample(30, 21, index=3, label=7))
+    assert (item.image.shape, item.label, item.index) == ((3, 12, 12), 7, 3)
+
+
+def test_evaluation_resizes_and_crops_as_pil_does() -> None:
+    sample = make_sample(60, 90)
+    mine = evaluation_transform(28)(sample).image
+    picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+    resized = v2.functional.pil_to_tensor(picture.resize((48, 32), Image.Resampling.BICUBIC))
+    expected = resized[:, 2:30, 10:38]
+    assert mine.shape == (3, 28, 28)
+    assert (mine.int() - expected.int()).abs().max() <= 1
+
+
+def test_evaluation_leaves_an_image_of_the_right_size_alone() -> None:
+    sample = make_sample(32, 32)
+    assert evaluation_transform(32)(sample).image is sample.image
+
+
+def test_erasing_is_timms_up_to_the_range_of_pixels() -> None:
+    image = make_sample(24, 32).image
+    for seed in range(6):
+        with seeded_globals(seed):
+            random.random()  # timm draws whether to erase at all
+            mine = normalise(erase_rectangle(image, MEAN, STD)[None], MEAN, STD)[0]
+        with seeded_globals(seed):
+            eraser = RandomErasing(1.0, mode="pixel", device="cpu")
+            expected = eraser(normalise(image[None], MEAN, STD)[0].clone())
+        black = normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), MEAN, STD)[0]
+        white = normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), MEAN, STD)[0]
+        expected = torch.minimum(torch.maximum(expected, black), white)
+        assert (mine - expected).abs().max() < 0.011  # half a grey level, 0.5 / 255 / .225 / 2
+
+
+def test_finetune_views_are_functions_of_the_seed() -> None:
+    transform = finetune_transform(24, random_erasing=0.5)
+    sample = make_sample(40, 50)
+    pictures = []
+    for seed in (0, 1, 0):
+        with seeded_globals(seed):
+            pictures.append(transform(sample).image)
+    assert torch.equal(pictures[0], pictures[2])
+    assert not torch.equal(pictures[0], pictures[1])
+    assert pictures[0].dtype == torch.uint8
+    assert pictures[0].shape == (3, 24, 24)
+
+
+def test_finetune_without_extras_is_a_crop() -> None:
+    sample = make_sample(40, 50)
+    with seeded_globals(5):
+        plain = finetune_transform(24, None, 0.0)(sample).image
+    with seeded_globals(5):
+        (expected,) = pretrain_transform(24, 0.08)(sample).views
+    assert torch.equal(plain, expected)
+
+
+def test_an_unknown_policy_is_refused_at_once() -> None:
+    with pytest.raises(InputError, match="rand_augment 'augmix' is not a policy"):
+        finetune_transform(24, "augmix")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pretrain_transform(8),
+        train_crop_transform(8),
+        finetune_transform(8),
+        evaluation_transform(8),
+    ],
+)
+def test_transforms_can_be_sent_to_another_process(transform: object) -> None:
+    pickle.loads(pickle.dumps(transform))(make_sample(9, 13))
+
+
+def test_normalisation_is_that_of_torchvision_and_has_an_inverse() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    mine = normalise(images, MEAN, STD)
+    expected = v2.functional.normalize(images.float() / 255, list(MEAN), list(STD))
+    torch.testing.assert_close(mine, expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(denormalise(mine, MEAN, STD), images / 255, atol=2e-6, rtol=0)
+
+
+def test_batches_stack_what_the_items_hold() -> None:
+    samples = [
+        make_sample(20, 30, index=index, label=label) for index, label in [(5, 2), (8, None)]
+    ]
+    views = collate_views([pretrain_transform(6, num_views=3)(sample) for sample in samples])
+    assert [view.shape for view in views.views] == [(2, 3, 6, 6)] * 3
+    assert views.indices.tolist() == [5, 8]
+    labelled = collate_labelled([evaluation_transform(6)(sample) for sample in samples])
+    assert labelled.images.shape == (2, 3, 6, 6)
+    assert labelled.labels.tolist() == [2, -1]
+    assert labelled.indices.tolist() == [5, 8]

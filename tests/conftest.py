@@ -1,0 +1,77 @@
+"""What all tests share: a clean environment, and small projects to run commands in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CLEANED = ("ASL_", "DVC_", "MLFLOW_", "SLURM_", "GIT_")
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ |= {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide what the caller's shell says to this project's tools."""
+    for name in list(os.environ):
+        if name.startswith(CLEANED) and name != "MLFLOW_DISABLE_TELEMETRY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call() -> Call:
+    """Run a program and return what it said."""
+
+    def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture
+def dvc_project(tmp_path: Path, call: Call) -> Path:
+    """Return an empty project with git and DVC, its file-hash database inside."""
+    project = tmp_path / "project"
+    project.mkdir()
+    for command in (
+        ("git", "init", "-q"),
+        ("git", "config", "user.email", "nobody@localhost"),
+        ("git", "config", "user.name", "nobody"),
+        ("dvc", "init", "-q"),
+        ("dvc", "config", "core.analytics", "false"),
+        ("dvc", "config", "core.site_cache_dir", str(tmp_path / "site")),
+    ):
+        done = call(*command, cwd=project)
+        assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def copied_project(dvc_project: Path) -> Path:
+    """Return a project with this one's DAG, params, suites and code."""
+    for name in ("dvc.yaml", "params.yaml", "cluster.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, dvc_project / name)
+    ignore = shutil.ignore_patterns("__pycache__", "data", "runs", "reports", "dvc.lock")
+    for name in ("asl_core", "pipeline"):
+        shutil.copytree(ROOT / name, dvc_project / name, ignore=ignore)
+    shutil.copytree(ROOT / "suites", dvc_project / "suites", symlinks=True, ignore=ignore)
+    return dvc_project
