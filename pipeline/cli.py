@@ -20,6 +20,9 @@ from pipeline.errors import AslPipeError
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """System errors that say what is wrong with the machine rather than with the program."""
 
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
 app = typer.Typer(
     name="asl-pipe",
     rich_markup_mode=None,
@@ -53,7 +56,7 @@ def run_command(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="asl-pipe", standalone_mode=False)
     except typer.Exit as error:
-        return error.exit_code
+        code = error.exit_code
     except typer.TyperException as error:
         return _say(f"{error.format_message()} (asl-pipe --help)", 2)
     except AslPipeError as error:
@@ -61,12 +64,14 @@ def run_command(arguments: list[str]) -> int:
     except (InputError, TrainingError, InterruptedRun) as error:
         return _say(str(error), _SCIENCE[type(error)])
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; run the same command to go on", 130)
+        code = INTERRUPTED
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise
         return _say(f"{error.strerror}: {error.filename or 'while writing'}; what was there is "
                     "still valid, run the same command once there is room", 1)  # fmt: skip
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into it without a word
+        return _say("interrupted; run the same command to go on", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -38,7 +38,7 @@ class CodeHistory(Protocol):
 class Tracker(Protocol):
     """Shows runs to people."""
 
-    def ingest(self, journal: Path, out: Path) -> None:
+    def ingest(self, journal: Path, out: Path) -> object:
         """Bring what a journal says, and the artifacts it names under `out`, into the store.
 
         Raises:

@@ -70,8 +70,9 @@ def copied_project(dvc_project: Path) -> Path:
     """Return a project with this one's DAG, params, suites and code."""
     for name in ("dvc.yaml", "params.yaml", "cluster.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, dvc_project / name)
-    ignore = shutil.ignore_patterns("__pycache__", "data", "runs", "reports", "dvc.lock")
     for name in ("asl_core", "pipeline"):
-        shutil.copytree(ROOT / name, dvc_project / name, ignore=ignore)
-    shutil.copytree(ROOT / "suites", dvc_project / "suites", symlinks=True, ignore=ignore)
+        compiled = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, dvc_project / name, ignore=compiled)
+    results = shutil.ignore_patterns("data", "runs", "reports", "dvc.lock")
+    shutil.copytree(ROOT / "suites", dvc_project / "suites", symlinks=True, ignore=results)
     return dvc_project

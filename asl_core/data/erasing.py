@@ -6,7 +6,7 @@ import random
 import torch
 from torch import Tensor
 
-from asl_core.recipes.datasets import Rgb
+from asl_core.recipes.normalisation import Rgb
 
 
 def erase_rectangle(image: Tensor, mean: Rgb, std: Rgb) -> Tensor:

@@ -1,10 +1,12 @@
 """Batches for training and evaluation, the same ones however many processes make them."""
 
 import dataclasses
+import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -134,11 +136,23 @@ class _Augmented(Dataset[Any]):
     transform: Callable[[Any], Any]
     seed: int
 
-    def __getitem__(self, draw: Draw) -> Any:
-        epoch, index = draw
+    def __getitems__(self, draws: list[Draw]) -> list[Any]:
+        """Return a batch's items; DataLoader asks for them at once."""
+        # saved and restored once for all: that takes longer than to crop a small image
+        with seeded_globals(self.seed):
+            return [self._draw(epoch, index) for epoch, index in draws]
+
+    def _draw(self, epoch: int, index: int) -> Any:
         sample = self.dataset[index]
-        with seeded_globals(derive_seed(self.seed, "augment", epoch, index)):
-            return self.transform(sample)
+        _seed_globals(derive_seed(self.seed, "augment", epoch, index))
+        return self.transform(sample)
+
+
+def _seed_globals(seed: int) -> None:
+    """Seed the generators that library code draws from, as `seeded_globals` does."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
 
 
 @dataclasses.dataclass

@@ -24,8 +24,9 @@ def decode_masks(codes: Sequence[bytes], height: int, width: int) -> Tensor:
     """Return masks, (K, H, W) bool, of K codes for an image of this size."""
     if not codes:
         return torch.zeros((0, height, width), dtype=torch.bool)
-    stacked = coco_mask.decode([as_coco(code, height, width) for code in codes])  # (H, W, K)
-    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(2, 0, 1))).to(torch.bool)
+    # (H, W, K), columns first in memory: its transpose is contiguous, and 0 and 1 are bool's bytes
+    stacked = coco_mask.decode([as_coco(code, height, width) for code in codes])
+    return torch.from_numpy(stacked.T).view(torch.bool).transpose(1, 2).contiguous()
 
 
 def as_coco(code: bytes, height: int, width: int) -> dict[str, Any]:

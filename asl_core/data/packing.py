@@ -1,9 +1,11 @@
 """Writing a split of a packed dataset."""
 
+import dataclasses
 import hashlib
 import io
 import tarfile
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,7 @@ class SplitWriter:
         self._shard: tarfile.TarFile | None = None
         self._shard_number = -1
         self._instances: list[EncodedInstances] | None = [] if with_instances else None
+        self._code_lengths: list[list[int]] = []  # by image
         self._masks = (
             (folder / layout.MASKS.format(split=split)).open("wb") if with_instances else None
         )
@@ -96,7 +99,8 @@ class SplitWriter:
             instances = item.instances or _NO_INSTANCES
             # The codes go to their file at once: COCO's take 300 MB.
             self._masks.write(b"".join(instances.codes))
-            self._instances.append(instances)
+            self._instances.append(dataclasses.replace(instances, codes=()))
+            self._code_lengths.append([len(code) for code in instances.codes])
             self._update_digest(
                 instances.boxes.tobytes(), instances.labels.tobytes(), instances.areas.tobytes(),
                 instances.crowd.tobytes(), *instances.codes,
@@ -109,7 +113,7 @@ class SplitWriter:
         _save(self._folder / layout.INDEX.format(split=self._split), columns)
         if self._instances is not None:
             path = self._folder / layout.INSTANCES.format(split=self._split)
-            _save(path, _instance_columns(self._instances))
+            _save(path, _instance_columns(self._instances, self._code_lengths))
         return self._digest.hexdigest()
 
     def _append(self, name: str, content: bytes, *, new_image: bool = False) -> int:
@@ -132,16 +136,17 @@ class SplitWriter:
             self._digest.update(part)
 
 
-def _instance_columns(images: list[EncodedInstances]) -> dict[str, np.ndarray]:
+def _instance_columns(
+    images: list[EncodedInstances], code_lengths: list[list[int]]
+) -> dict[str, np.ndarray]:
     """Return the instances of all images one after the other, and where each image's begin."""
-    lengths = [len(code) for image in images for code in image.codes]
     return {
-        "first": np.cumsum([0, *(len(image.codes) for image in images)]),
+        "first": np.cumsum([0, *map(len, code_lengths)]),
         "box": np.concatenate([image.boxes for image in images]),
         "label": np.concatenate([image.labels for image in images]),
         "area": np.concatenate([image.areas for image in images]),
         "crowd": np.concatenate([image.crowd for image in images]),
-        "code_offset": np.cumsum([0, *lengths]),
+        "code_offset": np.cumsum([0, *chain.from_iterable(code_lengths)]),
     }
 
 

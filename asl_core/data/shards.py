@@ -183,5 +183,5 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
             return dict(archive)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; prepare the dataset again") from None
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged ({error}); prepare the dataset again") from error

@@ -27,7 +27,7 @@ from asl_core.data.erasing import erase_rectangle
 from asl_core.data.samples import Sample
 from asl_core.errors import InputError
 from asl_core.protocol import Views
-from asl_core.recipes.datasets import NORMALISATIONS, Rgb
+from asl_core.recipes.normalisation import NORMALISATIONS, Rgb
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # width : height of random crops; Inception's, used by all since
 _TEST_ZOOM = 256 / 224  # test images are resized to this multiple of the crop

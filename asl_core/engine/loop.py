@@ -90,8 +90,9 @@ def fit(
     saved = checkpoints.load_newest()
     if saved is not None:
         state.restore(*saved, device)
-        context.journal.resume(state.step)
         logger.info("%s: resumed after step %d", context.label, state.step)
+    # points that an earlier attempt logged after this step are void
+    context.journal.resume(state.step)
     if context.resources.compile:
         model.compile()
     run = _Run(distribute(model, device), schedule, recipe, context, device)

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -67,6 +67,13 @@ class SystemMetrics:
             self._sample()
 
     def _sample(self) -> None:
+        """Take one sample; a machine that cannot be asked, or a full disk, stops no training."""
+        try:
+            self._record()
+        except (OSError, psutil.Error) as error:
+            _log.warning("no system metrics: %s", error)
+
+    def _record(self) -> None:
         values = {**self._machine(), **self._rates(), **self._own(), **self._gpus.sample()}
         step = int(time.time() - self._journal.began_ms / 1000)
         self._journal.metrics(step, {self._prefix + name: v for name, v in values.items()})
@@ -124,7 +131,7 @@ class _Gpus:
         except pynvml.NVMLError as error:
             _log.debug("no GPU metrics: %s", error)
             return
-        self._nvml = pynvml
+        self._nvml: Any = pynvml
         count = pynvml.nvmlDeviceGetCount()
         self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
 
@@ -156,8 +163,8 @@ class _Gpus:
             self._handles = []
 
 
-def _share(memory: object) -> float:
-    return 100.0 * memory.used / memory.total  # type: ignore[attr-defined]
+def _share(memory: Any) -> float:
+    return 100.0 * memory.used / memory.total
 
 
 def _counters() -> dict[str, float]:

@@ -23,7 +23,7 @@ from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, uniform
 from asl_core.recipes.asl import AslRecipe
-from asl_core.recipes.datasets import Rgb
+from asl_core.recipes.normalisation import Rgb
 
 
 class ArbitrarySelfSupervised(nn.Module):

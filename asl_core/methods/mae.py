@@ -11,8 +11,8 @@ from asl_core.modules.patches import pixel_target
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, uniform
-from asl_core.recipes.datasets import Rgb
 from asl_core.recipes.mae import MaeRecipe
+from asl_core.recipes.normalisation import Rgb
 
 
 class MaskedAutoencoder(nn.Module):

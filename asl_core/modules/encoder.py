@@ -146,7 +146,10 @@ def load_encoder(folder: Path, *, image_size: int | None = None, drop_path: floa
             "restore it or train it again"
         ) from None
     if image_size is not None:
-        vit = dataclasses.replace(vit, image_size=image_size)
+        try:
+            vit = dataclasses.replace(vit, image_size=image_size)
+        except ValueError as error:
+            raise InputError(f"the encoder in {folder} cannot be resized: {error}") from None
     encoder = Encoder(vit, drop_path=drop_path)
     check_same_architecture(encoder, state, weights_path, ignore=("pos_embed",))
     state["pos_embed"] = resize_positions(state["pos_embed"], (vit.grid_size, vit.grid_size))

@@ -53,18 +53,18 @@ MODELS: dict[str, Vit] = {
     "vit-h": Vit(patch_size=14, embed_dim=1280, depth=32, num_heads=16),
     # Table 6: patch 4 is solo-learn's choice for CIFAR; the paper names none.
     "vit-s-cifar": Vit(image_size=32, patch_size=4, embed_dim=384, num_heads=6),
-    # Small in width only: same depth, same decoder depth, same grid of tokens as CIFAR.
+    # Small in width only: the depths of encoder and decoder are those of ViT-B.
     "vit-demo": Vit(
         image_size=64, patch_size=8, embed_dim=96, num_heads=3,
         decoder_embed_dim=64, decoder_num_heads=4,
     ),
     "vit-cifar-mini": Vit(
-        image_size=32, patch_size=4, embed_dim=192, num_heads=3,
-        decoder_embed_dim=96, decoder_num_heads=3,
+        image_size=32, patch_size=4, embed_dim=128, num_heads=4,
+        decoder_embed_dim=64, decoder_num_heads=4,
     ),
     "vit-coco-mini": Vit(
-        image_size=128, patch_size=16, embed_dim=192, num_heads=3,
-        decoder_embed_dim=96, decoder_num_heads=3,
+        image_size=128, patch_size=16, embed_dim=128, num_heads=4,
+        decoder_embed_dim=64, decoder_num_heads=4,
     ),
 }  # fmt: skip
 """The sizes that `model:` in params.yaml may name."""

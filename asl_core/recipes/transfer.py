@@ -72,7 +72,9 @@ class Detection(Optimisation):
     image_size: int = 1024
     """Longest side; inputs are padded to this square."""
     scale_range: tuple[float, float] = (0.1, 2.0)
-    """Large-scale jitter."""
+    """Large-scale jitter: the longest side becomes image_size times a number of this range."""
+    flip: bool = True
+    """Mirror every other image; off where mirrored objects are other objects, as digits are."""
     window_size: int = 16
     """Side in tokens of the attention windows of the blocks that are not global."""
     pyramid_channels: int = 256
@@ -85,6 +87,20 @@ class Detection(Optimisation):
     proposals: int = 1000
     """Proposals kept after NMS."""
     box_head_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.anchor_sizes) != 5:
+            raise ValueError(
+                f"anchor_sizes needs one size for each of 5 levels, got {self.anchor_sizes}"
+            )
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range must be (low, high), 0 < low, got {self.scale_range}")
+        for name in ("image_size", "window_size", "pyramid_channels", "rpn_batch", "roi_batch",
+                     "proposals", "box_head_dim"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.modules.encoder import Encoder, LayerNorm, encoder_layer_matcher, load_encoder
 from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
-from asl_core.recipes.datasets import Rgb
+from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import FineTune
 from asl_core.transfer.classification import Predictions, gather_predictions
@@ -98,7 +98,13 @@ def finetune(
         model = Classifier(encoder, train.num_classes, recipe, mean, std)
     loader = TrainingLoader(
         train,
-        finetune_transform(encoder.vit.image_size, recipe.rand_augment, recipe.random_erasing),
+        finetune_transform(
+            encoder.vit.image_size,
+            recipe.rand_augment,
+            recipe.random_erasing,
+            mean=mean,
+            std=std,
+        ),
         collate_labelled,
         seed=recipe.seed,
         batch_size=recipe.batch_size,

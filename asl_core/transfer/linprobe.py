@@ -16,7 +16,7 @@ from asl_core.engine.optimizer import lars_groups, no_decay_groups
 from asl_core.modules.encoder import Encoder, load_encoder
 from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
-from asl_core.recipes.datasets import Rgb
+from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.classification import Predictions, gather_predictions
 from asl_core.transfer.features import FeatureBatch, extract_features, labelled_dataset, pool

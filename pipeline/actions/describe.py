@@ -1,5 +1,6 @@
 """What a journal says first: which run this is, from what, where."""
 
+import json
 import platform
 import socket
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,8 @@ def describe_run(
     )
     if request.stage != "report":
         journal.params(curated_params(request.recipe))
+    if "encoder" in request.inputs:
+        journal.tags({"encoder_fingerprint": _fingerprint(request.inputs["encoder"])})
     if "dataset" in request.inputs:
         folder = request.inputs["dataset"]
         _describe_dataset(journal, folder, identity.inputs.get(f"data/{folder.name}"))
@@ -50,6 +53,14 @@ def _describe_dataset(journal: Journal, folder: Path, md5: str | None) -> None:
     journal.dataset(name, dataset_digest(folder)[:36], f"data/{name}", "train")
     if md5:
         journal.tags({"dvc.md5": md5})
+
+
+def _fingerprint(encoder: Path) -> str:
+    """Return the fingerprint of the run that made an encoder, from the metrics beside it."""
+    try:
+        return json.loads(encoder.with_name(f"{encoder.name}.json").read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        return "unknown"
 
 
 def _version(package: str) -> str:

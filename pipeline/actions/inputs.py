@@ -11,6 +11,7 @@ from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.project import Project
 
+
 def stage_name(stage: str, key: str) -> str:
     """Return the name that dvc.yaml has for a run: `pretrain@asl`, or `report`."""
     return stage if stage == "report" else f"{stage}@{key}"

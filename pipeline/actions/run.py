@@ -93,14 +93,23 @@ def run_stage(
     name = stage_name(stage, key)
     identity = services.cache.identify(project.suite, name)
     job = JobPaths.of(project.scratch, identity.fingerprint)
+    record = JobRecord(
+        stage=stage, key=key, suite=params.suite, fingerprint=identity.fingerprint,
+        status="RUNNING", started=time.time(),
+    )  # fmt: skip
+    rank = int(os.environ.get("RANK", "0"))
+    if rank > 0:
+        folder = job.rank_folder(rank)
+        with _helper_journal(folder) as journal:
+            request = StageRequest(
+                stage, key, recipe, inputs, job.folder, folder / "out", journal, resources
+            )
+            services.load(stage)(request)
+        return replace(record, status="FINISHED", ended=time.time())
     with _exclusive(job, name), Journal.open(job.journal) as journal:
         shutil.rmtree(job.out, ignore_errors=True)
         job.out.mkdir()
         request = StageRequest(stage, key, recipe, inputs, job.folder, job.out, journal, resources)
-        record = JobRecord(
-            stage=stage, key=key, suite=params.suite, fingerprint=identity.fingerprint,
-            status="RUNNING", started=time.time(),
-        )  # fmt: skip
         write_record(job.record, record)
         describe_run(request, params, identity, services.code.tags(project.root))
         try:
@@ -144,6 +153,15 @@ def _attempt(
     )  # fmt: skip
     write_record(job.record, record)
     return record
+
+
+@contextlib.contextmanager
+def _helper_journal(folder: Path) -> Iterator[Journal]:
+    """Open a journal of no consequence: the first process alone keeps records and publishes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "out").mkdir(parents=True)
+    with Journal.open(folder / "journal") as journal, _sigterm_raises():
+        yield journal
 
 
 def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identity) -> None:

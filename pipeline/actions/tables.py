@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 
 from pipeline.config.params import load_params
+from pipeline.jobs.run_page import run_page
 from pipeline.project import Project
 from pipeline.tables import latex, render
 from pipeline.tables.collect import collect
@@ -27,7 +29,7 @@ def render_tables(project: Project, form: str, width: int | None = None) -> str:
     if form == "html":
         from pipeline.tables.html import page  # brings matplotlib, which the others do not need
 
-        return page(suite, paper)
+        return page(suite, paper, partial(run_page, suite.root))
     found = lay_out(suite, paper)
     columns = width or shutil.get_terminal_size((140, 24)).columns
     forms: dict[str, Callable[[], str]] = {

@@ -34,7 +34,7 @@ class DvcCache:
                 inputs = {
                     dep.def_path: str(dep.hash_info.value)
                     for dep in stage.deps
-                    if dep.hash_info.name == "md5"
+                    if dep.hash_info and dep.hash_info.name == "md5"
                 }
                 return Identity(_get_stage_hash(stage), inputs)
         except DvcException as error:

@@ -3,36 +3,47 @@
 import contextlib
 import dataclasses
 import getpass
-import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
-    Experiment,
     InputTag,
     Metric,
     Param,
     Run,
     RunTag,
-    ViewType,
 )
 from mlflow.exceptions import MlflowException
 
+from asl_core.engine.records import redact
 from pipeline.adapters.mlflow_pictures import draw_curves
 from pipeline.errors import TrackingError
 from pipeline.jobs.mlflow_link import RunLink, read_link, write_link
 from pipeline.jobs.notes import experiment_note, parent_note, run_note
-from pipeline.jobs.store import StoreAddress
+from pipeline.jobs.small_files import WEIGHTS, texts_beside
+from pipeline.jobs.store import StoreAddress, StoreRefusedError
 from pipeline.jobs.tracked import FINAL_PREFIX, Point, TrackedRun
 
 BATCH = 1000  # MLflow's limit for metrics in one call
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
-WEIGHTS = (".safetensors", ".pt", ".pth")
+
+
+@contextlib.contextmanager
+def refusals(address: StoreAddress) -> Iterator[None]:
+    """Turn what MLflow or the disk refuses into one line without passwords."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        line = next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
+        if " failed with exception " in line:  # requests names hosts, objects and retries
+            line = "the server does not answer"
+        raise StoreRefusedError(f"{address.shown}: {line}") from error
 
 
 class RunUploader:
@@ -52,54 +63,232 @@ class RunUploader:
         """Bring a run up to its journal and return where it is.
 
         What was sent is noted before and after sending, so that a crash in between is made good:
-        the points keep their own times, and MLflow stores equal points once.
+        points keep their own times, and MLflow stores equal points once.
         """
         link = self._known(run, read_link(job))
         if link is not None and link.complete and link.done == run.lines:
             return link
-        if link is None or run.points(link.begun) - run.points():
-            # New; or a resume has voided points that are stored, and MLflow deletes no points.
-            link = self._begin(run, link)
-        link = self._note(job, link, begun=run.lines)
+        if link is not None and run.points(link.begun) - run.points():
+            # A resume has voided points that are stored, and MLflow deletes no points.
+            self._client.delete_run(link.run_id)
+            link = None
+        link = self._with_parent(run, link or self._create(run))
+        link = _note(job, link, begun=run.lines)
         missing = self._fill(run, link, out)
         self._fill_parent(run, link)
         complete = run.status != "RUNNING" and not (missing and run.status == "FINISHED")
-        return self._note(job, link, done=run.lines, status=run.status, complete=complete)
+        return _note(job, link, done=run.lines, status=run.status, complete=complete)
 
     # -- which run ------------------------------------------------------------------------------
 
     def _known(self, run: TrackedRun, link: RunLink | None) -> RunLink | None:
-        """Return the run's link where the store still has it; found by its fingerprint if lost."""
+        """Return the run's link if the store still has the run; a lost link is found again."""
         if link is not None and link.store == self._address.digest and self._has(link.run_id):
-            return link if self._has(link.parent_run_id) else None
+            if link.parent_run_id is None or self._has(link.parent_run_id):
+                return link
+            return dataclasses.replace(link, parent_run_id=None, complete=False)
         experiment = self._client.get_experiment_by_name(experiment_name(run.suite))
         if experiment is None:
             return None
         found = self._search(experiment.experiment_id, {"asl.fingerprint": run.fingerprint})
-        if not found:
+        if found and any(record.kind == "resume" for record in run.records):
+            # Whether it holds points that were voided later is not known without the link.
+            self._client.delete_run(found[0].info.run_id)
             return None
-        # What of it is stored is not known: as much as the journal holds, perhaps.
-        return self._link(run, found[0], begun={**run.lines, "unknown": 0})
+        return self._link(run, found[0]) if found else None
 
-    def _begin(self, run: TrackedRun, old: RunLink | None) -> RunLink:
-        """Create the run, in place of an old one if there is one."""
-        experiment_id = self._experiment_id(run.suite)
-        parent_id = self._parent_id(experiment_id, run) if run.experiment else None
-        if old is not None:
-            self._client.delete_run(old.run_id)
+    def _create(self, run: TrackedRun) -> RunLink:
         tags = {
+            **run.tags,
             "mlflow.source.name": f"asl-pipe run {run.stage} {run.key}",
             "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": run.tags.get("git.commit", ""),
             "mlflow.user": getpass.getuser(),
         }
-        if "git.commit" in run.tags:
-            tags["mlflow.source.git.commit"] = run.tags["git.commit"]
-        if parent_id is not None:
-            tags |= {"mlflow.parentRunId": parent_id, "asl.experiment": run.experiment or ""}
-        created = self._client.create_run(
+        name = f"{run.stage}/{run.key}"
+        experiment_id = self._experiment_id(run.suite)
+        return self._link(
+            run,
+            self._client.create_run(
+                experiment_id, start_time=run.start_ms, tags=tags, run_name=name
+            ),
+        )
+
+    def _link(self, run: TrackedRun, stored: Run) -> RunLink:
+        return RunLink(
+            store=self._address.digest,
+            experiment_id=stored.info.experiment_id,
+            parent_run_id=stored.data.tags.get("mlflow.parentRunId"),
+            run_id=stored.info.run_id,
+            suite=run.suite,
+            stage=run.stage,
+            key=run.key,
+        )
+
+    def _with_parent(self, run: TrackedRun, link: RunLink) -> RunLink:
+        """Put the run below the run of its experiment, if it has none."""
+        if run.experiment is None or link.parent_run_id is not None:
+            return link
+        parent_id = self._parent_id(link.experiment_id, run)
+        self._client.set_tag(link.run_id, "mlflow.parentRunId", parent_id)
+        self._client.set_tag(link.run_id, "asl.experiment", run.experiment)
+        return dataclasses.replace(link, parent_run_id=parent_id)
+
+    def _parent_id(self, experiment_id: str, run: TrackedRun) -> str:
+        """Find or create the run of an experiment: one for each encoder that was pre-trained.
+
+        Its row then never mixes results of two encoders, and MLflow, where params cannot be
+        changed and points cannot be deleted, has to do neither.
+        """
+        identity = {"asl.stage": "experiment", "asl.experiment": run.key, "asl.current": "true"}
+        encoder = {"asl.encoder": run.fingerprint} if run.stage == "pretrain" else {}
+        for parent in self._search(experiment_id, identity):
+            known = parent.data.tags.get("asl.encoder")
+            if not encoder or known in (None, run.fingerprint):
+                if encoder:
+                    self._client.set_tag(parent.info.run_id, "asl.encoder", run.fingerprint)
+                return parent.info.run_id
+            self._client.set_tag(parent.info.run_id, "asl.current", "false")
+        shared = {k: v for k, v in run.tags.items() if k in ("asl.suite", "asl.scale")}
+        note = {"mlflow.note.content": parent_note(run), "mlflow.user": getpass.getuser()}
+        return self._client.create_run(
             experiment_id,
             start_time=run.start_ms,
-            tags={**run.tags, **tags},
-            run_name=f"{run.stage}/{run.key}",
+            tags={**identity, **encoder, **shared, **note},
+            run_name=run.key,
+        ).info.run_id
+
+    def _experiment_id(self, suite: str) -> str:
+        name = experiment_name(suite)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None and experiment.lifecycle_stage == "active":
+            return experiment.experiment_id
+        if experiment is not None:
+            raise TrackingError(
+                f"MLflow's experiment {name} was deleted; restore it: "
+                f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            )
+        folder = self._address.artifacts
+        location = None if folder is None else (folder / suite).as_uri()
+        experiment_id = self._client.create_experiment(name, artifact_location=location)
+        # Without its kind MLflow opens an experiment as one on language models.
+        self._client.set_experiment_tag(
+            experiment_id, "mlflow.experimentKind", "custom_model_development"
         )
-        return self._link(run, created)
+        note = experiment_note(suite, experiment_id)
+        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
+        return experiment_id
+
+    def _has(self, run_id: str) -> bool:
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _search(self, experiment_id: str, tags: dict[str, str]) -> list[Run]:
+        """Return the runs with all these tags, newest first."""
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return list(self._client.search_runs([experiment_id], wanted))
+
+    # -- what is in it --------------------------------------------------------------------------
+
+    def _fill(self, run: TrackedRun, link: RunLink, out: Path) -> list[str]:
+        """Store everything of a run that is not there yet; return artifacts that are missing."""
+        present = self._client.get_run(link.run_id).data.params
+        params = {name: value for name, value in run.params.items() if name not in present}
+        tags = {**run.tags, "mlflow.note.content": run_note(run)}
+        self._log(link.run_id, run.points() - run.points(link.done), params, tags)
+        if run.datasets:
+            self._client.log_inputs(link.run_id, datasets=[_dataset(d) for d in run.datasets])
+        missing = self._store_artifacts(run, link.run_id, out)
+        self._set_status(link.run_id, run.status, run.end_ms)
+        return missing
+
+    def _fill_parent(self, run: TrackedRun, link: RunLink) -> None:
+        """Copy results to the experiment's run: one row, and one page of charts, has them all."""
+        if link.parent_run_id is None:
+            return
+        parent = self._client.get_run(link.parent_run_id).data
+        points = {point for point in run.points() if point[0].startswith(FINAL_PREFIX)}
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        if run.stage == "pretrain":
+            params = {k: v for k, v in run.params.items() if k not in parent.params}
+            # Curves once they are final: what a resume voids could not be taken back.
+            if run.status == "FINISHED" and "asl.curves" not in parent.tags:
+                points |= {p for p in run.points() if p[0].startswith("pretrain/")}
+                tags["asl.curves"] = link.run_id
+        self._log(link.parent_run_id, points, params, {})
+        for name, value in tags.items():  # after the points: a crash in between repeats them
+            self._client.set_tag(link.parent_run_id, name, value)
+        self._sum_up(link.experiment_id, link.parent_run_id)
+
+    def _sum_up(self, experiment_id: str, parent_id: str) -> None:
+        """Give an experiment's run the state of the newest run of each of its stages."""
+        children = self._search(experiment_id, {"mlflow.parentRunId": parent_id})
+        by_age = sorted(children, key=lambda child: child.info.start_time)
+        newest = {child.data.tags["asl.stage"]: child.info for child in by_age}.values()
+        statuses = {info.status for info in newest}
+        status = next((s for s in ("RUNNING", "FAILED", "KILLED") if s in statuses), "FINISHED")
+        self._set_status(parent_id, status, max((i.end_time or 0 for i in newest), default=0))
+
+    def _log(
+        self, run_id: str, points: set[Point], params: dict[str, str], tags: dict[str, str]
+    ) -> None:
+        metrics = [Metric(key, float(text), ms, step) for key, step, text, ms in sorted(points)]
+        self._client.log_batch(
+            run_id,
+            metrics[:BATCH],
+            [Param(name, value) for name, value in params.items()],
+            [RunTag(name, value) for name, value in tags.items()],
+        )
+        for start in range(BATCH, len(metrics), BATCH):
+            self._client.log_batch(run_id, metrics[start : start + BATCH])
+
+    def _set_status(self, run_id: str, status: str, end_ms: int | None) -> None:
+        if status == "RUNNING":
+            self._client.update_run(run_id, status=status)
+        else:
+            self._client.set_terminated(run_id, status=status, end_time=end_ms)
+
+    def _store_artifacts(self, run: TrackedRun, run_id: str, out: Path) -> list[str]:
+        missing = []
+        for name in run.artifacts:
+            path = out / name
+            if not path.is_file() or not path.resolve().is_relative_to(out.resolve()):
+                missing.append(name)
+            elif path.suffix not in WEIGHTS:
+                folder = str(Path(name).parent)
+                self._client.log_artifact(run_id, str(path), None if folder == "." else folder)
+        for name, text in texts_beside(out, self._root).items():
+            self._client.log_text(run_id, text, name)
+        if curves := run.curves():
+            with tempfile.TemporaryDirectory() as folder:
+                picture = Path(folder) / "curves.png"
+                draw_curves(curves, f"{run.stage}/{run.key}", picture)
+                self._client.log_artifact(run_id, str(picture), "pictures")
+        return missing
+
+
+def experiment_name(suite: str) -> str:
+    """Return the name of a suite's experiment in MLflow."""
+    return f"asl/{suite}"
+
+
+def _dataset(body: Mapping[str, str]) -> DatasetInput:
+    dataset = Dataset(
+        name=body["name"],
+        digest=body["digest"][:DIGEST_CHARACTERS],
+        source_type="local",
+        source=json.dumps({"uri": body["source"]}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", body["context"])])
+
+
+def _note(job: Path, link: RunLink, **changes: Any) -> RunLink:
+    """Keep what is known of the run beside its journal."""
+    link = dataclasses.replace(link, **changes)
+    write_link(job, link)
+    return link

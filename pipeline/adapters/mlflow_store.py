@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asl_core.engine.records import redact
 from asl_core.errors import InputError
 from pipeline.errors import TrackingError
 from pipeline.jobs.lock import tracking_lock
@@ -53,28 +52,19 @@ class MlflowStore:
             raise TrackingError(str(error)) from error
         for name, value in BOUNDED.items():
             os.environ.setdefault(name, value)
+        address = StoreAddress.of(self._root)
         with tracking_lock(self._root):
-            from mlflow.exceptions import MlflowException
+            from pipeline.adapters.mlflow_client import RunUploader, refusals
 
-            try:
-                return self._upload_to().ingest(run, job=journal.parent, out=out)
-            except (MlflowException, OSError) as error:
-                address = StoreAddress.of(self._root)
-                raise TrackingError(f"{address.shown}: {_first_line(error)}") from error
-
-    def _upload_to(self) -> "RunUploader":
-        if self._uploader is None:
-            from pipeline.adapters.mlflow_client import RunUploader
-
-            # Their messages on the terminal of a training run would help nobody: what goes wrong
-            # comes as an exception.
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            self._uploader = RunUploader(StoreAddress.of(self._root), self._root)
-        return self._uploader
+            _quieten()
+            with refusals(address):
+                if self._uploader is None:
+                    self._uploader = RunUploader(address, self._root)
+                return self._uploader.ingest(run, job=journal.parent, out=out)
 
 
-def _first_line(error: Exception) -> str:
-    lines = redact(str(error)).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _quieten() -> None:
+    """Keep MLflow's messages off the terminal: what goes wrong comes as an exception."""
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)

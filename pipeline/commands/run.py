@@ -10,13 +10,16 @@ from pipeline.actions.names import REPORT_KEY
 
 
 def run(
-    stage: Annotated[str, typer.Argument(help="prepare, pretrain, linprobe, ...")],
-    name: Annotated[str, typer.Argument(help="An entry of params.yaml.")] = REPORT_KEY,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="prepare, pretrain, linprobe, ...")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An entry of params.yaml; none for report.")
+    ] = REPORT_KEY,
 ) -> None:
-    """Run one stage here; what dvc.yaml calls, in the folder of a suite.
+    """Run one stage here; dvc.yaml calls this.
 
-    Writes runs/STAGE/NAME and runs/STAGE/NAME.json (prepare: data/NAME; report: reports), and
-    scratch under .asl/. Started again after a kill, it goes on from its newest checkpoint.
+    To be called in the folder of a suite. Writes runs/STAGE/NAME and runs/STAGE/NAME.json
+    (prepare: data/NAME; report: reports), and scratch under .asl/. Started again after a kill,
+    it goes on from its newest checkpoint.
 
     Example: asl-pipe run pretrain asl
     """
@@ -32,7 +35,7 @@ def run(
     services = Services(cache=DvcCache(), code=Git(), tracker=tracker)
     record = run_stage(project, stage, name, services, load_paper().references())
     took = (record.ended or record.started) - record.started
-    shown = ", ".join(f"{metric} {value:.4g}" for metric, value in record.metrics.items())
+    shown = ", ".join(f"{metric} {value:.6g}" for metric, value in record.metrics.items())
     logging.getLogger(__name__).info(
         "%s %s: done in %.1f s, peak memory %.2f GiB%s",
         stage, name, took, record.peak_memory_gib or 0.0, f"; {shown}" if shown else "",

@@ -17,10 +17,12 @@ class Format(StrEnum):
 
 
 def tables(
-    suite: Annotated[str | None, typer.Argument(help="demo, or a folder under suites/.")] = None,
+    suite: Annotated[
+        str | None, typer.Argument(metavar="SUITE", help="demo, or a folder under suites/.")
+    ] = None,
     format: Annotated[Format, typer.Option(help="Form of the tables.")] = Format.text,
 ) -> None:
-    """Print a suite's tables: the paper's number, ours, the difference.
+    """Print a suite's tables: paper, ours, delta.
 
     Reads the results that are there; changes nothing. Cells that are missing name the command
     that makes them. Without SUITE: the suite of the present folder.

@@ -7,11 +7,14 @@ import typer
 
 
 def validate(
-    suite: Annotated[str | None, typer.Argument(help="demo, or a folder under suites/.")] = None,
+    suite: Annotated[
+        str | None, typer.Argument(metavar="SUITE", help="demo, or a folder under suites/.")
+    ] = None,
 ) -> None:
-    """Check a suite's params.yaml and cluster.yaml: names, types, ranges, references.
+    """Check params.yaml and cluster.yaml.
 
-    Changes nothing. Without SUITE: the suite of the present folder.
+    Names, types, ranges, references. Changes nothing. Without SUITE: the suite of the present
+    folder.
 
     Example: asl-pipe validate cifar10-mini
     """

@@ -69,7 +69,7 @@ class Problems:
         for detail in error.errors(include_url=False):
             location = clean_location(detail["loc"], raw)
             if location is not None and detail["type"].startswith("union_tag"):
-                location = (*location, detail["ctx"]["discriminator"].strip("'"))
+                location = (*location, detail.get("ctx", {})["discriminator"].strip("'"))
             if location is not None:
                 self.add(location, describe(detail, location, raw, fields))
 

@@ -171,9 +171,7 @@ def _check_members(raw: dict[str, Any], problems: Problems) -> None:
                 problems.add(where, unknown_name("source", source, valid))
 
 
-def _check_references(
-    params: Params, problems: Problems, tables: Collection[str] | None
-) -> None:
+def _check_references(params: Params, problems: Problems, tables: Collection[str] | None) -> None:
     for stage, section in SECTIONS.items():
         if stage == "prepare":
             continue

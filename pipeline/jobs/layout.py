@@ -39,6 +39,10 @@ class JobPaths:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
+    def rank_folder(self, rank: int) -> Path:
+        """Return the scratch of a process that helps the first one."""
+        return self.folder / f"rank-{rank}"
+
     @property
     def lock(self) -> Path:
         return self.folder / "lock"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import TrackingError
+from pipeline.jobs.store import StoreRefusedError
 
 POLL_SECONDS = 0.05
 
@@ -19,7 +19,7 @@ def tracking_lock(root: Path, seconds: float = 120.0) -> Iterator[None]:
     lock ends with the process that holds it, however that ends.
 
     Raises:
-        TrackingError: Another process still holds it after so many seconds.
+        StoreRefusedError: Another process still holds it after so many seconds.
     """
     path = root / ".asl" / "mlflow.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def tracking_lock(root: Path, seconds: float = 120.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > give_up:
-                    raise TrackingError(
+                    raise StoreRefusedError(
                         f"another process has been writing to MLflow for {seconds:.0f} s ({path})"
                     ) from None
                 time.sleep(POLL_SECONDS)

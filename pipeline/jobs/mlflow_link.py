@@ -5,14 +5,17 @@ Readable without MLflow; writes that one file.
 
 import dataclasses
 import json
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.jobs.record import write_json
 
 FILE_NAME = "mlflow.json"
+
+TRAINING = "workflowType=machine_learning"
+"""Without it MLflow shows its other face, for language models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class RunLink:
         status: RUNNING, FINISHED, FAILED or KILLED.
         begun: Lines of each attempt's file that have been sent, perhaps not all of them stored.
         done: Lines of each attempt's file that are stored.
+        complete: The run has ended and all its artifacts are stored too.
     """
 
     store: str
@@ -43,18 +47,19 @@ class RunLink:
     status: str = "RUNNING"
     begun: Mapping[str, int] = field(default_factory=dict)
     done: Mapping[str, int] = field(default_factory=dict)
+    complete: bool = False
 
     @property
     def fragment(self) -> str:
         """Address of the run's page, to be put after the address of MLflow's server."""
-        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING}"
 
     @property
     def parent_fragment(self) -> str | None:
         """Address of the page of the experiment's parent run."""
         if self.parent_run_id is None:
             return None
-        return f"/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}"
+        return f"/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}?{TRAINING}"
 
 
 def read_link(job_folder: Path) -> RunLink | None:
@@ -82,19 +87,21 @@ def all_links(root: Path) -> list[RunLink]:
     return [link for folder in folders if (link := read_link(folder)) is not None]
 
 
-def experiment_fragment(experiment_id: str, stage: str | None = None) -> str:
-    """Return the address of a suite's list of runs, of one stage or of all.
+def runs_fragment(experiment_id: str, **tags: str) -> str:
+    """Return the address of a suite's list of runs, or of charts of the runs with given tags.
 
-    The plain address of an experiment opens MLflow's other face, for language models.
+    Args:
+        experiment_id: MLflow's experiment.
+        tags: Tags of the project without their prefix: `current="true"`.
     """
     page = f"/#/experiments/{experiment_id}/runs"
-    if stage is None:
-        return page
-    query = {"searchFilter": f"tags.`asl.stage` = '{stage}'"}
-    return f"{page}?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+    if not tags:
+        return f"{page}?{TRAINING}"
+    wanted = " and ".join(f"tags.`asl.{name}` = '{value}'" for name, value in tags.items())
+    return f"{page}?searchFilter={quote(wanted)}&compareRunsMode=CHART&{TRAINING}"
 
 
 def compare_fragment(experiment_id: str, run_ids: list[str]) -> str:
     """Return the address of the page that puts runs side by side."""
-    query = {"runs": json.dumps(run_ids), "experiments": json.dumps([experiment_id])}
-    return f"/#/compare-runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"

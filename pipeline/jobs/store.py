@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asl_core.engine.records import redact
+from pipeline.errors import TrackingError
+
+
+class StoreRefusedError(TrackingError):
+    """Raised when the store cannot be reached or refuses: other runs would fare no better."""
 
 
 @dataclass(frozen=True)

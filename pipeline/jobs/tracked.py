@@ -34,6 +34,7 @@ class TrackedRun:
         datasets: Bodies of the journal's dataset records: name, digest, source, context.
         artifacts: Paths relative to the stage's output folder, in order, each once.
         status: RUNNING, FINISHED, FAILED or KILLED.
+        message: Why it ended, if it did not finish.
         start_ms: When the first attempt began, in milliseconds since 1970.
         end_ms: When the last attempt ended, None while it runs.
         records: The whole journal.
@@ -44,6 +45,7 @@ class TrackedRun:
     datasets: list[Mapping[str, str]]
     artifacts: list[str]
     status: str
+    message: str
     start_ms: int
     end_ms: int | None
     records: list[Record]
@@ -132,13 +134,13 @@ def read_tracked_run(journal: Path) -> TrackedRun:
             params = {k: _text(v) for k, v in record.body["values"].items()} | params
     status, end_ms, message = find_status(records)
     tags["asl.attempts"] = str(len({record.attempt for record in records}))
-    tags["asl.message"] = message
     return TrackedRun(
         tags=tags,
         params=params,
         datasets=[record.body for record in records if record.kind == "dataset"],
         artifacts=list(dict.fromkeys(r.body["path"] for r in records if r.kind == "artifact")),
         status=status,
+        message=message,
         start_ms=records[0].time_ms,
         end_ms=end_ms,
         records=records,

@@ -1,5 +1,6 @@
 """Pictures that stages leave beside their numbers."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def save_image_grid(path: Path, columns: dict[str, Tensor]) -> None:
+def save_image_grid(path: Path, columns: Mapping[str, Sequence[Tensor] | Tensor]) -> None:
     """Draw images side by side: one row a sample, one titled column a kind.
 
     Args:
@@ -27,7 +28,7 @@ def save_image_grid(path: Path, columns: dict[str, Tensor]) -> None:
         for i in range(rows):
             axes[i, j].imshow(images[i].permute(1, 2, 0).clamp(0, 1).numpy())
             axes[i, j].axis("off")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_confusion_matrix(path: Path, counts: Tensor, classes: list[str]) -> None:
@@ -54,12 +55,12 @@ def save_confusion_matrix(path: Path, counts: Tensor, classes: list[str]) -> Non
                 axis.text(
                     j, i, str(int(counts[i, j])), ha="center", va="center", fontsize=6, c=colour
                 )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and close it; equal pictures are equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    # no date in the file: equal pictures are equal bytes
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

@@ -1,11 +1,13 @@
 """The report of a suite: tables beside the paper's, figures, one page."""
 
+from functools import partial
 from pathlib import Path
 
 from pipeline.config.params import Params
+from pipeline.jobs.run_page import run_page
 from pipeline.stages.request import StageRequest
 from pipeline.tables.collect import collect
-from pipeline.tables.html import RunLink, page
+from pipeline.tables.html import page
 from pipeline.tables.layout import lay_out
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
@@ -19,23 +21,20 @@ def run(request: StageRequest) -> dict[str, float]:
     return {}
 
 
-def write_report(
-    suite_folder: Path, params: Params, out: Path, run_link: RunLink | None = None
-) -> None:
+def write_report(suite_folder: Path, params: Params, out: Path) -> None:
     """Write index.html, which needs no network, and tables.md.
 
     Args:
         suite_folder: Folder with params.yaml, dvc.lock and runs/.
         params: The suite's resolved params.yaml.
         out: Folder to write into; made if missing.
-        run_link: Address of the tracked run of a fingerprint; absent: fingerprints only.
 
     Raises:
         UserError: A metrics file is damaged, or params.yaml names an unknown table.
     """
     suite, paper = collect(suite_folder, params), load_paper()
     contents = {
-        "index.html": page(suite, paper, run_link),
+        "index.html": page(suite, paper, partial(run_page, suite.root)),
         "tables.md": f"# Results of suite {suite.name}\n\n{markdown(lay_out(suite, paper))}",
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from asl_core.data.manifest import read_manifest
+from asl_core.data.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.config.params import Params
 from pipeline.errors import UserError
 from pipeline.project import find_project
@@ -65,8 +65,8 @@ class Suite:
     experiments: tuple[Experiment, ...]
     results: Mapping[tuple[str, str], StageResult]
     """(stage, key) -> result, for every stage run that params.yaml asks for."""
-    train_images: Mapping[str, int]
-    """Dataset -> training images, for those that are prepared."""
+    datasets: Mapping[str, Manifest]
+    """What was prepared, by name."""
 
     @property
     def reduced(self) -> bool:
@@ -112,10 +112,10 @@ def collect(suite_folder: Path, params: Params) -> Suite:
         tables=tuple(params.tables),
         experiments=_experiments(params),
         results=results,
-        train_images={
-            name: read_manifest(folder / "data" / name).counts["train"]
+        datasets={
+            name: read_manifest(folder / "data" / name)
             for name in params.datasets
-            if (folder / "data" / name / "manifest.json").is_file()
+            if (folder / "data" / name / FILE_NAME).is_file()
         },
     )
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from asl_core.engine.records import effective_points
@@ -22,13 +23,12 @@ from pipeline.tables.collect import STAGES, Suite
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 _COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
-_DASHES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vPX*"
 _CURVE_POINTS = 300  # a curve is averaged to this many points; more do not show at this width
 PICTURE_WIDTH = 900  # pixels; wider pictures are scaled down
 PICTURES_PER_STAGE = 4  # names of pictures a stage may show; each for every experiment
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label with two dollar signs is no formula
     "font.size": 10,
@@ -73,26 +73,22 @@ def loss_curves(suite: Suite, labels: Labels) -> str | None:
     if not curves:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
         whole, terms = figure.subplots(1, 2)
         for index, key in enumerate(labels):
-            if key not in curves:
-                continue
             colour = _COLOURS[index % len(_COLOURS)]
-            whole.plot(*_thin(curves[key]["train/loss"]), color=colour, label=labels[key])
-            for dash, term in enumerate(("train/loss_mae", "train/loss_sem")):
-                if curves[key].get(term):
-                    steps, values = _thin(curves[key][term])
-                    terms.plot(
-                        steps, values, _DASHES[dash], color=colour,
-                        label=f"{labels[key]}, {('MAE', 'SEM')[dash]}",
-                    )  # fmt: skip
+            points = curves.get(key, {})
+            if points:
+                whole.plot(*_thin(points["train/loss"]), color=colour, label=labels[key])
+            for term, dash in (("train/loss_mae", "-"), ("train/loss_sem", "--")):
+                if points.get(term):
+                    terms.plot(*_thin(points[term]), dash, color=colour)
         whole.set(title="total loss", xlabel="step", ylabel="loss")
-        terms.set(title="terms: MAE solid, SEM dashed", xlabel="step")
+        terms.set(title="terms: reconstruction solid, alignment dashed", xlabel="step")
+        whole.legend(fontsize=8.5)
         for axis in (whole, terms):
             if axis.lines:
                 _log_scale(axis)
-                axis.legend(fontsize=8.5)
         return _svg(figure, "loss", "Pre-training loss by step, one curve per experiment")
 
 
@@ -107,7 +103,7 @@ def similarity_against_probe(suite: Suite, labels: Labels) -> str | None:
     if not points:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.0), layout="constrained")
         axis = figure.subplots()
         for index, key, similarity, accuracy in points:
             axis.plot(
@@ -123,7 +119,7 @@ def similarity_against_probe(suite: Suite, labels: Labels) -> str | None:
 def similarity_by_layer(suite: Suite, labels: Labels) -> str | None:
     """Draw the token similarity after every block, one curve per experiment."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.0), layout="constrained")
         axis = figure.subplots()
         for index, key in enumerate(labels):
             values = _layers(suite, key)
@@ -134,7 +130,7 @@ def similarity_by_layer(suite: Suite, labels: Labels) -> str | None:
                 )  # fmt: skip
         if not axis.lines:
             return None
-        _integer_ticks(axis)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="layer", ylabel="token similarity (mean cosine)")
         axis.legend(fontsize=8.5)
         return _svg(figure, "layers", "Token similarity by layer, one curve per experiment")
@@ -209,10 +205,6 @@ def _log_scale(axis: Axes) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(NullLocator())
-
-
-def _integer_ticks(axis: Axes) -> None:
-    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:

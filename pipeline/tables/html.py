@@ -67,7 +67,8 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
     tables = lay_out(suite, paper)
     labels = _labels(suite, paper)
     found = origins(suite)
-    return _environment().get_template("report.html.j2").render(
+    link = run_link or (lambda _: None)
+    content = _environment().get_template("report.html.j2").render(
         suite=suite,
         tables=tables,
         labels=labels,
@@ -86,9 +87,10 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
         ],
         origins=found,
         states=_STATES,
-        link=run_link or (lambda _: None),
-        linked=run_link is not None,
+        link=link,
+        linked=any(link(origin.result.fingerprint or "") for origin in found),
     )  # fmt: skip
+    return content.strip() + "\n"
 
 
 def _environment() -> Environment:
@@ -139,17 +141,19 @@ def _caption(stage: str, file_name: str) -> str:
 
 def _scale_rows(suite: Suite, paper: Paper) -> list[ScaleRow]:
     rows = [
-        ScaleRow(f"paper, {table.number}", table.model, table.pretrained_on, table.epochs, "")
+        ScaleRow(
+            f"paper, {table.number}", table.model, table.pretrained_on, table.epochs, "not stated"
+        )
         for table in map(paper.table, suite.tables)
     ]
     for experiment in suite.experiments:
         recipe = experiment.recipe
-        images = suite.train_images.get(recipe.dataset)
+        manifest = suite.datasets.get(recipe.dataset)
         rows.append(
             ScaleRow(
                 experiment.row or paper.method_label(recipe),
                 _model(recipe.model),
-                f"{recipe.dataset}, {images:,} images" if images else recipe.dataset,
+                recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else ""),
                 str(recipe.epochs),
                 str(recipe.batch_size),
             )

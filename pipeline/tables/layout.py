@@ -6,7 +6,7 @@ that it measures as a column, and the paper's number from the first named table 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.tables.collect import Experiment, StageResult, Suite
@@ -33,7 +33,7 @@ class Cell:
         if self.ours is None or self.paper is None:
             return None
         difference = round(self.ours, self.metric.decimals) - self.paper
-        return round(difference, self.metric.decimals) + 0.0  # no negative zero
+        return round(difference, self.metric.decimals)
 
     @property
     def state(self) -> State | Literal["missing"] | None:
@@ -78,6 +78,8 @@ class ResultTable:
     given: tuple[str, ...]
     headings: tuple[Heading, ...]
     lines: tuple[Line, ...]
+    data_notes: tuple[str, ...]
+    """What the prepared data say about themselves that a reader of the numbers must know."""
 
     def cells(self) -> Iterator[tuple[Line, Heading, Cell]]:
         """Yield every cell, row by row."""
@@ -100,16 +102,10 @@ def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
 
 def _suite_table(suite: Suite, paper: Paper, tables: Sequence[Table]) -> ResultTable:
     asked = {stage for stage, _ in suite.results}
-    columns = [
-        _SuiteColumn(name, suite, paper, tables)
-        for name in paper.headline
-        if paper.metrics[name].stage in asked
-    ]
-    order = list(paper.methods)
-    experiments = sorted(
-        suite.experiments,
-        key=lambda e: order.index(e.recipe.method) if e.recipe.method in order else len(order),
-    )
+    names = [name for name in paper.headline if paper.metrics[name].stage in asked]
+    compared = {name: _compared_table(name, suite, tables) for name in names}
+    order = {method: place for place, method in enumerate(paper.methods)}
+    experiments = sorted(suite.experiments, key=lambda e: order.get(e.recipe.method, len(order)))
     lines = tuple(
         Line(
             label=experiment.row or paper.method_label(experiment.recipe),
@@ -117,8 +113,14 @@ def _suite_table(suite: Suite, paper: Paper, tables: Sequence[Table]) -> ResultT
             given=(),
             source="own",
             cells=tuple(
-                _cell(column.metric, column.paper_value(experiment), suite, experiment, column.name)
-                for column in columns
+                _cell(
+                    paper.metrics[name],
+                    _paper_value(compared[name], name, suite, experiment),
+                    suite,
+                    experiment,
+                    name,
+                )
+                for name in names
             ),
         )
         for experiment in experiments
@@ -128,57 +130,45 @@ def _suite_table(suite: Suite, paper: Paper, tables: Sequence[Table]) -> ResultT
         caption=f"{len(lines)} experiments of the suite {suite.name}.",
         reduced=suite.reduced,
         given=(),
-        headings=tuple(column.heading for column in columns),
+        headings=tuple(_suite_heading(paper.metrics[name], name, compared[name]) for name in names),
         lines=lines,
+        data_notes=_data_notes(suite),
     )
 
 
-@dataclass
-class _SuiteColumn:
-    """A metric of a suite and the one table of the paper that it is compared with.
+def _compared_table(name: str, suite: Suite, tables: Sequence[Table]) -> Table | None:
+    """Return the first table with a number for this metric and one of the experiments.
 
     One table per column: numbers of two tables have different pre-training data and must not
     stand under each other.
     """
+    for table in tables:
+        if any(_paper_value(table, name, suite, e) is not None for e in suite.experiments):
+            return table
+    return None
 
-    name: str
-    suite: Suite
-    paper: Paper
-    tables: Sequence[Table]
-    table: Table | None = field(init=False)
-    index: int = field(init=False, default=0)
 
-    def __post_init__(self) -> None:
-        self.table = None
-        for table in self.tables:
-            names = [column.metric for column in table.columns]
-            if self.name in names:
-                self.table, self.index = table, names.index(self.name)
-                if any(self.paper_value(e) is not None for e in self.suite.experiments):
-                    return
-        self.table = None
+def _paper_value(
+    table: Table | None, name: str, suite: Suite, experiment: Experiment
+) -> float | None:
+    if table is None or (column := _column_of(table, name)) is None:
+        return None
+    full_scale = not suite.reduced
+    row = table.row_of(experiment.recipe, experiment.row, full_scale=full_scale)
+    return None if row is None else table.rows[row].values[column]
 
-    @property
-    def metric(self) -> Metric:
-        return self.paper.metrics[self.name]
 
-    @property
-    def heading(self) -> Heading:
-        return Heading(
-            metric=self.metric,
-            header=self.metric.header,
-            group="",
-            paper_table=self.table.number if self.table else "",
-            paper_data=self.table.columns[self.index].data if self.table else "",
-        )
+def _column_of(table: Table, name: str) -> int | None:
+    names = [column.metric for column in table.columns]
+    return names.index(name) if name in names else None
 
-    def paper_value(self, experiment: Experiment) -> float | None:
-        if self.table is None:
-            return None
-        row = self.table.row_of(
-            experiment.recipe, experiment.row, full_scale=not self.suite.reduced
-        )
-        return None if row is None else self.table.rows[row].values[self.index]
+
+def _suite_heading(metric: Metric, name: str, table: Table | None) -> Heading:
+    column = None if table is None else _column_of(table, name)
+    if table is None or column is None:
+        return Heading(metric, metric.header, group="", paper_table="", paper_data="")
+    data = table.columns[column].data
+    return Heading(metric, metric.header, "", paper_table=table.number, paper_data=data)
 
 
 def _paper_table(suite: Suite, paper: Paper, table: Table) -> ResultTable:
@@ -206,6 +196,7 @@ def _paper_table(suite: Suite, paper: Paper, table: Table) -> ResultTable:
         given=table.given,
         headings=tuple(_heading(paper, table, column) for column in table.columns),
         lines=tuple(lines),
+        data_notes=_data_notes(suite),
     )
 
 
@@ -217,20 +208,27 @@ def _share_lines(
     In a table with parts (CIFAR-10, CIFAR-100) an experiment fills the part that is named after
     its data, so the two share a line; otherwise each has its own.
     """
-    lines: list[list[Experiment | None]] = []
+    lines: list[dict[int, Experiment]] = []
     for experiment in experiments:
-        fills = [column.part in ("", experiment.recipe.dataset) for column in table.columns]
-        free = (
-            line
-            for line in lines
-            if not any(taken and fill for taken, fill in zip(line, fills, strict=True))
-        )
-        line = next(free, None)
+        filled = {
+            index: experiment
+            for index, column in enumerate(table.columns)
+            if column.part in ("", experiment.recipe.dataset)
+        }
+        line = next((line for line in lines if not line.keys() & filled.keys()), None)
         if line is None:
-            line = [None] * len(table.columns)
-            lines.append(line)
-        line[:] = [experiment if fill else taken for taken, fill in zip(line, fills, strict=True)]
-    return [tuple(line) for line in lines] or [(None,) * len(table.columns)]
+            lines.append(filled)
+        else:
+            line.update(filled)
+    return [tuple(map(line.get, range(len(table.columns)))) for line in lines or [{}]]
+
+
+def _data_notes(suite: Suite) -> tuple[str, ...]:
+    return tuple(
+        f"Data {name}: {note}"
+        for name, manifest in suite.datasets.items()
+        for note in manifest.notes
+    )
 
 
 def _heading(paper: Paper, table: Table, column: Column) -> Heading:

@@ -78,14 +78,16 @@ def notes(table: ResultTable) -> list[str]:
     ]
     if any(label(line) != line.label for line in table.lines):
         found.append(QUOTED_NOTE)
-    sources = dict.fromkeys(
-        f"{h.group} {h.header}".strip() + f" from {h.paper_table} ({h.paper_data})"
-        for h in table.headings
-        if h.paper_table
-    )
+    sources: dict[str, list[str]] = {}
+    for heading in table.headings:
+        if heading.paper_table:
+            source = f"{heading.paper_table} ({heading.paper_data})"
+            name = f"{heading.group} {heading.header}".strip()
+            sources.setdefault(source, []).append(name)
     if sources:
-        found.append("The paper's numbers: " + "; ".join(sources) + ".")
-    return found
+        parts = (f"{', '.join(names)} from {source}" for source, names in sources.items())
+        found.append(f"The paper's numbers: {'; '.join(parts)}.")
+    return [*found, *table.data_notes]
 
 
 def missing_commands(tables: Sequence[ResultTable]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +22,13 @@ from asl_core.data.views import (
 )
 from asl_core.errors import InputError
 from asl_core.protocol import Views
+from asl_core.randomness import derive_seed, seeded_globals
 
 BATCH, EPOCHS = 12, 3  # 40 images: 3 steps an epoch, 4 samples of each epoch dropped
 
 
-def make_loader(folder: Path, **changes: object) -> TrainingLoader[Views]:
-    settings = {"seed": 1, "batch_size": BATCH, "epochs": EPOCHS} | changes
+def make_loader(folder: Path, **changes: Any) -> TrainingLoader[Views]:
+    settings: dict[str, Any] = {"seed": 1, "batch_size": BATCH, "epochs": EPOCHS} | changes
     transform = pretrain_transform(16, 0.3)
     return TrainingLoader(PackedDataset(folder, "train"), transform, collate_views, **settings)
 
@@ -91,6 +93,16 @@ def test_processes_share_out_the_same_batch(icons: Path, expected: list, world_s
         for parts in zip(*ranks, strict=True)
     ]
     assert_same(joined, expected)
+
+
+def test_a_sample_is_augmented_under_the_seed_of_its_epoch_and_index(
+    icons: Path, expected: list
+) -> None:
+    images, indices = expected[4]  # the second step of epoch 1
+    dataset, transform = PackedDataset(icons, "train"), pretrain_transform(16, 0.3)
+    for image, index in zip(images, indices.tolist(), strict=True):
+        with seeded_globals(derive_seed(1, "augment", 1, index)):
+            assert torch.equal(transform(dataset[index]).views[0], image)
 
 
 def test_the_seed_changes_order_and_augmentation(icons: Path, expected: list) -> None:
@@ -209,7 +221,7 @@ def test_evaluation_of_a_subset_keeps_its_order(icons: Path) -> None:
     assert [batch.indices.tolist() for batch in batches] == [[9, 2, 4, 15, 0], [1]]
 
 
-def evaluation(folder: Path, **changes: object) -> Iterator[LabelledBatch]:
-    settings = {"batch_size": 5} | changes
+def evaluation(folder: Path, **changes: Any) -> Iterator[LabelledBatch]:
+    settings: dict[str, Any] = {"batch_size": 5} | changes
     dataset = PackedDataset(folder, "test")
     return evaluation_batches(dataset, evaluation_transform(16), collate_labelled, **settings)

@@ -25,7 +25,7 @@ from asl_core.data.views import (
 )
 from asl_core.errors import InputError
 from asl_core.randomness import seeded_globals
-from asl_core.recipes.datasets import NORMALISATIONS
+from asl_core.recipes.normalisation import NORMALISATIONS
 
 MEAN, STD = NORMALISATIONS["imagenet"]
 

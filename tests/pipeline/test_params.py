@@ -71,10 +71,22 @@ def test_a_model_is_a_size_with_overrides(tmp_path: Path) -> None:
 
 
 MISTAKES = [
-    ("epochs: 2", "epocs: 2", "experiments.mae.epocs (and asl): unknown key; did you mean 'epochs'?"),
-    ("epochs: 2", "epochs: two", "experiments.mae.epochs (and asl): got 'two', expected a valid int"),
-    ("epochs: 2", "epochs: '2'", "experiments.mae.epochs (and asl): got '2', expected a valid int"),
-    ("epochs: 2", "epochs: true", "experiments.mae.epochs (and asl): got True, expected a valid int"),
+    (
+        "epochs: 2",
+        "epocs: 2",
+        "mae.epocs (and asl): unknown key; did you mean 'epochs'?",
+    ),
+    (
+        "epochs: 2",
+        "epochs: two",
+        "experiments.mae.epochs (and asl): got 'two', expected a valid int",
+    ),
+    ("epochs: 2", "epochs: '2'", "experiments.mae.epochs (and asl): got '2', expected a valid"),
+    (
+        "epochs: 2",
+        "epochs: true",
+        "experiments.mae.epochs (and asl): got True, expected a valid int",
+    ),
     ("epochs: 2", "epochs: 0", "experiments.mae (and asl): epochs must be at least 1, got 0"),
     ("lr: 1e-3", "lr: .nan", "experiments.mae.lr (and asl): got nan, expected a finite number"),
     ("lr: 1e-3", "lr: -1", "experiments.mae (and asl): lr must be positive, got -1.0"),
@@ -95,8 +107,16 @@ MISTAKES = [
     ),
     ("dataset: both", "dataset: bth", "experiments.mae.dataset (and asl): unknown dataset 'bth'"),
     ("{source: scenes, ", "{source: scnes, ", "datasets.both.members.0.source: unknown source"),
-    ("{source: scenes, train", "{source: scenes, trai", "datasets.both.members.0.trai: unknown key"),
-    ("icons: {source: icons", "icons: {source: icon", "datasets.icons.source: got 'icon', expected"),
+    (
+        "{source: scenes, train",
+        "{source: scenes, trai",
+        "both.members.0.trai: unknown key",
+    ),
+    (
+        "icons: {source: icons",
+        "icons: {source: icon",
+        "datasets.icons.source: got 'icon'",
+    ),
     ("linprobe: {mae", "linprobe: {mea", "linprobe.mea: unknown experiment 'mea'; did you mean"),
     ("tables: [table1]", "tables: [table11]", "tables.0: unknown table 'table11'; did you mean"),
     ("detect: {}", "detekt: {}", "detekt: unknown key; did you mean 'detect'?"),
@@ -181,7 +201,10 @@ def test_resources_of_a_stage_are_its_own_over_the_default(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("local: {default: {num_worker: 2}}", "local.default.num_worker: unknown key; did you mean"),
+        (
+            "local: {default: {num_worker: 2}}",
+            "local.default.num_worker: unknown key; did you mean",
+        ),
         ("local: {default: {device: gpu}}", "local.default.device: got 'gpu', expected one of"),
         ("local: {detekt: {}}", "local.detekt: unknown key; did you mean 'detect'?"),
         ("lokal: {}", "lokal: unknown key; did you mean 'local'?"),

@@ -57,6 +57,8 @@ class RelativePositionBias(nn.Module):
         - Output: (1, h, s^2, s^2); element (i, j) depends on position i minus position j.
     """
 
+    offsets: Tensor
+
     def __init__(self, num_heads: int, side: int) -> None:
         super().__init__()
         self.side = side
@@ -115,14 +117,17 @@ class WindowedVit(nn.Module):
         self.patch_embed = encoder.patch_embed
         self.pos_embed = nn.Parameter(encoder.pos_embed.detach()[:, 1:].clone())  # (1, N, D)
         self.blocks = encoder.blocks
-        self.window_bias = RelativePositionBias(vit.num_heads, self.window)
+        # with four blocks all are global, and a table that nobody reads would get no gradient
+        windowed = vit.depth > NUM_TAPS
+        self.window_bias = RelativePositionBias(vit.num_heads, self.window) if windowed else None
         self.global_bias = RelativePositionBias(vit.num_heads, vit.grid_size)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four taps, in order of depth."""
         tokens = self.patch_embed(images) + self.pos_embed
         tokens = tokens.reshape(images.shape[0], self.grid_size, self.grid_size, -1)
-        window_bias, global_bias = self.window_bias(), self.global_bias()
+        global_bias = self.global_bias()
+        window_bias = global_bias if self.window_bias is None else self.window_bias()
         maps = []
         for i, block in enumerate(self.blocks):
             if i in self.taps:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from faster_coco_eval import COCO
@@ -40,15 +40,16 @@ def coco_metrics(ground_truth: dict[str, Any], results: CocoResults) -> dict[str
         results: Of all images, in the coordinates of the original images.
     """
     metrics = {}
-    for task, iou_type in (("box", "bbox"), ("mask", "segm")):
-        statistics = average_precision(ground_truth, results, iou_type)
-        for suffix, value in zip(STATISTICS, statistics, strict=True):
+    box = average_precision(ground_truth, results, "bbox")
+    mask = average_precision(ground_truth, results, "segm")
+    for task, values in (("box", box), ("mask", mask)):
+        for suffix, value in zip(STATISTICS, values, strict=True):
             metrics[f"ap_{task}{suffix}"] = value
     return metrics
 
 
 def average_precision(
-    ground_truth: dict[str, Any], results: CocoResults, iou_type: str
+    ground_truth: dict[str, Any], results: CocoResults, iou_type: Literal["bbox", "segm"]
 ) -> list[float]:
     """Return AP, AP50 and AP75 in percent; zeros when nothing was detected."""
     if not results:

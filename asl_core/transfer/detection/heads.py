@@ -50,7 +50,7 @@ def build_heads(
     box_head_dim: int,
     roi_batch: int,
 ) -> "MaskRcnnHeads":
-    """Build heads of four convolutions with BatchNorm, initialised as detectron2 does.
+    """Build heads of four convolutions with BatchNorm, initialised as torchvision does.
 
     Args:
         strides: Of the pyramid's levels.
@@ -60,7 +60,7 @@ def build_heads(
         roi_batch: Proposals per image in the losses; a quarter of them objects at most.
     """
     convolutions = [channels] * 4
-    heads = MaskRcnnHeads(
+    return MaskRcnnHeads(
         box_roi_pool=AlignedPooler(strides, BOX_CELLS),
         box_head=FastRCNNConvFCHead(
             (channels, BOX_CELLS, BOX_CELLS),
@@ -81,13 +81,6 @@ def build_heads(
         mask_head=MaskRCNNHeads(channels, convolutions, 1, norm_layer=nn.BatchNorm2d),
         mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
     )
-    nn.init.normal_(heads.box_predictor.cls_score.weight, std=0.01)
-    nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.001)
-    nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
-    for module in (*heads.box_predictor.modules(), *heads.mask_predictor.modules()):
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-    return heads
 
 
 class MaskRcnnHeads(RoIHeads):
@@ -123,8 +116,8 @@ class MaskRcnnHeads(RoIHeads):
 
     def mask_logits(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """Return mask logits of boxes for every class, (R, K + 1, 28, 28)."""
-        pooled = self.mask_roi_pool(features, boxes)
-        return self.mask_predictor(self.mask_head(pooled)).float()
+        pool, head, predictor = self.mask_roi_pool, self.mask_head, self.mask_predictor
+        return predictor(head(pool(features, boxes))).float()  # type: ignore[misc]
 
     def mask_loss(
         self,

@@ -49,14 +49,14 @@ def train_detector(
             encoder,
             len(train.manifest.thing_classes or ()),
             recipe,
-            tuple(train.manifest.mean),
-            tuple(train.manifest.std),
+            train.manifest.mean,
+            train.manifest.std,
         )
     if distributed.world_size() > 1 and pick_device(context.resources).type == "cuda":
         model = synchronise_batch_norm(model)
     loader = TrainingLoader(
         train,
-        LargeScaleJitter(recipe.image_size, recipe.scale_range),
+        LargeScaleJitter(recipe.image_size, recipe.scale_range, 0.5 if recipe.flip else 0.0),
         collate_detection,
         seed=recipe.seed,
         batch_size=recipe.batch_size,

@@ -1,0 +1,116 @@
+"""Segmentation transfer: train UPerNet from a pre-trained encoder."""
+
+from pathlib import Path
+
+from torch import nn
+
+from asl_core import distributed
+from asl_core.data.loaders import TrainingLoader
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.devices import pick_device
+from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.optimizer import layer_decay_groups
+from asl_core.errors import InputError
+from asl_core.modules.encoder import Encoder, load_encoder
+from asl_core.randomness import derive_seed, seeded_globals
+from asl_core.recipes.transfer import Segmentation
+from asl_core.transfer.segmentation.augment import TrainingCrop, collate_segmentation
+from asl_core.transfer.segmentation.model import Segmenter
+
+
+def semantic_dataset(folder: Path, split: str) -> PackedDataset:
+    """Open a split that has semantic maps.
+
+    Raises:
+        InputError: The dataset has none.
+    """
+    dataset = PackedDataset(folder, split)
+    if not dataset.has_semantic or not dataset.annotated_indices:
+        raise InputError(
+            f"dataset {dataset.manifest.name} in {folder} has no semantic maps in its {split} "
+            "split; choose one with maps for segmentation"
+        )
+    return dataset
+
+
+def train_segmenter(
+    recipe: Segmentation, encoder_folder: Path, dataset_folder: Path, context: RunContext
+) -> Segmenter:
+    """Train a segmenter on the annotated images.
+
+    Positions, [cls] and bias tables have weight decay, as in the public reproductions, which name
+    them as exempt but by names that do not match.
+
+    Raises:
+        InputError: No encoder, no maps, sizes that do not fit each other, or a batch larger than
+            the training split.
+    """
+    train = semantic_dataset(dataset_folder, "train")
+    across_processes = (
+        distributed.world_size() > 1 and pick_device(context.resources).type == "cuda"
+    )
+    check_recipe(recipe, context.resources.micro_batch_size, across_processes)
+    encoder = load_resized_encoder(encoder_folder, recipe)
+    with seeded_globals(derive_seed(recipe.seed, "init")):
+        model: Segmenter = Segmenter(
+            encoder,
+            len(train.manifest.semantic_classes or ()),
+            recipe,
+            train.manifest.mean,
+            train.manifest.std,
+        )
+    if across_processes:
+        # torch has synchronised BatchNorm for GPUs only
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    loader = TrainingLoader(
+        train,
+        TrainingCrop(recipe.crop_size, recipe.scale_range, recipe.category_share_max),
+        collate_segmentation,
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        micro_batch_size=context.resources.micro_batch_size,
+        num_workers=context.resources.num_workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        subset=train.annotated_indices,
+    )
+    fit(model, loader, recipe, context, param_groups=layer_decay_groups(model, recipe))
+    return model
+
+
+def check_recipe(
+    recipe: Segmentation, micro_batch_size: int | None, across_processes: bool
+) -> None:
+    """Refuse what would leave pixels uncovered, or BatchNorm with a single value.
+
+    Pyramid pooling ends in a 1 x 1 map: a forward pass of one image has no variance there.
+
+    Raises:
+        InputError: The stride exceeds the window, or a forward pass would see one image alone.
+    """
+    if not 1 <= recipe.slide_stride <= recipe.crop_size:
+        raise InputError(
+            f"slide_stride must be in 1 to crop_size {recipe.crop_size}, got {recipe.slide_stride}"
+        )
+    share = recipe.batch_size // distributed.world_size()
+    micro = min(micro_batch_size or share, share)
+    smallest = share % micro or micro
+    if smallest == 1 and not across_processes:
+        raise InputError(
+            "segmentation needs 2 images or more in each forward pass for BatchNorm, got one of 1 "
+            f"(batch_size {recipe.batch_size}, processes {distributed.world_size()}, "
+            f"micro_batch_size {micro_batch_size}); choose a larger or a dividing size"
+        )
+
+
+def load_resized_encoder(folder: Path, recipe: Segmentation) -> Encoder:
+    """Load the encoder for the crop's size.
+
+    Raises:
+        InputError: There is none, or the size is not a multiple of its patches.
+    """
+    try:
+        return load_encoder(folder, image_size=recipe.crop_size, drop_path=recipe.drop_path)
+    except ValueError as error:
+        raise InputError(f"the encoder in {folder} cannot be resized: {error}") from None

@@ -1,0 +1,22 @@
+"""asl-pipe ui."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow on the project's runs.
+
+    Stop it with Ctrl-C. It serves this machine only; from elsewhere, tunnel the port:
+    ssh -L 5000:localhost:5000 HOST
+
+    Example: asl-pipe ui --port 5001
+    """
+    from pipeline.actions.ui import serve
+    from pipeline.project import find_project
+
+    serve(find_project(Path.cwd(), "demo").root, port, typer.echo)

@@ -1,0 +1,113 @@
+"""Detection transfer of a pre-trained encoder: Mask R-CNN, box and mask AP."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from asl_core import distributed
+from asl_core.data.masks import decode_masks
+from asl_core.data.samples import Instances, Sample
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.devices import pick_device
+from asl_core.engine.loop import RunContext
+from asl_core.transfer.detection.evaluate import CocoResults
+from asl_core.transfer.detection.train import evaluate_detector, train_detector
+from pipeline.stages.pictures import save_image_grid
+from pipeline.stages.request import StageRequest
+
+DRAWN_IMAGES, DRAWN_SIDE, DRAWN_SCORE = 8, 256, 0.5
+"""How many pictures, their longest side in pixels, and the least score of a detection in them."""
+COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6",
+           "#bcf60c", "#fabebe")  # fmt: skip
+
+
+def run(request: StageRequest) -> dict[str, float]:
+    """Train the detector; write its weights, the test split's detections, and pictures."""
+    distributed.initialise_from_environment(pick_device(request.resources))
+    context = RunContext(
+        request.work / "ckpt", request.journal, request.resources, f"detect {request.key}"
+    )
+    dataset = request.inputs["dataset"]
+    model = train_detector(request.recipe, request.inputs["encoder"], dataset, context)
+    metrics, results = evaluate_detector(model, request.recipe, dataset, request.resources)
+    if distributed.rank() > 0:
+        return {}
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(state, request.out / "detector.safetensors")
+    (request.out / "detections.json").write_text(json.dumps(results) + "\n")
+    draw_detections(
+        request.out / "pictures/detections.png", PackedDataset(dataset, "test"), results
+    )
+    for path in ("detector.safetensors", "detections.json", "pictures/detections.png"):
+        request.journal.artifact(path)
+    return metrics
+
+
+def draw_detections(path: Path, dataset: PackedDataset, results: CocoResults) -> None:
+    """Draw the first annotated images with their objects and with what was detected."""
+    by_image: dict[int, CocoResults] = defaultdict(list)
+    for result in results:
+        if result["score"] >= DRAWN_SCORE:
+            by_image[result["image_id"]].append(result)
+    names = list(dataset.manifest.thing_classes or ())
+    truths, found = [], []
+    for index in dataset.annotated_indices[:DRAWN_IMAGES]:
+        sample = dataset[index]
+        assert sample.instances is not None  # the image is annotated
+        truths.append(draw(sample, sample.instances, names))
+        detected = as_instances(by_image[sample.image_id], *sample.image.shape[-2:])
+        found.append(draw(sample, detected, names))
+    detections_title = f"detections, score >= {DRAWN_SCORE}"
+    save_image_grid(path, {"ground truth": stack(truths), detections_title: stack(found)})
+
+
+def as_instances(results: CocoResults, height: int, width: int) -> Instances:
+    """Return one image's detections as objects."""
+    boxes = torch.tensor([result["bbox"] for result in results]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    codes = [result["segmentation"]["counts"].encode("ascii") for result in results]
+    return Instances(
+        boxes=boxes,
+        labels=torch.tensor([result["category_id"] - 1 for result in results], dtype=torch.int64),
+        masks=decode_masks(codes, height, width),
+        crowd=torch.zeros(len(results), dtype=torch.bool),
+    )
+
+
+def draw(sample: Sample, objects: Instances, names: list[str]) -> Tensor:
+    """Return the enlarged image with masks, boxes and class names, (3, H, W) uint8."""
+    height, width = sample.image.shape[-2:]
+    scale = DRAWN_SIDE / max(height, width)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    image = F.interpolate(sample.image[None].float(), size=size)[0].to(torch.uint8)
+    if not len(objects.boxes):
+        return image
+    masks = F.interpolate(objects.masks[None].float(), size=size)[0].bool()
+    labels = objects.labels.tolist()
+    colours: list = [COLOURS[label % len(COLOURS)] for label in labels]
+    image = draw_segmentation_masks(image, masks, alpha=0.5, colors=colours)
+    # boxes that rounding has made empty are widened to the pixel that they lie in
+    boxes = (objects.boxes * scale).round()
+    boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    return draw_bounding_boxes(
+        image, boxes, [names[label] for label in labels], colors=colours, width=2
+    )
+
+
+def stack(images: list[Tensor]) -> Tensor:
+    """Put pictures of different sizes on white squares, in [0, 1]; (B, 3, S, S)."""
+    padded = [
+        F.pad(
+            image,
+            (0, DRAWN_SIDE - image.shape[2], 0, DRAWN_SIDE - image.shape[1]),
+            value=255,
+        )
+        for image in images
+    ]
+    return torch.stack(padded).float() / 255

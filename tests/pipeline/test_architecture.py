@@ -1,0 +1,101 @@
+"""Who may import whom, what an import costs, and that no part is left without its counterpart."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.cluster import STAGES, Local
+from pipeline.config.params import METHODS, SECTIONS, SOURCES
+from pipeline.tables.paper import load_paper
+
+ROOT = Path(__file__).parents[2]
+SCIENCE = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "asl_core").rglob("*.py")
+    if path.name != "__init__.py"
+)
+FORBIDDEN = ("pipeline", "mlflow", "dvc", "submitit", "typer", "pydantic", "yaml", "ruamel")
+
+BLOCKED_IMPORTS = """
+import importlib, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {forbidden!r}:
+            raise ImportError(f"{{name}} is not for asl_core")
+sys.meta_path.insert(0, Refuse())
+for module in {modules!r}:
+    importlib.import_module(module)
+"""
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def test_the_layers_are_kept() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_recipes_and_records_need_the_standard_library_only() -> None:
+    modules = [name for name in SCIENCE if ".recipes." in name] + ["asl_core.engine.records"]
+    forbidden = (*FORBIDDEN, "torch", "torchvision", "timm", "numpy", "PIL", "psutil")
+    done = run_python(BLOCKED_IMPORTS.format(forbidden=forbidden, modules=modules))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["pipeline.actions.run", "pipeline.actions.tables"])
+def test_actions_do_not_load_torch_or_mlflow(module: str) -> None:
+    heavy = ("torch", "torchvision", "timm", "mlflow", "dvc", "sklearn")
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    done = run_python(code)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_method_has_a_recipe_a_module_and_a_name_in_the_paper() -> None:
+    for name in METHODS:
+        assert (ROOT / f"asl_core/methods/{name}.py").is_file()
+        assert (ROOT / f"asl_core/recipes/{name}.py").is_file()
+        assert name in load_paper().methods
+
+
+def test_every_method_module_can_be_named_in_params() -> None:
+    files = {path.stem for path in (ROOT / "asl_core/methods").glob("*.py")} - {"__init__"}
+    assert files == set(METHODS)
+
+
+def test_every_stage_of_the_dag_is_known_everywhere() -> None:
+    stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    assert stages == set(STAGES)
+    assert stages - {"report"} == set(SECTIONS)
+    assert stages | {"default"} == set(Local.model_fields)
+
+
+def test_every_source_says_its_own_name() -> None:
+    for name, declared in SOURCES.items():
+        assert declared.__dataclass_fields__["source"].default == name
+
+
+@pytest.mark.parametrize("suite", sorted(p.parent.name for p in ROOT.glob("suites/*/params.yaml")))
+def test_a_suite_is_params_and_links(suite: str) -> None:
+    folder = ROOT / "suites" / suite
+    for name in ("dvc.yaml", "asl_core", "pipeline"):
+        link = folder / name
+        assert link.is_symlink()
+        assert str(link.readlink()) == f"../../{name}"
+        assert link.resolve() == ROOT / name
+    assert yaml.safe_load((folder / "params.yaml").read_text())["suite"] == suite
+
+
+def test_the_lock_file_has_exact_versions_and_no_places() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert all("==" in line and "@" not in line and "/" not in line for line in lines)
+    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(lines)

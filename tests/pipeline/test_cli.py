@@ -1,0 +1,125 @@
+"""The command line: what it says, how it ends, what it loads."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from asl_core.errors import InputError, InterruptedRun, TrainingError
+from pipeline import cli
+from pipeline.errors import NotFinishedError, UserError
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("run", "tables", "ui", "sync", "validate")
+HEAVY = ("torch", "torchvision", "timm", "mlflow", "dvc", "submitit", "sklearn", "matplotlib",
+         "pydantic", "ruamel", "numpy")  # fmt: skip
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    code = f"import sys, pipeline.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_command_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_command(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
+    assert "Exit codes" in said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_command([command, "--help"]) == 0
+    assert f"Example: asl-pipe {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["validate", "cifar10-min"], "unknown suite 'cifar10-min'; did you mean 'cifar10-mini'?"),
+        (["tables", "nothing"], "unknown suite 'nothing' (valid: demo, cifar10-mini, coco-mini)"),
+        (["run", "pretrian", "asl"], "unknown stage 'pretrian'; did you mean 'pretrain'?"),
+        (["run", "pretrain", "als"], "'als'; did you mean 'asl'?"),
+        (["run", "prepare", "scene"], "'scene'; did you mean 'scenes'?"),
+        (["tables", "--format", "pdf"], "pdf"),
+        (["run"], "STAGE"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.run_command(arguments) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("/", "not inside a project"), (str(ROOT / "docs"), "no params.yaml")]
+)
+def test_a_folder_that_is_no_suite_is_named(
+    folder: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    assert cli.run_command(["validate"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_validate_counts_what_a_suite_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT / "suites/cifar10-mini")
+    assert cli.run_command(["validate"]) == 0
+    assert capsys.readouterr().out.startswith("cifar10-mini: valid; 1 prepare, 2 pretrain")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("u"), 2),
+        (InputError("i"), 2),
+        (TrainingError("t"), 1),
+        (InterruptedRun("k"), 75),
+        (NotFinishedError("n"), 75),
+        (OSError(errno.ENOSPC, "No space left on device", "checkpoint"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_kind_of_error_is_one_line_with_its_exit_code(
+    error: BaseException,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    app = typer.Typer()
+    app.command()(fail)
+    monkeypatch.setattr(cli, "app", app)
+    assert cli.run_command([]) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_system_error_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+
+    app = typer.Typer()
+    app.command()(fail)
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(FileNotFoundError):
+        cli.run_command([])

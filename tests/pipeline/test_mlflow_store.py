@@ -1,0 +1,409 @@
+"""Journals in MLflow: every point once, one run a stage below one run an experiment."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from asl_core.engine.records import Journal
+from pipeline.actions.sync import sync_journals
+from pipeline.adapters.mlflow_store import MlflowStore
+from pipeline.errors import NotFinishedError, TrackingError
+from pipeline.jobs.layout import JobPaths
+from pipeline.jobs.mlflow_link import RunLink, run_link
+from pipeline.jobs.record import JobRecord, write_record
+from pipeline.jobs.store import StoreAddress
+from pipeline.jobs.tracked import read_tracked_run
+
+# MLflow's tables use what SQLAlchemy 2.1 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+FINGERPRINT = "0123abcd" * 4
+PNG = b"\x89PNG\r\n\x1a\n"
+
+Fill = Callable[[Journal], None]
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs; making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path, tables: Path) -> Path:
+    shutil.copy(tables, tmp_path / "mlflow.db")
+    (tmp_path / ".dvc").mkdir()
+    return tmp_path
+
+
+def write_attempt(
+    root: Path,
+    fill: Fill = lambda _: None,
+    *,
+    stage: str = "pretrain",
+    key: str = "asl",
+    fingerprint: str = FINGERPRINT,
+    end: str | None = "FINISHED",
+    lr: float = 0.5,
+) -> JobPaths:
+    """Write one attempt as the run action does."""
+    job = JobPaths.of(root / ".asl", fingerprint)
+    with Journal.open(job.journal) as journal:
+        names = {"stage": stage, "key": key, "suite": "demo", "fingerprint": fingerprint}
+        journal.tags({**names, "scale": "reduced", "git.commit": "c0ffee"})
+        if stage == "pretrain":
+            journal.params({"method": "asl", "lr": lr})
+        journal.dataset("icons", "md5:" + "e" * 40, "data/icons", "train")
+        fill(journal)
+        if end is not None:
+            journal.end(end, "" if end == "FINISHED" else "the loss is nan")
+    return job
+
+
+def client(root: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+
+
+def ingest(root: Path, job: JobPaths) -> RunLink:
+    return MlflowStore(root).ingest(job.journal, job.out)
+
+
+def history(root: Path, run_id: str, key: str) -> list[tuple[int, float]]:
+    points = client(root).get_metric_history(run_id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
+def all_runs(root: Path) -> list[Run]:
+    experiment = client(root).get_experiment_by_name("asl/demo")
+    assert experiment is not None
+    return list(client(root).search_runs([experiment.experiment_id]))
+
+
+def losses(*steps: int) -> Fill:
+    def fill(journal: Journal) -> None:
+        for step in steps:
+            journal.metrics(step, {"train/loss": float(step)})
+
+    return fill
+
+
+def test_a_run_has_params_tags_curves_dataset_and_the_times_of_its_journal(root: Path) -> None:
+    job = write_attempt(root, losses(1, 2, 3))
+    link = ingest(root, job)
+    stored = client(root).get_run(link.run_id)
+    assert stored.info.run_name == "pretrain/asl"
+    assert stored.data.params == {"method": "asl", "lr": "0.5"}
+    assert stored.data.tags["asl.fingerprint"] == FINGERPRINT
+    assert stored.data.tags["git.commit"] == "c0ffee"
+    assert stored.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert stored.inputs is not None
+    (used,) = stored.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("icons", "md5:" + "e" * 32)
+    run = read_tracked_run(job.journal)
+    assert (stored.info.status, stored.info.start_time) == ("FINISHED", run.start_ms)
+    assert stored.info.end_time == run.end_ms
+
+
+@pytest.mark.parametrize("forget", [False, True], ids=["with its link", "with its link lost"])
+def test_a_replay_adds_nothing(root: Path, forget: bool) -> None:
+    job = write_attempt(root, losses(1, 2))
+    first = ingest(root, job)
+    if forget:
+        (job.folder / "mlflow.json").unlink()
+    second = ingest(root, job)
+    assert second == first
+    assert len(all_runs(root)) == 2  # the experiment and its stage
+    assert history(root, first.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_crash_between_sending_and_noting_it_doubles_nothing(root: Path) -> None:
+    job = write_attempt(root, losses(1, 2))
+    first = ingest(root, job)
+    link = json.loads((job.folder / "mlflow.json").read_text())
+    (job.folder / "mlflow.json").write_text(json.dumps({**link, "done": {}, "complete": False}))
+    assert ingest(root, job).run_id == first.run_id
+    assert history(root, first.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_run_grows_while_its_journal_does(root: Path) -> None:
+    job = JobPaths.of(root / ".asl", FINGERPRINT)
+    write_attempt(root, losses(1, 2), end=None)
+    first = ingest(root, job)
+    with (job.journal / "attempt-000.jsonl").open("a") as file:
+        line = {"v": 1, "kind": "metrics", "t": 5, "step": 3, "values": {"train/loss": 3.0}}
+        file.write(json.dumps(line) + "\n")
+    assert ingest(root, job).run_id == first.run_id
+    assert history(root, first.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_points_that_a_resume_voided_are_gone_though_they_had_been_stored(root: Path) -> None:
+    job = write_attempt(root, losses(1, 2, 3, 4), end="FAILED")
+    failed = ingest(root, job)
+    assert client(root).get_run(failed.run_id).info.status == "FAILED"
+
+    def resumed(journal: Journal) -> None:
+        journal.resume(2)
+        journal.metrics(3, {"train/loss": -3.0})
+
+    link = ingest(root, write_attempt(root, resumed))
+    assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, -3.0)]
+    assert client(root).get_run(link.run_id).info.status == "FINISHED"
+    assert client(root).get_run(link.run_id).data.tags["asl.attempts"] == "2"
+    assert [run.info.run_name for run in all_runs(root)].count("pretrain/asl") == 1
+
+
+def test_a_resume_that_voids_nothing_goes_on_in_the_same_run(root: Path) -> None:
+    first = ingest(root, write_attempt(root, losses(1, 2), end="KILLED"))
+
+    def resumed(journal: Journal) -> None:
+        journal.resume(2)
+        journal.metrics(3, {"train/loss": 3.0})
+
+    second = ingest(root, write_attempt(root, resumed))
+    assert second.run_id == first.run_id
+    assert history(root, second.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_the_results_of_all_stages_stand_in_the_run_of_their_experiment(root: Path) -> None:
+    def result(name: str, value: float) -> Fill:
+        return lambda journal: journal.metrics(0, {f"final/{name}": value})
+
+    pretrain = ingest(root, write_attempt(root, result("loss", 0.5)))
+    probe = ingest(
+        root, write_attempt(root, result("lp_acc1", 61.5), stage="linprobe", fingerprint="b" * 32)
+    )
+    assert probe.parent_run_id is not None
+    assert pretrain.parent_run_id == probe.parent_run_id
+    parent = client(root).get_run(probe.parent_run_id)
+    assert parent.info.run_name == "asl"
+    assert parent.data.metrics == {"final/loss": 0.5, "final/lp_acc1": 61.5}
+    assert parent.data.params == {"method": "asl", "lr": "0.5"}
+    assert parent.data.tags["asl.stage"] == "experiment"
+    child = client(root).get_run(probe.run_id)
+    assert child.data.tags["mlflow.parentRunId"] == probe.parent_run_id
+
+
+def test_the_experiment_failed_until_its_failed_stage_was_made_again(root: Path) -> None:
+    ingest(root, write_attempt(root))
+    failed = write_attempt(root, stage="detect", fingerprint="d" * 32, end="FAILED")
+    parent_id = ingest(root, failed).parent_run_id
+    assert parent_id is not None
+    assert client(root).get_run(parent_id).info.status == "FAILED"
+    ingest(root, write_attempt(root, stage="detect", fingerprint="f" * 32))
+    assert client(root).get_run(parent_id).info.status == "FINISHED"
+
+
+def test_the_run_of_an_experiment_has_the_curves_of_its_finished_pretraining(root: Path) -> None:
+    parent_id = ingest(root, write_attempt(root, losses(1, 2, 3), end="KILLED")).parent_run_id
+    assert parent_id is not None
+    assert history(root, parent_id, "pretrain/loss") == []
+
+    def resumed(journal: Journal) -> None:
+        journal.resume(2)
+        journal.metrics(3, {"train/loss": -3.0})
+
+    assert ingest(root, write_attempt(root, resumed)).parent_run_id == parent_id
+    assert history(root, parent_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, -3.0)]
+
+
+def test_an_experiment_whose_encoder_is_trained_anew_has_a_new_run(root: Path) -> None:
+    old = ingest(root, write_attempt(root, lr=0.5))
+    new = ingest(root, write_attempt(root, lr=0.25, fingerprint="e" * 32))
+    probe = ingest(root, write_attempt(root, stage="linprobe", fingerprint="b" * 32))
+    assert new.parent_run_id is not None
+    assert old.parent_run_id != new.parent_run_id == probe.parent_run_id
+    assert client(root).get_run(new.parent_run_id).data.params["lr"] == "0.25"
+
+
+def test_stages_without_an_experiment_have_no_parent(root: Path) -> None:
+    assert ingest(root, write_attempt(root, stage="prepare", key="icons")).parent_run_id is None
+
+
+def test_pictures_and_texts_are_copied_and_weights_are_not(root: Path) -> None:
+    def fill(journal: Journal) -> None:
+        losses(1, 2)(journal)
+        journal.artifact("pictures/a.png")
+        journal.artifact("../../outside.png")
+
+    job = write_attempt(root, fill)
+    out = root / "runs" / "pretrain" / "asl"
+    (out / "pictures").mkdir(parents=True)
+    (out / "pictures" / "a.png").write_bytes(PNG)
+    (root / "runs" / "outside.png").write_bytes(PNG)
+    (out / "config.json").write_text("{}")
+    (out / "encoder.safetensors").write_bytes(b"12345")
+    (out.parent / "asl.json").write_text('{"loss": 1}')
+    link = MlflowStore(root).ingest(job.journal, out)
+    stored = client(root)
+    top = {item.path for item in stored.list_artifacts(link.run_id)}
+    assert top == {"config.json", "metrics.json", "weights.txt", "pictures"}
+    pictures = {item.path for item in stored.list_artifacts(link.run_id, "pictures")}
+    assert pictures == {"pictures/a.png", "pictures/curves.png"}
+    folder = root / "mlartifacts" / "demo" / link.run_id / "artifacts"
+    assert (folder / "weights.txt").read_text() == (
+        "runs/pretrain/asl/encoder.safetensors  5 bytes  sha256 "
+        "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5\n"
+    )
+
+
+def test_pictures_that_come_later_are_still_taken(root: Path) -> None:
+    job = write_attempt(root, lambda journal: journal.artifact("a.png"))
+    assert not ingest(root, job).complete
+    job.out.mkdir()
+    (job.out / "a.png").write_bytes(PNG)
+    link = ingest(root, job)
+    assert link.complete
+    assert [item.path for item in client(root).list_artifacts(link.run_id)] == ["a.png"]
+
+
+@pytest.mark.parametrize("which", ["the run", "its parent"])
+def test_what_was_deleted_in_mlflow_is_made_again(root: Path, which: str) -> None:
+    job = write_attempt(root, losses(1, 2))
+    first = ingest(root, job)
+    gone = first.run_id if which == "the run" else first.parent_run_id
+    assert gone is not None
+    client(root).delete_run(gone)
+    second = ingest(root, job)
+    assert gone not in (second.run_id, second.parent_run_id)
+    assert history(root, second.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0)]
+    assert sorted(str(run.info.run_name) for run in all_runs(root)) == ["asl", "pretrain/asl"]
+
+
+def test_a_run_whose_process_lives_is_running(root: Path) -> None:
+    link = ingest(root, write_attempt(root, end=None))
+    assert client(root).get_run(link.run_id).info.status == "RUNNING"
+    assert link.parent_run_id is not None
+    assert client(root).get_run(link.parent_run_id).info.status == "RUNNING"
+
+
+def test_a_run_without_an_end_whose_process_is_gone_was_killed(root: Path) -> None:
+    job = write_attempt(root, losses(1, 2), end=None)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    path = job.journal / "attempt-000.jsonl"
+    path.write_text(path.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {child.pid}'))
+    run = read_tracked_run(job.journal)
+    assert (run.status, run.end_ms) == ("KILLED", run.records[-1].time_ms)
+    assert client(root).get_run(ingest(root, job).run_id).info.status == "KILLED"
+
+
+def test_a_run_elsewhere_is_running_while_it_writes_and_killed_when_silent(root: Path) -> None:
+    job = write_attempt(root, losses(1), end=None)
+    path = job.journal / "attempt-000.jsonl"
+    elsewhere = path.read_text().replace(f'"{socket.gethostname()}"', '"some-other-host"')
+    path.write_text(elsewhere)
+    assert read_tracked_run(job.journal).status == "RUNNING"
+    records = [{**json.loads(line), "t": 1000} for line in elsewhere.splitlines()]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert read_tracked_run(job.journal).status == "KILLED"
+
+
+def test_a_journal_that_does_not_say_whose_it_is_is_refused_in_one_line(root: Path) -> None:
+    job = JobPaths.of(root / ".asl", FINGERPRINT)
+    Journal.open(job.journal).close()
+    with pytest.raises(TrackingError, match=r"does not say which run it is of"):
+        ingest(root, job)
+
+
+def test_a_server_that_refuses_costs_seconds_and_shows_no_password(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter22@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError) as caught:
+        ingest(root, write_attempt(root))
+    assert str(caught.value) == "http://***@127.0.0.1:9: the server does not answer"
+
+
+def test_the_link_of_a_fingerprint_is_found_without_mlflow(root: Path) -> None:
+    assert run_link(root, FINGERPRINT) is None
+    link = ingest(root, write_attempt(root))
+    assert run_link(root, FINGERPRINT) == link
+    assert f"/#/experiments/{link.experiment_id}/runs/{link.run_id}" in link.fragment
+
+
+def test_the_module_of_the_store_loads_no_mlflow() -> None:
+    code = "import sys, pipeline.adapters.mlflow_store; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_password_in_the_address_is_not_part_of_a_stores_identity(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = set()
+    for password in ("one-secret", "another-one"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{password}@host/")
+        digests.add(StoreAddress.of(root).digest)
+    assert len(digests) == 1
+
+
+def test_sync_sends_what_is_missing_and_takes_pictures_of_no_other_run(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline")
+    for fingerprint in ("a" * 32, "b" * 32):
+        job = write_attempt(
+            root, lambda journal: journal.artifact("a.png"), fingerprint=fingerprint, end="FINISHED"
+        )
+        record = JobRecord(stage="pretrain", key="asl", suite="demo", fingerprint=fingerprint,
+                           status="FINISHED", started=1.0)  # fmt: skip
+        write_record(job.record, record)
+    out = root / "runs" / "pretrain" / "asl"
+    out.mkdir(parents=True)
+    (out / "a.png").write_bytes(PNG)
+    (out.parent / "asl.json").write_text(json.dumps({"fingerprint": "b" * 32}))
+    Journal.open(JobPaths.of(root / ".asl", "c" * 32).journal).close()
+    assert sync_journals(root, MlflowStore(root)) == 2
+    assert caplog.text.count("demo: pretrain@asl: sent, FINISHED") == 2
+    assert "cccccccccccc: left out" in caplog.text
+    older, newer = run_link(root, "a" * 32), run_link(root, "b" * 32)
+    assert older is not None
+    assert newer is not None
+    assert (older.complete, newer.complete) == (False, True)
+    caplog.clear()
+    assert sync_journals(root, MlflowStore(root)) == 2
+    assert "sent" not in caplog.text
+
+
+def test_sync_stops_at_a_store_that_refuses_and_says_how_many_wait(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for fingerprint in ("a" * 32, "b" * 32):
+        write_attempt(root, fingerprint=fingerprint)
+    with pytest.raises(NotFinishedError, match=r"2 of 2 runs wait"):
+        sync_journals(root, MlflowStore(root))
+
+
+@pytest.mark.slow
+def test_eight_processes_that_find_no_store_lose_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.adapters.mlflow_store import *; "
+        "job = Path(sys.argv[1]); MlflowStore(job.parents[2]).ingest(job / 'journal', job / 'out')"
+    )
+    jobs = [
+        write_attempt(tmp_path, losses(1), stage=stage, key=key, fingerprint=f"{stage}{key}")
+        for stage in ("pretrain", "linprobe", "finetune", "detect")
+        for key in ("mae", "asl")
+    ]
+    started = [subprocess.Popen([sys.executable, "-c", code, str(job.folder)]) for job in jobs]
+    assert [process.wait() for process in started] == [0] * 8
+    runs = all_runs(tmp_path)
+    assert len(runs) == 8 + 2
+    for run in runs:
+        stage = run.data.tags["asl.stage"]
+        if stage != "experiment":
+            assert len(history(tmp_path, run.info.run_id, f"{stage}/loss")) == 1

@@ -1,0 +1,69 @@
+"""The prepare stage: what it writes, returns and records."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torchvision.io import decode_image
+
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.records import Journal, read_records
+from asl_core.errors import InputError
+from asl_core.recipes.datasets import Parquet, Scenes
+from asl_core.recipes.optimisation import Resources
+from pipeline.stages.prepare import run
+from pipeline.stages.request import StageRequest
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def request_for_scenes(tmp_path: Path) -> Iterator[StageRequest]:
+    (tmp_path / "out").mkdir()
+    journal = Journal.open(tmp_path / "journal")
+    yield StageRequest(
+        stage="prepare",
+        key="toy",
+        recipe=Scenes(image_size=16, train=5, test=2),
+        inputs={"data_root": tmp_path / "data"},
+        work=tmp_path / "work",
+        out=tmp_path / "out",
+        journal=journal,
+        resources=Resources(),
+    )
+    journal.close()
+
+
+def test_metrics_are_counts(request_for_scenes: StageRequest) -> None:
+    metrics = run(request_for_scenes)
+    assert metrics.pop("size_mb") > 0
+    assert metrics == {
+        "train_images": 5, "train_annotated": 5, "train_rejected": 0,
+        "test_images": 2, "test_annotated": 2, "test_rejected": 0,
+    }  # fmt: skip
+
+
+def test_the_output_is_a_dataset_of_the_entrys_name(request_for_scenes: StageRequest) -> None:
+    run(request_for_scenes)
+    dataset = PackedDataset(request_for_scenes.out, "test")
+    assert dataset.manifest.name == "toy"
+    assert len(dataset) == 2
+
+
+def test_digests_of_both_splits_and_a_picture_are_recorded(
+    request_for_scenes: StageRequest, tmp_path: Path
+) -> None:
+    run(request_for_scenes)
+    digests = PackedDataset(request_for_scenes.out, "train").manifest.digests
+    text = "".join(path.read_text() for path in sorted((tmp_path / "journal").iterdir()))
+    assert all(digest in text for digest in digests.values())
+    assert len(read_records(tmp_path / "journal")) >= 4
+    preview = decode_image(str(request_for_scenes.out / "pictures/samples.png"))
+    assert preview.float().std() > 10
+
+
+def test_a_missing_folder_is_named_under_the_data_root(request_for_scenes: StageRequest) -> None:
+    request = dataclasses.replace(request_for_scenes, recipe=Parquet(path="cifar"))
+    with pytest.raises(InputError, match=r"data/cifar does not exist"):
+        run(request)

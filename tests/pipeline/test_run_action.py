@@ -1,0 +1,357 @@
+"""A stage run from params.yaml to outputs, metrics and journal, with stages made for the test."""
+
+import errno
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asl_core.engine.records import read_records
+from asl_core.errors import InputError, InterruptedRun, TrainingError
+from asl_core.recipes.optimisation import Resources
+from pipeline import stages
+from pipeline.actions.inputs import data_root
+from pipeline.actions.run import Services, Terminated, run_stage, set_threads
+from pipeline.adapters.git import Git
+from pipeline.config.cluster import STAGES
+from pipeline.errors import NotFinishedError, TrackingError, UserError
+from pipeline.jobs.layout import JobPaths
+from pipeline.jobs.publish import publish
+from pipeline.jobs.record import read_record
+from pipeline.ports import Identity
+from pipeline.project import Project, find_project
+from pipeline.stages.request import StageRequest
+
+PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: []
+datasets: {icons: {source: icons, train: 8, test: 4}}
+experiments: {asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}}
+linprobe: {asl: {dataset: icons, epochs: 12}}
+finetune: {}
+detect: {}
+segment: {}
+analyze: {}
+"""
+
+
+class FakeCache:
+    """Gives fingerprints in turn, the last one for ever."""
+
+    def __init__(self, *fingerprints: str) -> None:
+        self.fingerprints = list(fingerprints) or ["f" * 64]
+
+    def identify(self, suite: Path, name: str) -> Identity:
+        first = self.fingerprints[0]
+        if len(self.fingerprints) > 1:
+            self.fingerprints.pop(0)
+        return Identity(first, {"data/icons": "0123456789abcdef0123456789abcdef.dir"})
+
+
+class FakeTracker:
+    """Remembers what was ingested; may be out of order."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken, self.seen = broken, []
+
+    def ingest(self, journal: Path, out: Path) -> None:
+        if self.broken:
+            raise TrackingError("refused")
+        self.seen.append((journal, out))
+
+
+class FakeCode:
+    """Always the same commit."""
+
+    def tags(self, root: Path) -> dict[str, str]:
+        return {"git.commit": "c0ffee", "git.dirty": "false"}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    root = tmp_path / "project"
+    for folder in (".dvc", "data/icons", "runs/pretrain/asl"):
+        (root / folder).mkdir(parents=True)
+    (root / "params.yaml").write_text(PARAMS)
+    (root / "data/icons/manifest.json").write_text(json.dumps({"digests": {"train": "d1"}}))
+    return find_project(root)
+
+
+def succeed(request: StageRequest) -> dict[str, float]:
+    (request.work / "ckpt").mkdir(exist_ok=True)
+    (request.work / "ckpt/step-8").write_text("state")
+    (request.out / "encoder.safetensors").write_text("weights")
+    request.journal.metrics(8, {"train/loss": 0.5})
+    return {"loss": 0.5}
+
+
+def services(stage: Callable[[StageRequest], dict[str, float]] = succeed, **changes) -> Services:
+    return Services(
+        **{"cache": FakeCache(), "code": FakeCode(), "load": lambda _: stage, **changes}
+    )
+
+
+def job_of(project: Project) -> JobPaths:
+    return JobPaths.of(project.scratch, "f" * 64)
+
+
+def kinds(journal: Path, kind: str) -> list:
+    return [record.body for record in read_records(journal) if record.kind == kind]
+
+
+def test_a_finished_run_leaves_outputs_metrics_and_journal_and_no_checkpoints(
+    project: Project,
+) -> None:
+    tracker = FakeTracker()
+    record = run_stage(project, "pretrain", "asl", services(tracker=tracker))
+    out = project.root / "runs/pretrain/asl"
+    assert (out / "encoder.safetensors").read_text() == "weights"
+    assert json.loads((out / "config.json").read_text())["method"] == "asl"
+    metrics = json.loads((project.root / "runs/pretrain/asl.json").read_text())
+    assert metrics == {"fingerprint": "f" * 64, "loss": 0.5, "scale": "reduced"}
+    job = job_of(project)
+    assert not job.checkpoints.exists()
+    assert not job.out.exists()
+    assert read_record(job.record) == record
+    assert record.status == "FINISHED"
+    assert tracker.seen == [(job.journal, out)]
+    tags = {k: v for body in kinds(out / "journal", "tags") for k, v in body["values"].items()}
+    assert tags["git.commit"] == "c0ffee"
+    assert (tags["stage"], tags["key"], tags["suite"]) == ("pretrain", "asl", "tiny")
+    assert tags["fingerprint"] == "f" * 64
+    (dataset,) = kinds(out / "journal", "dataset")
+    assert (dataset["name"], dataset["digest"]) == ("icons", "d1")
+    (params,) = kinds(out / "journal", "params")
+    assert params["values"]["epochs"] == 2
+    assert len(params["values"]) <= 25
+    values = {k: v for b in kinds(out / "journal", "metrics") for k, v in b["values"].items()}
+    assert values["final/loss"] == 0.5
+    assert any(name.startswith("system/") for name in values)
+    assert kinds(out / "journal", "end")[-1]["status"] == "FINISHED"
+
+
+def test_a_stage_is_given_its_recipe_its_inputs_and_an_empty_folder(project: Project) -> None:
+    seen: list[StageRequest] = []
+
+    def look(request: StageRequest) -> dict[str, float]:
+        seen.append(request)
+        assert not list(request.out.iterdir())
+        return {}
+
+    run_stage(project, "linprobe", "asl", services(look))
+    (request,) = seen
+    assert request.recipe.epochs == 12
+    assert request.inputs == {
+        "dataset": project.root / "data/icons",
+        "encoder": project.root / "runs/pretrain/asl",
+    }
+    assert request.work == job_of(project).folder
+
+
+def test_prepare_and_report_go_to_their_own_folders_without_a_journal(project: Project) -> None:
+    run_stage(project, "prepare", "icons", services())
+    run_stage(project, "report", "suite", services(cache=FakeCache("e" * 64)))
+    for folder in ("data/icons", "reports"):
+        assert (project.root / folder / "encoder.safetensors").is_file()
+        assert not (project.root / folder / "journal").exists()
+    assert not (project.root / "data/icons.json").exists()
+
+
+def test_a_second_attempt_finds_the_checkpoints_and_goes_on(project: Project) -> None:
+    def fail(request: StageRequest) -> dict[str, float]:
+        (request.work / "ckpt").mkdir()
+        (request.work / "ckpt/step-4").write_text("state")
+        (request.out / "half").write_text("half")
+        raise TrainingError("the loss is nan")
+
+    tracker = FakeTracker()
+    with pytest.raises(TrainingError):
+        run_stage(project, "pretrain", "asl", services(fail, tracker=tracker))
+    job = job_of(project)
+    assert kinds(job.journal, "end")[-1]["status"] == "FAILED"
+    assert tracker.seen == [(job.journal, job.out)]
+
+    def go_on(request: StageRequest) -> dict[str, float]:
+        assert (request.work / "ckpt/step-4").is_file()
+        assert not (request.out / "half").exists()
+        return {}
+
+    run_stage(project, "pretrain", "asl", services(go_on))
+    attempts = sorted(path.name for path in (project.root / "runs/pretrain/asl/journal").iterdir())
+    assert attempts == ["attempt-000.jsonl", "attempt-001.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InterruptedRun("stopped by SIGTERM"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (Terminated(), "KILLED"),
+        (InputError("wrong"), "FAILED"),
+        (OSError(errno.ENOSPC, "No space left on device"), "FAILED"),
+        (ZeroDivisionError("a bug"), "FAILED"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_attempt_that_fails_says_so_and_touches_no_output(
+    project: Project, error: BaseException, status: str
+) -> None:
+    kept = project.root / "runs/pretrain/asl/encoder.safetensors"
+    kept.write_text("older")
+
+    def fail(request: StageRequest) -> dict[str, float]:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_stage(project, "pretrain", "asl", services(fail))
+    job = job_of(project)
+    record = read_record(job.record)
+    assert record is not None
+    assert record.status == status
+    assert kinds(job.journal, "end")[-1]["status"] == status
+    assert kept.read_text() == "older"
+    assert job.log.exists() == (type(error) in (ZeroDivisionError, OSError))
+
+
+def test_sigterm_ends_a_run_as_killed(project: Project) -> None:
+    def wait(request: StageRequest) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(5)
+        return {}
+
+    with pytest.raises(Terminated):
+        run_stage(project, "pretrain", "asl", services(wait))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert kinds(job_of(project).journal, "end")[-1]["status"] == "KILLED"
+
+
+def test_a_result_whose_inputs_changed_meanwhile_is_not_published(project: Project) -> None:
+    cache = FakeCache("f" * 64, "a" * 64)
+    with pytest.raises(NotFinishedError, match="changed while it ran"):
+        run_stage(project, "pretrain", "asl", services(cache=cache))
+    assert not (project.root / "runs/pretrain/asl.json").exists()
+
+
+def test_a_second_process_does_not_share_the_scratch_folder(project: Project) -> None:
+    def again(request: StageRequest) -> dict[str, float]:
+        run_stage(project, "pretrain", "asl", services())
+        return {}
+
+    with pytest.raises(NotFinishedError, match="another process"):
+        run_stage(project, "pretrain", "asl", services(again))
+
+
+def test_a_tracking_store_that_is_down_is_one_warning(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_stage(project, "pretrain", "asl", services(tracker=FakeTracker(broken=True)))
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "asl-pipe sync" in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "said"),
+    [
+        ("pretrian", "asl", "unknown stage 'pretrian'; did you mean 'pretrain'"),
+        ("pretrain", "alsl", "did you mean 'asl'"),
+        ("detect", "asl", "valid: none"),
+        ("prepare", "icon", "did you mean 'icons'"),
+    ],
+)
+def test_unknown_names_list_the_valid_ones(
+    project: Project, stage: str, key: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run_stage(project, stage, key, services())
+
+
+def test_a_missing_input_names_the_command_that_makes_it(project: Project) -> None:
+    (project.root / "runs/pretrain/asl").rmdir()
+    with pytest.raises(UserError, match="`dvc repro pretrain@asl` makes it"):
+        run_stage(project, "linprobe", "asl", services())
+
+
+def test_relative_data_paths_start_at_asl_data_or_beside_the_project(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data_root(project) == project.root.parent / "shared/data"
+    monkeypatch.setenv("ASL_DATA", "/data")
+    assert data_root(project) == Path("/data")
+
+
+@pytest.mark.parametrize(
+    ("resources", "before", "expected"),
+    [
+        (Resources(threads=3), "1", "3"),
+        (Resources(), "5", "5"),
+        (Resources(num_workers=10_000), None, "1"),
+    ],
+)
+def test_threads_are_the_configured_ones_or_what_loader_workers_leave(
+    monkeypatch: pytest.MonkeyPatch, resources: Resources, before: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if before:
+        monkeypatch.setenv("OMP_NUM_THREADS", before)
+    set_threads(resources)
+    assert os.environ["OMP_NUM_THREADS"] == expected
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_publishing_replaces_a_folder_whole(tmp_path: Path) -> None:
+    made, target = tmp_path / "made", tmp_path / "runs/x"
+    made.mkdir()
+    (made / "new").write_text("new")
+    target.mkdir(parents=True)
+    (target / "old").write_text("old")
+    publish(made, target)
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in target.parent.iterdir()] == ["x"]
+
+
+def test_publishing_copies_where_a_rename_crosses_file_systems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, target = tmp_path / "made", tmp_path / "runs/x"
+    made.mkdir()
+    (made / "new").write_text("new")
+    rename = os.rename
+
+    def refuse(source: Path, to: Path) -> None:
+        if Path(source) == made:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    publish(made, target)
+    assert (target / "new").read_text() == "new"
+    assert not made.exists()
+
+
+def test_git_tags_name_the_commit_and_what_differs_from_it(dvc_project: Path, call) -> None:
+    assert Git().tags(dvc_project)["git.commit"] == "none"
+    (dvc_project / "code.py").write_text("x = 1\n")
+    call("git", "add", "-A", cwd=dvc_project)
+    call("git", "commit", "-qm", "first", cwd=dvc_project)
+    clean = Git().tags(dvc_project)
+    assert clean["git.dirty"] == "false"
+    assert len(clean["git.commit"]) == 40
+    (dvc_project / "dvc.lock").write_text("made by the pipeline itself")
+    assert Git().tags(dvc_project) == clean
+    (dvc_project / "code.py").write_text("x = 2\n")
+    first = Git().tags(dvc_project)
+    (dvc_project / "code.py").write_text("x = 3\n")
+    assert first["git.dirty"] == "true"
+    assert first["git.patch"] != Git().tags(dvc_project)["git.patch"]
+
+
+def test_every_stage_of_the_dag_has_a_module_with_a_run_function() -> None:
+    for stage in STAGES:
+        text = (Path(stages.__path__[0]) / f"{stage}.py").read_text()
+        assert "def run(request: StageRequest) -> dict[str, float]:" in text
