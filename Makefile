@@ -53,7 +53,7 @@ ui: $(STAMP)  ## open MLflow on the project's runs
 	@$(RUN) asl-pipe ui
 
 bench: $(STAMP)  ## measure the training step and the loader on this machine
-	@for file in benchmarks/bench_*.py; do $(RUN) python "$$file"; done
+	@for file in benchmarks/*.py; do $(RUN) python "$$file"; done
 
 clean:  ## remove scratch and tool caches; keep results, journals, MLflow's store, .venv
 	@rm -rf .asl/jobs/*/ckpt .asl/jobs/*/out

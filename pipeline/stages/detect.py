@@ -21,7 +21,7 @@ from asl_core.transfer.detection.train import evaluate_detector, train_detector
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
 
-DRAWN_IMAGES, DRAWN_SIDE, DRAWN_SCORE = 8, 256, 0.5
+DRAWN_IMAGES, DRAWN_SIDE, DRAWN_SCORE = 8, 160, 0.5
 """How many pictures, their longest side in pixels, and the least score of a detection in them."""
 COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6",
            "#bcf60c", "#fabebe")  # fmt: skip

@@ -35,6 +35,8 @@ class RelativePositionBias(nn.Module):
           minus position j.
     """
 
+    offsets: Tensor
+
     def __init__(self, num_heads: int, side: int) -> None:
         super().__init__()
         self.side = side

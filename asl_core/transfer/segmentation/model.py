@@ -46,8 +46,16 @@ class Segmenter(nn.Module):
         width = encoder.vit.embed_dim
         self.pyramid = ScalePyramid(width, encoder.vit.grid_size)
         self.backbone = SegmentationVit(encoder)
-        self.head = UPerHead([width] * NUM_SCALES, recipe.channels, num_classes, recipe.dropout)
-        self.auxiliary = FcnHead(width, recipe.auxiliary_channels, num_classes, recipe.dropout)
+        self.head = UPerHead(
+            [width] * NUM_SCALES,
+            recipe.channels,
+            num_classes,
+            recipe.dropout,
+            recipe.classifier_std,
+        )
+        self.auxiliary = FcnHead(
+            width, recipe.auxiliary_channels, num_classes, recipe.dropout, recipe.classifier_std
+        )
 
     def logits(self, images: Tensor) -> Tensor:
         """Score the pixels of normalised images, at the resolution of the finest map."""

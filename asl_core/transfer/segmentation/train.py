@@ -1,6 +1,7 @@
 """Segmentation transfer: train UPerNet from a pre-trained encoder."""
 
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext, fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.errors import InputError
-from asl_core.modules.encoder import Encoder, load_encoder
+from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.transfer import Segmentation
 from asl_core.transfer.segmentation.augment import TrainingCrop, collate_segmentation
@@ -50,9 +51,9 @@ def train_segmenter(
         distributed.world_size() > 1 and pick_device(context.resources).type == "cuda"
     )
     check_recipe(recipe, context.resources.micro_batch_size, across_processes)
-    encoder = load_resized_encoder(encoder_folder, recipe)
+    encoder = load_encoder(encoder_folder, image_size=recipe.crop_size, drop_path=recipe.drop_path)
     with seeded_globals(derive_seed(recipe.seed, "init")):
-        model: Segmenter = Segmenter(
+        model = Segmenter(
             encoder,
             len(train.manifest.semantic_classes or ()),
             recipe,
@@ -61,10 +62,15 @@ def train_segmenter(
         )
     if across_processes:
         # torch has synchronised BatchNorm for GPUs only
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = cast(Segmenter, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     loader = TrainingLoader(
         train,
-        TrainingCrop(recipe.crop_size, recipe.scale_range, recipe.category_share_max),
+        TrainingCrop(
+            recipe.crop_size,
+            recipe.scale_range,
+            recipe.category_share_max,
+            flip=0.5 if recipe.flip else 0.0,
+        ),
         collate_segmentation,
         seed=recipe.seed,
         batch_size=recipe.batch_size,
@@ -102,15 +108,3 @@ def check_recipe(
             f"(batch_size {recipe.batch_size}, processes {distributed.world_size()}, "
             f"micro_batch_size {micro_batch_size}); choose a larger or a dividing size"
         )
-
-
-def load_resized_encoder(folder: Path, recipe: Segmentation) -> Encoder:
-    """Load the encoder for the crop's size.
-
-    Raises:
-        InputError: There is none, or the size is not a multiple of its patches.
-    """
-    try:
-        return load_encoder(folder, image_size=recipe.crop_size, drop_path=recipe.drop_path)
-    except ValueError as error:
-        raise InputError(f"the encoder in {folder} cannot be resized: {error}") from None

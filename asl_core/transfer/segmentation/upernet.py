@@ -35,9 +35,9 @@ def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
 class PixelClassifier(nn.Sequential):
     """Dropout of whole channels, then a 1 x 1 convolution, N(0, .01)."""
 
-    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+    def __init__(self, channels: int, num_classes: int, dropout: float, std: float) -> None:
         conv = nn.Conv2d(channels, num_classes, kernel_size=1)
-        nn.init.normal_(conv.weight, std=0.01)
+        nn.init.normal_(conv.weight, std=std)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         super().__init__(nn.Dropout2d(dropout), conv)
 
@@ -80,14 +80,19 @@ class UPerHead(nn.Module):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], channels: int, num_classes: int, dropout: float = 0.1
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        num_classes: int,
+        dropout: float = 0.1,
+        classifier_std: float = 0.01,
     ) -> None:
         super().__init__()
         self.pooling = PyramidPooling(in_channels[-1], channels)
         self.laterals = nn.ModuleList(ConvNormRelu(c, channels, 1) for c in in_channels[:-1])
         self.smooth = nn.ModuleList(ConvNormRelu(channels, channels, 3) for _ in in_channels[:-1])
         self.fuse = ConvNormRelu(len(in_channels) * channels, channels, 3)
-        self.classifier = PixelClassifier(channels, num_classes, dropout)
+        self.classifier = PixelClassifier(channels, num_classes, dropout, classifier_std)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits at the resolution of the first map."""
@@ -111,9 +116,14 @@ class FcnHead(nn.Sequential):
     """
 
     def __init__(
-        self, in_channels: int, channels: int, num_classes: int, dropout: float = 0.1
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        dropout: float = 0.1,
+        classifier_std: float = 0.01,
     ) -> None:
         super().__init__(
             ConvNormRelu(in_channels, channels, 3),
-            PixelClassifier(channels, num_classes, dropout),
+            PixelClassifier(channels, num_classes, dropout, classifier_std),
         )
