@@ -130,8 +130,8 @@ class Segmentation(Optimisation):
     auxiliary_weight: float = 0.4
     dropout: float = 0.1
     classifier_std: float = 0.01
-    """Deviation of the classifiers' initial weights; mmsegmentation's. A head a tenth as wide starts
-    with logits so small that rare classes take long to win: give it more."""
+    """Deviation of the classifiers' initial weights; mmsegmentation's. A head a tenth as wide
+    starts with logits so small that rare classes take long to win: give it more."""
     flip: bool = True
 
 
