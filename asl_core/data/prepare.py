@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -24,6 +25,7 @@ _logger = logging.getLogger(__name__)
 
 _CHUNK = 256  # images read before the threads decode them: a bound on memory
 _MAX_THREADS = 8
+_SOURCE_LINE = re.compile(r"^\w+, \S+:\d+, ")  # "decode_image, /path/of/the/source.cpp:37, "
 
 Checked = tuple[Item, int, int]
 """An item with the height and width that decoding gave."""
@@ -149,7 +151,8 @@ def check_item(item: Item | Rejected) -> Checked | Rejected:
         encoded = torch.frombuffer(bytearray(item.image), dtype=torch.uint8)
         image = decode_image(encoded, ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:  # whatever the decoders of torchvision find
-        return Rejected(item.name, f"cannot be decoded: {str(error).splitlines()[0]}")
+        reason = _SOURCE_LINE.sub("", str(error).splitlines()[0])
+        return Rejected(item.name, f"cannot be decoded: {reason}")
     if image.ndim != 3 or image.dtype != torch.uint8:
         return Rejected(item.name, f"is no 8-bit still image: {list(image.shape)} {image.dtype}")
     height, width = image.shape[1:]

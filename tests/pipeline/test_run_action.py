@@ -355,3 +355,22 @@ def test_every_stage_of_the_dag_has_a_module_with_a_run_function() -> None:
     for stage in STAGES:
         text = (Path(stages.__path__[0]) / f"{stage}.py").read_text()
         assert "def run(request: StageRequest) -> dict[str, float]:" in text
+
+
+def test_a_helping_process_computes_but_neither_records_nor_publishes(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    tracker = FakeTracker()
+    requests: list[StageRequest] = []
+
+    def stage(request: StageRequest) -> dict[str, float]:
+        requests.append(request)
+        return succeed(request)
+
+    run_stage(project, "pretrain", "asl", services(stage, tracker=tracker))
+    assert requests[0].work == job_of(project).folder  # the checkpoints that all resume from
+    assert requests[0].out != job_of(project).out
+    assert not (project.suite / "runs/pretrain/asl/encoder.safetensors").exists()
+    assert not (project.suite / "runs/pretrain/asl.json").exists()
+    assert tracker.seen == []
