@@ -77,7 +77,7 @@ def prepare(
         annotated={split: result.annotated for split, result in packed.items()},
         digests={split: result.digest for split, result in packed.items()},
         rejected={split: result.rejected for split, result in packed.items()},
-        notes=source.notes,
+        notes=(*source.notes, recipe.note) if recipe.note else source.notes,
     )
     manifest.write(folder)
     return manifest

@@ -20,6 +20,8 @@ class Packing:
     """Which constants of NORMALISATIONS the models read; COCO and ADE20K use ImageNet's."""
     max_rejected_share: float = 0.001
     """Largest share of a split that may be corrupt or unreadable; more is an error."""
+    note: str = ""
+    """What a reader of the results should know of these images; printed under every table."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_rejected_share < 1:

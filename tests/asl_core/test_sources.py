@@ -393,3 +393,9 @@ def test_a_file_named_twice_in_different_case_is_read_twice(tmp_path: Path) -> N
     for name in ("train/a/X.JPG", "train/a/x.jpg", "val/a/y.JPEG"):
         put(tmp_path / name, picture(0))
     assert pack(ImageFolder(path="."), tmp_path).counts["train"] == 2
+
+
+def test_a_recipe_s_note_reaches_the_manifest(tmp_path: Path) -> None:
+    recipe = Icons(image_size=16, train=2, test=2, note="drawn for a test")
+    manifest = prepare(recipe, tmp_path, tmp_path / "icons", name="icons")
+    assert manifest.notes[-1] == "drawn for a test"
