@@ -1,6 +1,7 @@
 """asl-pipe run."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,8 @@ def run(
     tracker = MlflowStore(project.root)
     services = Services(cache=DvcCache(), code=Git(), tracker=tracker)
     record = run_stage(project, stage, name, services, load_paper().references())
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # the first process speaks for all
     took = (record.ended or record.started) - record.started
     shown = ", ".join(f"{metric} {value:.6g}" for metric, value in record.metrics.items())
     logging.getLogger(__name__).info(
