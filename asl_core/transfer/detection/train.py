@@ -9,7 +9,7 @@ from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext, fit
 from asl_core.engine.optimizer import no_decay_groups
 from asl_core.errors import InputError
-from asl_core.modules.encoder import Encoder, load_encoder
+from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import Detection
@@ -43,7 +43,7 @@ def train_detector(
             larger than the training split.
     """
     train = instance_dataset(dataset_folder, "train")
-    encoder = load_resized_encoder(encoder_folder, recipe)
+    encoder = load_encoder(encoder_folder, image_size=recipe.image_size, drop_path=recipe.drop_path)
     with seeded_globals(derive_seed(recipe.seed, "init")):
         model = MaskRcnn(
             encoder,
@@ -69,18 +69,6 @@ def train_detector(
     )
     fit(model, loader, recipe, context, param_groups=no_decay_groups(model, recipe, NO_DECAY))
     return model
-
-
-def load_resized_encoder(folder: Path, recipe: Detection) -> Encoder:
-    """Load the encoder for the detector's input size.
-
-    Raises:
-        InputError: There is none, or the size is not a multiple of its patches.
-    """
-    try:
-        return load_encoder(folder, image_size=recipe.image_size, drop_path=recipe.drop_path)
-    except ValueError as error:
-        raise InputError(f"the encoder in {folder} cannot be resized: {error}") from None
 
 
 def evaluate_detector(
