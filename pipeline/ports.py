@@ -41,6 +41,8 @@ class Tracker(Protocol):
     def ingest(self, journal: Path, out: Path) -> object:
         """Bring what a journal says, and the artifacts it names under `out`, into the store.
 
+        It may be there only later: nothing that a stage does depends on it.
+
         Raises:
             TrackingError: The store cannot be reached.
         """

@@ -55,12 +55,12 @@ MODELS: dict[str, Vit] = {
     "vit-s-cifar": Vit(image_size=32, patch_size=4, embed_dim=384, num_heads=6),
     # Small in width only: the depths of encoder and decoder are those of ViT-B.
     "vit-demo": Vit(
-        image_size=64, patch_size=8, embed_dim=96, num_heads=3,
-        decoder_embed_dim=64, decoder_num_heads=4,
+        image_size=64, patch_size=16, embed_dim=64, num_heads=4,
+        decoder_embed_dim=32, decoder_num_heads=2,
     ),
     "vit-cifar-mini": Vit(
-        image_size=32, patch_size=4, embed_dim=128, num_heads=4,
-        decoder_embed_dim=64, decoder_num_heads=4,
+        image_size=32, patch_size=4, embed_dim=96, num_heads=3,
+        decoder_embed_dim=48, decoder_num_heads=3,
     ),
     "vit-coco-mini": Vit(
         image_size=128, patch_size=16, embed_dim=128, num_heads=4,

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+def require_share(name: str, value: float) -> None:
+    """Raise a ValueError that names the field unless the value is in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
     """How a model is trained; each protocol overrides the defaults with its own."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from asl_core.recipes.models import MODELS, Vit
-from asl_core.recipes.optimisation import Optimisation
+from asl_core.recipes.optimisation import Optimisation, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,5 +31,4 @@ class MaskedPretraining(Optimisation):
         super().__post_init__()
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
-        if not 0 < self.crop_scale_min <= 1:
-            raise ValueError(f"crop_scale_min must be in (0, 1], got {self.crop_scale_min}")
+        require_share("crop_scale_min", self.crop_scale_min)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from asl_core.recipes.optimisation import Optimisation
+from asl_core.recipes.optimisation import Optimisation, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,13 @@ class LinearProbe(Optimisation):
     augment: bool = True
     """RandomResizedCrop and flip in training; without them the features are computed once."""
     crop_scale_min: float = 0.08
+    flip: bool = True
     image_size: int | None = None
     """Side of the input; absent: that of the pre-training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share("crop_scale_min", self.crop_scale_min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,14 @@ class FineTune(Optimisation):
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's RandAugment string; absent: none."""
     random_erasing: float = 0.25
+    crop_scale_min: float = 0.08
+    """RandomResizedCrop takes an area between this share and 1; timm's default."""
+    flip: bool = True
     image_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_share("crop_scale_min", self.crop_scale_min)
         if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
             raise ValueError(
                 f"batch_size must be even with mixup or cutmix (they mix pairs), "

@@ -104,6 +104,8 @@ def finetune(
             recipe.random_erasing,
             mean=mean,
             std=std,
+            scale_min=recipe.crop_scale_min,
+            flip=recipe.flip,
         ),
         collate_labelled,
         seed=recipe.seed,

@@ -127,7 +127,7 @@ def _fit_on_images(
     train: PackedDataset,
     context: RunContext,
 ) -> None:
-    transform = train_crop_transform(encoder.vit.image_size, recipe.crop_scale_min)
+    transform = train_crop_transform(encoder.vit.image_size, recipe.crop_scale_min, recipe.flip)
     loader = _loader(recipe, train, transform, collate_labelled, context)
     mean, std = train.manifest.mean, train.manifest.std
     probe = ImageProbe(encoder, head, recipe.pooling, mean, std)

@@ -33,6 +33,7 @@ from pipeline.errors import AslPipeError, NotFinishedError, TrackingError
 from pipeline.jobs.layout import JobPaths, OutputPaths
 from pipeline.jobs.publish import publish
 from pipeline.jobs.record import JobRecord, write_json, write_record
+from pipeline.jobs.small_files import weights_in
 from pipeline.ports import CodeHistory, Identity, ResultCache, Tracker
 from pipeline.project import Project
 from pipeline.stages.request import StageFunction, StageRequest
@@ -120,6 +121,7 @@ def run_stage(
             if not isinstance(error, KeyboardInterrupt | InterruptedRun):
                 _show(services.tracker, job)
             raise
+        _name_small_files(request)
         journal.end("FINISHED")
     _publish(project, request, params, record, job)
     _show(services.tracker, job, OutputPaths.of(project.suite, stage, key).folder)
@@ -189,6 +191,15 @@ def _end_badly(job: JobPaths, journal: Journal, record: JobRecord, error: BaseEx
         journal.end(status, str(error) or type(error).__name__)
 
 
+def _name_small_files(request: StageRequest) -> None:
+    """Write config.json, and note it and the weights: who shows the run waits for them."""
+    if request.stage != "report":
+        (request.out / "config.json").write_text(canonical_json(request.recipe), encoding="utf-8")
+        request.journal.artifact("config.json")
+    for path in weights_in(request.out):
+        request.journal.artifact(path.name)
+
+
 def _publish(
     project: Project, request: StageRequest, params: Params, record: JobRecord, job: JobPaths
 ) -> None:
@@ -196,8 +207,6 @@ def _publish(
     output = OutputPaths.of(project.suite, request.stage, request.key)
     if request.stage not in WITHOUT_JOURNAL:
         shutil.copytree(job.journal, job.out / "journal")
-    if request.stage != "report":
-        (job.out / "config.json").write_text(canonical_json(request.recipe), encoding="utf-8")
     publish(job.out, output.folder)
     if output.metrics is not None:
         content: dict[str, Any] = {"fingerprint": record.fingerprint, "scale": params.scale}

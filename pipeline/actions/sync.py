@@ -1,10 +1,13 @@
-"""Bring every journal of the project into the tracking store."""
+"""Bring journals of the project into the tracking store: all, one, or those that wait."""
 
+import contextlib
 import json
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import NotFinishedError, TrackingError
+from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.layout import JobPaths, OutputPaths
 from pipeline.jobs.mlflow_link import read_link
 from pipeline.jobs.record import read_record
@@ -13,6 +16,10 @@ from pipeline.ports import Tracker
 from pipeline.project import suite_folders
 
 logger = logging.getLogger(__name__)
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between the tries to find all artifacts of a run that has just ended: DVC links outputs
+into its cache then, and a file is absent for a moment."""
 
 
 def sync_journals(root: Path, tracker: Tracker) -> int:
@@ -51,6 +58,103 @@ def sync_journals(root: Path, tracker: Tracker) -> int:
         if after is not None and after != before:
             logger.info("%s: %s@%s: sent, %s", after.suite, after.stage, after.key, after.status)
     return count
+
+
+def sync_run(
+    root: Path,
+    beginning: str,
+    tracker: Tracker,
+    out: Path | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Bring one stage run up to its journal, and say nothing when that is done.
+
+    Args:
+        root: Folder that has `.dvc`.
+        beginning: Of the run's fingerprint, as far as it takes to tell it from others.
+        tracker: The store.
+        out: Folder with the run's artifacts; found by itself if absent.
+        pause: Waits so many seconds.
+
+    Raises:
+        UserError: No run has such a fingerprint, or several have.
+        NotFinishedError: The store cannot be reached; nothing is lost, try later.
+    """
+    job = _find_job(root, beginning)
+    out = out or outputs_of(job, root)
+    for earlier in _unknown_before(job, root):
+        with contextlib.suppress(TrackingError):  # what is wrong with the store, this run says
+            tracker.ingest(earlier.journal, outputs_of(earlier, root))
+    try:
+        whole = _bring(job, out, tracker)
+        for seconds in PAUSES:
+            if whole:
+                return
+            pause(seconds)
+            whole = _bring(job, out, tracker)
+    except TrackingError as error:
+        record = read_record(job.record)
+        name = job.folder.name[:12] if record is None else f"{record.stage}@{record.key}"
+        raise NotFinishedError(
+            f"{name} is not shown in MLflow, asl-pipe sync tries again: {error}"
+        ) from error
+    if not whole:
+        logger.warning("%s: shown in MLflow without files that are gone", job.folder.name[:12])
+
+
+def catch_up(root: Path, tracker: Tracker) -> bool:
+    """Bring all stage runs up to their journals before something refers to them.
+
+    Returns:
+        Whether the store could be reached; if not, one warning has said so.
+    """
+    try:
+        sync_journals(root, tracker)
+    except NotFinishedError as error:
+        logger.warning("not shown in MLflow: %s", error)
+        return False
+    return True
+
+
+def _find_job(root: Path, beginning: str) -> JobPaths:
+    folder = root / ".asl" / "jobs"
+    found = sorted(path.parent for path in folder.glob("*/journal"))
+    found = [path for path in found if path.name.startswith(beginning)]
+    if len(found) != 1:
+        raise UserError(
+            f"{len(found) or 'no'} runs in {folder} have a name that begins with "
+            f"{beginning!r}; give more of it, or nothing for all runs"
+        )
+    return JobPaths(found[0])
+
+
+def _unknown_before(job: JobPaths, root: Path) -> list[JobPaths]:
+    """Return earlier runs of the same name that no store knows yet, oldest first.
+
+    Results go to the newest encoder of their name in the store, so it has to be there before them,
+    whichever of two waiting processes comes first.
+    """
+    record = read_record(job.record)
+    if record is None:
+        return []
+    earlier: list[tuple[float, JobPaths]] = []
+    for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"):
+        other = JobPaths(path.parent.parent)
+        found = read_record(other.record) if read_link(other.folder) is None else None
+        if (
+            found is not None
+            and (found.suite, found.key) == (record.suite, record.key)
+            and found.started < record.started
+        ):
+            earlier.append((found.started, other))
+    return [other for _, other in sorted(earlier, key=lambda pair: pair[0])]
+
+
+def _bring(job: JobPaths, out: Path, tracker: Tracker) -> bool:
+    """Bring a run into the store and say whether it is whole there, as far as it has got."""
+    tracker.ingest(job.journal, out)
+    link = read_link(job.folder)
+    return link is None or link.complete or link.status != "FINISHED"
 
 
 def outputs_of(job: JobPaths, root: Path) -> Path:

@@ -26,7 +26,7 @@ from pipeline.adapters.mlflow_pictures import draw_curves
 from pipeline.errors import TrackingError
 from pipeline.jobs.mlflow_link import RunLink, read_link, write_link
 from pipeline.jobs.notes import experiment_note, parent_note, run_note
-from pipeline.jobs.small_files import WEIGHTS, texts_beside
+from pipeline.jobs.small_files import WEIGHTS, WEIGHTS_TEXT, texts_beside
 from pipeline.jobs.store import StoreAddress, StoreRefusedError
 from pipeline.jobs.tracked import FINAL_PREFIX, Point, TrackedRun
 
@@ -66,7 +66,7 @@ class RunUploader:
         points keep their own times, and MLflow stores equal points once.
         """
         link = self._known(run, read_link(job))
-        if link is not None and link.complete and link.done == run.lines:
+        if link is not None and link.covers(run.lines):
             return link
         if link is not None and run.points(link.begun) - run.points():
             # A resume has voided points that are stored, and MLflow deletes no points.
@@ -255,14 +255,18 @@ class RunUploader:
 
     def _store_artifacts(self, run: TrackedRun, run_id: str, out: Path) -> list[str]:
         missing = []
+        texts = texts_beside(out, self._root)
         for name in run.artifacts:
             path = out / name
-            if not path.is_file() or not path.resolve().is_relative_to(out.resolve()):
+            if path.suffix in WEIGHTS:
+                stored = name in texts.get(WEIGHTS_TEXT, "")
+            else:
+                stored = path.resolve().is_relative_to(out.resolve()) and self._copy(
+                    run_id, path, Path(name).parent
+                )
+            if not stored:
                 missing.append(name)
-            elif path.suffix not in WEIGHTS:
-                folder = str(Path(name).parent)
-                self._client.log_artifact(run_id, str(path), None if folder == "." else folder)
-        for name, text in texts_beside(out, self._root).items():
+        for name, text in texts.items():
             self._client.log_text(run_id, text, name)
         if curves := run.curves():
             with tempfile.TemporaryDirectory() as folder:
@@ -270,6 +274,16 @@ class RunUploader:
                 draw_curves(curves, f"{run.stage}/{run.key}", picture)
                 self._client.log_artifact(run_id, str(picture), "pictures")
         return missing
+
+    def _copy(self, run_id: str, path: Path, folder: Path) -> bool:
+        """Store a file; False where there is none, or none any more: DVC may be linking it anew."""
+        if not path.is_file():
+            return False
+        try:
+            self._client.log_artifact(run_id, str(path), None if folder == Path() else str(folder))
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def experiment_name(suite: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from asl_core.errors import InputError
 from pipeline.errors import TrackingError
 from pipeline.jobs.lock import tracking_lock
-from pipeline.jobs.mlflow_link import RunLink
+from pipeline.jobs.mlflow_link import RunLink, read_link
 from pipeline.jobs.store import StoreAddress
 from pipeline.jobs.tracked import read_tracked_run
 
@@ -29,10 +29,13 @@ class MlflowStore:
 
     Args:
         root: Folder that has `.dvc`.
+        trust_links: Take a link's word that a whole run is in the store, without loading MLflow.
+            Otherwise the store is asked, and what was deleted there is made again.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, *, trust_links: bool = False):
         self._root = root
+        self._trust_links = trust_links
         self._uploader: RunUploader | None = None
 
     def ingest(self, journal: Path, out: Path) -> RunLink:
@@ -46,14 +49,18 @@ class MlflowStore:
         Raises:
             TrackingError: The store cannot be reached or refuses, or the journal is not readable.
         """
-        try:
-            run = read_tracked_run(journal)
-        except InputError as error:
-            raise TrackingError(str(error)) from error
         for name, value in BOUNDED.items():
             os.environ.setdefault(name, value)
         address = StoreAddress.of(self._root)
+        # Within the lock: who had it before may have brought this run, or a newer attempt of it.
         with tracking_lock(self._root):
+            try:
+                run = read_tracked_run(journal)
+            except InputError as error:
+                raise TrackingError(str(error)) from error
+            link = read_link(journal.parent) if self._trust_links else None
+            if link is not None and link.store == address.digest and link.covers(run.lines):
+                return link
             from pipeline.adapters.mlflow_client import RunUploader, refusals
 
             _quieten()

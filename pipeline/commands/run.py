@@ -3,11 +3,14 @@
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.actions.names import REPORT_KEY
+
+if TYPE_CHECKING:
+    from pipeline.ports import Tracker
 
 
 def run(
@@ -27,15 +30,15 @@ def run(
     from pipeline.actions.run import Services, run_stage
     from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.adapters.git import Git
-    from pipeline.adapters.mlflow_store import MlflowStore
     from pipeline.project import find_project
     from pipeline.tables.paper import load_paper
 
     project = find_project(Path.cwd())
-    tracker = MlflowStore(project.root)
+    first = int(os.environ.get("RANK", "0")) == 0
+    tracker = find_tracker(project.root, stage) if first else None
     services = Services(cache=DvcCache(), code=Git(), tracker=tracker)
     record = run_stage(project, stage, name, services, load_paper().references())
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not first:
         return  # the first process speaks for all
     took = (record.ended or record.started) - record.started
     shown = ", ".join(f"{metric} {value:.6g}" for metric, value in record.metrics.items())
@@ -43,3 +46,19 @@ def run(
         "%s %s: done in %.1f s, peak memory %.2f GiB%s",
         stage, name, took, record.peak_memory_gib or 0.0, f"; {shown}" if shown else "",
     )  # fmt: skip
+
+
+def find_tracker(root: Path, stage: str) -> "Tracker | None":
+    """Return what shows a stage's run; None where the store does not answer.
+
+    The next stage need not wait for MLflow. The report comes last and links to the runs of all
+    others: they are brought first, and when `dvc repro` ends everything is there.
+    """
+    from pipeline.actions.sync import catch_up
+    from pipeline.adapters.ingester import BackgroundTracker
+    from pipeline.adapters.mlflow_store import MlflowStore
+
+    if stage != "report":
+        return BackgroundTracker()
+    store = MlflowStore(root, trust_links=True)
+    return store if catch_up(root, store) else None

@@ -49,6 +49,10 @@ class RunLink:
     done: Mapping[str, int] = field(default_factory=dict)
     complete: bool = False
 
+    def covers(self, lines: Mapping[str, int]) -> bool:
+        """Say whether nothing is left to bring of a journal of so many lines an attempt."""
+        return self.complete and self.done == lines
+
     @property
     def fragment(self) -> str:
         """Address of the run's page, to be put after the address of MLflow's server."""

@@ -1,10 +1,15 @@
 """The small texts of a stage run that are shown beside its pictures. Reads only."""
 
+import contextlib
 import hashlib
+import os
 from pathlib import Path
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 """Files that DVC keeps; they are referred to and never copied."""
+
+WEIGHTS_TEXT = "weights.txt"
+"""The text that refers to them."""
 
 
 def texts_beside(out: Path, root: Path) -> dict[str, str]:
@@ -16,12 +21,21 @@ def texts_beside(out: Path, root: Path) -> dict[str, str]:
         "config.json": out / "config.json",
         "metrics.json": out.with_name(f"{out.name}.json"),
     }
-    texts = {name: path.read_text() for name, path in sources.items() if path.is_file()}
-    weights = sorted(path for path in out.glob("*") if path.suffix in WEIGHTS)
+    texts: dict[str, str] = {}
+    for name, path in sources.items():
+        with contextlib.suppress(FileNotFoundError):
+            texts[name] = path.read_text()
     lines = []
-    for path in weights:
-        with path.open("rb") as file:
+    for path in weights_in(out):
+        # a file may be gone again: DVC links outputs anew when a stage has ended
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shown = path.relative_to(root) if path.is_relative_to(root) else path
-        lines.append(f"{shown}  {path.stat().st_size} bytes  sha256 {digest}\n")
-    return texts | ({"weights.txt": "".join(lines)} if lines else {})
+            shown = path.relative_to(root) if path.is_relative_to(root) else path
+            size = os.fstat(file.fileno()).st_size
+            lines.append(f"{shown}  {size} bytes  sha256 {digest}\n")
+    return texts | ({WEIGHTS_TEXT: "".join(lines)} if lines else {})
+
+
+def weights_in(out: Path) -> list[Path]:
+    """Return the files of weights at the top of a folder."""
+    return sorted(path for path in out.glob("*") if path.suffix in WEIGHTS)

@@ -14,10 +14,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from asl_core.engine.records import Journal
-from pipeline.actions.sync import sync_journals
+from pipeline import cli
+from pipeline.actions.run import Services
+from pipeline.actions.sync import PAUSES, sync_journals, sync_run
 from pipeline.adapters.mlflow_store import MlflowStore
-from pipeline.errors import NotFinishedError, TrackingError
+from pipeline.commands import run as run_command
+from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.layout import JobPaths
+from pipeline.jobs.lock import tracking_lock
 from pipeline.jobs.mlflow_link import RunLink, run_link
 from pipeline.jobs.record import JobRecord, write_record
 from pipeline.jobs.store import StoreAddress
@@ -386,6 +390,191 @@ def test_sync_stops_at_a_store_that_refuses_and_says_how_many_wait(
         write_attempt(root, fingerprint=fingerprint)
     with pytest.raises(NotFinishedError, match=r"2 of 2 runs wait"):
         sync_journals(root, MlflowStore(root))
+
+
+def needs_mlflow(code: str, *arguments: object) -> bool:
+    """Say whether a process that runs this code has loaded MLflow at its end."""
+    code = f"import sys; from pathlib import Path\n{code}\nsys.exit('mlflow' in sys.modules)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return bool(subprocess.run(command, check=False).returncode)
+
+
+def test_a_link_that_is_trusted_spares_a_whole_run_mlflow(root: Path) -> None:
+    job = write_attempt(root)
+    code = (
+        "from pipeline.adapters.mlflow_store import MlflowStore\n"
+        "job = Path(sys.argv[1])\n"
+        "MlflowStore(job.parents[2], trust_links=True).ingest(job / 'journal', job / 'out')"
+    )
+    assert needs_mlflow(code, job.folder)
+    assert len(all_runs(root)) == 2
+    assert not needs_mlflow(code, job.folder)
+
+
+def test_a_link_that_is_trusted_does_not_hide_a_later_attempt(root: Path) -> None:
+    assert ingest(root, write_attempt(root, losses(1), end="FAILED")).complete
+    job = write_attempt(root, losses(2))
+    link = MlflowStore(root, trust_links=True).ingest(job.journal, job.out)
+    assert client(root).get_run(link.run_id).info.status == "FINISHED"
+    assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_link_to_another_store_is_not_trusted(root: Path) -> None:
+    job = write_attempt(root)
+    first = ingest(root, job)
+    path = job.folder / "mlflow.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"store": "another"}))
+    link = MlflowStore(root, trust_links=True).ingest(job.journal, job.out)
+    assert link == first
+
+
+def test_a_picture_that_goes_while_it_is_copied_is_missing_and_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_attempt(root, lambda journal: journal.artifact("a.png"))
+    job.out.mkdir()
+    (job.out / "a.png").write_bytes(PNG)
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(job.out / "a.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", gone)
+        assert not ingest(root, job).complete
+    assert ingest(root, job).complete
+
+
+def test_a_run_is_not_whole_without_a_reference_to_its_weights(root: Path) -> None:
+    job = write_attempt(root, lambda journal: journal.artifact("encoder.safetensors"))
+    job.out.mkdir()
+    assert not ingest(root, job).complete
+    (job.out / "encoder.safetensors").write_bytes(b"12345")
+    link = ingest(root, job)
+    assert link.complete
+    assert [item.path for item in client(root).list_artifacts(link.run_id)] == ["weights.txt"]
+
+
+def test_sync_of_one_run_brings_that_run_and_prints_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_attempt(root, fingerprint="a" * 32)
+    write_attempt(root, fingerprint="b" * 32, key="mae")
+    monkeypatch.chdir(root)
+    assert cli.run_command(["sync", "aaaa"]) == 0
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    assert run_link(root, "a" * 32) is not None
+    assert run_link(root, "b" * 32) is None
+
+
+@pytest.mark.parametrize(("beginning", "said"), [("c", "no runs"), ("a", "2 runs")])
+def test_sync_of_one_run_refuses_a_name_that_is_not_one_runs(
+    root: Path, beginning: str, said: str
+) -> None:
+    for fingerprint in ("ab" * 16, "ac" * 16):
+        write_attempt(root, fingerprint=fingerprint)
+    with pytest.raises(UserError, match=said):
+        sync_run(root, beginning, MlflowStore(root))
+
+
+def test_sync_of_one_run_names_it_when_the_store_does_not_answer(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    write_attempt(root)
+    with pytest.raises(NotFinishedError, match=r"asl-pipe sync tries again: .* does not answer"):
+        sync_run(root, FINGERPRINT, MlflowStore(root))
+
+
+def test_sync_of_one_run_waits_for_absent_artifacts_without_holding_the_lock(root: Path) -> None:
+    job = write_attempt(root, lambda journal: journal.artifact("a.png"))
+    paused: list[float] = []
+
+    def pause(seconds: float) -> None:
+        with tracking_lock(root, seconds=0):
+            paused.append(seconds)
+        if len(paused) == 2:
+            job.out.mkdir()
+            (job.out / "a.png").write_bytes(PNG)
+
+    sync_run(root, FINGERPRINT, MlflowStore(root, trust_links=True), pause=pause)
+    assert paused == list(PAUSES[:2])
+    link = run_link(root, FINGERPRINT)
+    assert link is not None
+    assert link.complete
+    assert len(all_runs(root)) == 2
+
+
+def test_sync_of_one_run_brings_the_encoder_it_used_first(root: Path) -> None:
+    old = ingest(root, write_attempt(root, fingerprint="a" * 32))
+    runs = (("a", "pretrain"), ("b", "pretrain"), ("c", "linprobe"))
+    for started, (letter, stage) in enumerate(runs):
+        fingerprint = letter * 32
+        job = write_attempt(root, stage=stage, fingerprint=fingerprint)
+        record = JobRecord(stage=stage, key="asl", suite="demo", fingerprint=fingerprint,
+                           status="FINISHED", started=started)  # fmt: skip
+        write_record(job.record, record)
+    sync_run(root, "c", MlflowStore(root, trust_links=True))
+    encoder, probe = run_link(root, "b" * 32), run_link(root, "c" * 32)
+    assert encoder is not None
+    assert probe is not None
+    assert probe.parent_run_id == encoder.parent_run_id != old.parent_run_id
+
+
+def test_sync_of_one_run_gives_up_on_artifacts_that_stay_away(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_attempt(root, lambda journal: journal.artifact("a.png"))
+    paused: list[float] = []
+    sync_run(root, FINGERPRINT, MlflowStore(root, trust_links=True), pause=paused.append)
+    assert paused == list(PAUSES)
+    assert "0123abcd0123: shown in MLflow without files that are gone" in caplog.text
+
+
+def test_sync_of_one_run_does_not_wait_for_what_a_failed_run_never_wrote(root: Path) -> None:
+    write_attempt(root, lambda journal: journal.artifact("a.png"), end="FAILED")
+    paused: list[float] = []
+    sync_run(root, FINGERPRINT, MlflowStore(root), pause=paused.append)
+    assert paused == []
+
+
+def test_the_report_begins_when_all_runs_before_it_are_in_the_store(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "params.yaml").write_text("")
+    monkeypatch.chdir(root)
+    ingest(root, write_attempt(root, fingerprint="a" * 32))
+    write_attempt(root, fingerprint="b" * 32, key="mae")
+
+    def report(project: object, stage: str, key: str, services: Services, _: object) -> JobRecord:
+        assert all(run_link(root, letter * 32) is not None for letter in "ab")
+        assert isinstance(services.tracker, MlflowStore)
+        return JobRecord(stage=stage, key=key, suite="demo", fingerprint="c" * 32,
+                         status="FINISHED", started=1.0)  # fmt: skip
+
+    monkeypatch.setattr("pipeline.actions.run.run_stage", report)
+    run_command.run("report")
+
+
+def test_a_report_for_which_nothing_waits_loads_no_mlflow(root: Path) -> None:
+    ingest(root, write_attempt(root))
+    code = (
+        "from pipeline.commands.run import find_tracker; find_tracker(Path(sys.argv[1]), 'report')"
+    )
+    assert not needs_mlflow(code, root)
+
+
+def test_a_report_without_a_store_is_made_after_one_warning(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for fingerprint in ("a" * 32, "b" * 32):
+        write_attempt(root, fingerprint=fingerprint)
+    assert run_command.find_tracker(root, "report") is None
+    assert len(caplog.records) == 1
+    assert "2 of 2 runs wait" in caplog.text
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ MISTAKES = [
     (
         "model: vit-demo",
         "model: {size: vit-demo, image_size: 60}",
-        "image_size 60 is not divisible by patch_size 8; use 56",
+        "image_size 60 is not divisible by patch_size 16; use 48",
     ),
     (
         "model: vit-demo",
@@ -179,7 +179,7 @@ def test_the_canonical_form_does_not_depend_on_order_or_number_type(tmp_path: Pa
     )
     two = load_params(write(tmp_path, other)).experiments["asl"]
     assert canonical_json(one) == canonical_json(two)
-    assert json.loads(canonical_json(one))["model"]["embed_dim"] == 96
+    assert json.loads(canonical_json(one))["model"]["embed_dim"] == 64
 
 
 def test_at_most_25_hyperparameters_are_shown_and_all_methods_name_themselves() -> None:

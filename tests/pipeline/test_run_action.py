@@ -134,6 +134,8 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal_and_no_checkpoints(
     assert values["final/loss"] == 0.5
     assert any(name.startswith("system/") for name in values)
     assert kinds(out / "journal", "end")[-1]["status"] == "FINISHED"
+    named = [body["path"] for body in kinds(out / "journal", "artifact")]
+    assert named == ["config.json", "encoder.safetensors"]
 
 
 def test_a_stage_is_given_its_recipe_its_inputs_and_an_empty_folder(project: Project) -> None:

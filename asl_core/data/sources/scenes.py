@@ -13,7 +13,7 @@ from asl_core.data.sources.source import EncodedInstances, Item, Source, Split, 
 from asl_core.randomness import numpy_generator
 from asl_core.recipes.datasets import Scenes
 
-_SMALLEST, _LARGEST = 0.2, 0.5  # side of an object as a share of the image's
+_SMALLEST, _LARGEST = 0.25, 0.6  # side of an object as a share of the image's
 _MIN_VISIBLE = 0.5  # share of each object that stays visible
 _ATTEMPTS = 20  # positions tried for one object; an object without a place is left out
 

@@ -1,0 +1,45 @@
+"""Shows stage runs in MLflow without waiting for it: a process of its own brings the journal."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.errors import TrackingError
+
+LESS_URGENT = 10  # niceness: the stage that runs meanwhile has the cores first
+
+
+class BackgroundTracker:
+    """Starts `asl-pipe sync FINGERPRINT` for each run it is given, and leaves it alone.
+
+    The process works in the current folder, which must be inside the project, and outlives this
+    one. What it has to say goes to the same standard error.
+    """
+
+    def ingest(self, journal: Path, out: Path) -> "subprocess.Popen[bytes]":
+        """Start bringing a run into the store and return the process at once.
+
+        Args:
+            journal: The run's journal, `.asl/jobs/<fingerprint>/journal`.
+            out: Folder with the artifacts that the journal names.
+
+        Raises:
+            TrackingError: The system starts no more processes.
+        """
+        # -P: the code that runs now, whatever folder named `pipeline` the current one may have.
+        command = [sys.executable, "-P", "-m", "pipeline", "sync", journal.parent.name,
+                   "--outputs", str(out)]  # fmt: skip
+        try:
+            # A session of its own: Ctrl-C at the next stage does not reach it. Only standard error
+            # is shared: who reads our output waits for its end.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:
+            raise TrackingError(f"no process could be started: {error.strerror}") from error
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, min(19, own + LESS_URGENT))
+        return process
