@@ -77,6 +77,10 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
         return target
 
+    def newest(self) -> Path | None:
+        """Return the file of the newest checkpoint, unread."""
+        return next(iter(self._newest_first()), None)
+
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """Return step and state of the newest undamaged checkpoint, or None if there is none.
 

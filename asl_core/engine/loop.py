@@ -5,7 +5,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from asl_core import distributed
 from asl_core.engine.checkpoint import CheckpointFolder
 from asl_core.engine.devices import autocast, distribute, move, pick_device
+from asl_core.engine.loss_watch import LossWatch
 from asl_core.engine.optimizer import build_optimizer, build_schedule, no_decay_groups
 from asl_core.engine.records import Journal
 from asl_core.engine.signals import StopRequest, catch_stop_signals
@@ -64,6 +65,7 @@ def fit(
     context: RunContext,
     *,
     param_groups: list[dict[str, Any]] | None = None,
+    at_steps: Mapping[int, Callable[[], None]] | None = None,
 ) -> None:
     """Train a model in place, resuming from the newest checkpoint if there is one.
 
@@ -75,9 +77,12 @@ def fit(
         recipe: Rates, precision, clipping, seed.
         context: Checkpoints, journal, resources.
         param_groups: Groups for the optimiser; by default weight decay on all but 1-D tensors.
+        at_steps: What the first process calls after the step of that number, before any
+            checkpoint of it; must leave model and random numbers as they are.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite; names the step, its samples and the newest
+            checkpoint, which is from before.
         InterruptedRun: A signal asked for a stop; a checkpoint was written.
         OSError: A checkpoint could not be written; the one before is still valid.
     """
@@ -95,7 +100,7 @@ def fit(
     context.journal.resume(state.step)
     if context.resources.compile:
         model.compile()
-    run = _Run(distribute(model, device), schedule, recipe, context, device)
+    run = _Run(distribute(model, device), schedule, recipe, context, device, at_steps or {})
     model.train()
     with catch_stop_signals() as stop:
         run.until_done(state, loader, checkpoints, stop)
@@ -111,9 +116,11 @@ class _Run:
         recipe: Optimisation,
         context: RunContext,
         device: torch.device,
+        at_steps: Mapping[int, Callable[[], None]],
     ) -> None:
         self.network, self.schedule, self.recipe = network, schedule, recipe
-        self.context, self.device = context, device
+        self.context, self.device, self.at_steps = context, device, at_steps
+        self.watch = LossWatch(device)
         self.last_checkpoint = self.last_log = time.monotonic()
         self.last_logged_step = 0
 
@@ -140,7 +147,10 @@ class _Run:
                 bar.update()
                 logs = state.step % every == 0 or state.step == total
                 if logs:
+                    self.check_finite(checkpoints)
                     bar.set_postfix(self.log(state, total))
+                if state.step in self.at_steps and distributed.rank() == 0:
+                    self.at_steps[state.step]()
                 # with several processes they agree where they synchronise anyway
                 if (distributed.world_size() == 1 or logs) and state.step < total:
                     self.checkpoint_if_due(state, checkpoints, stop)
@@ -151,7 +161,7 @@ class _Run:
         _seed_globals(derive_seed(self.recipe.seed, "step", step, distributed.rank()))
         self.schedule.step_update(step)
         draw = Draw(self.recipe.seed, step)
-        sizes = [_batch_size(batch) for batch in micro_batches]
+        sizes = [len(batch.indices) for batch in micro_batches]
         terms: dict[str, Tensor] = {}
         for i, batch in enumerate(micro_batches):
             share = sizes[i] / sum(sizes)
@@ -169,6 +179,7 @@ class _Run:
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.add_terms(terms)
+        self.watch.note(state.step, terms["loss"], [batch.indices for batch in micro_batches])
         state.model.after_step(state.step)  # type: ignore[operator]
 
     def without_sync(self, wanted: bool) -> contextlib.AbstractContextManager:
@@ -178,18 +189,12 @@ class _Run:
         return contextlib.nullcontext()
 
     def log(self, state: TrainState, total: int) -> dict[str, str]:
-        """Write the means since the last line to the journal; stop on a loss that is not finite."""
+        """Write the means since the last line to the journal."""
         means = state.take_means()
         if distributed.world_size() > 1:
             stacked = distributed.all_reduce_sum(torch.stack([*means.values()]).float())
             means = dict(zip(means, stacked / distributed.world_size(), strict=True))
         values = {f"train/{name}": float(value) for name, value in means.items()}
-        if not np.isfinite(values["train/loss"]):
-            raise TrainingError(
-                f"the loss is {values['train/loss']} between steps {self.last_logged_step} and "
-                f"{state.step}; lower the learning rate or use precision fp32 "
-                f"(checkpoints: {self.context.checkpoints})"
-            )
         now = time.monotonic()
         rate = (state.step - self.last_logged_step) / max(now - self.last_log, 1e-9)
         rates = [group["lr"] / group.get("lr_scale", 1.0) for group in state.optimizer.param_groups]
@@ -207,6 +212,30 @@ class _Run:
                 )  # fmt: skip
         return {"loss": f"{values['train/loss']:.4f}"}
 
+    def check_finite(self, checkpoints: CheckpointFolder) -> None:
+        """Stop when a loss since the last check was not finite.
+
+        Raises:
+            TrainingError: It was, in this process or another.
+        """
+        bad = self.watch.first_bad()
+        if not distributed.any_process(bad is not None, self.device):
+            return
+        newest = checkpoints.newest()
+        remedy = (
+            f"the newest checkpoint, {newest}, is from before"
+            if newest
+            else "no checkpoint was written yet"
+        )
+        remedy += "; look at these samples, lower the learning rate or use precision fp32"
+        if bad is None:
+            raise TrainingError(f"the loss of another process is not finite; {remedy}")
+        step, samples = bad
+        raise TrainingError(
+            f"the loss is not finite at step {step}, samples {_shorten(samples)} of the training "
+            f"split; {remedy}"
+        )
+
     def checkpoint_if_due(
         self, state: TrainState, checkpoints: CheckpointFolder, stop: StopRequest
     ) -> None:
@@ -216,6 +245,7 @@ class _Run:
         stopping = distributed.any_process(bool(stop), self.device)
         if not (stopping or distributed.any_process(due, self.device)):
             return
+        self.check_finite(checkpoints)  # weights that a bad step has spoilt must not be kept
         if distributed.rank() == 0:
             self.context.journal.sync()
             checkpoints.save(state.step, state.to_dict())
@@ -235,9 +265,10 @@ def _seed_globals(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _batch_size(batch: Any) -> int:
-    """Return how many samples a batch holds: the length of its `indices` or of itself."""
-    return len(batch.indices) if hasattr(batch, "indices") else len(batch)
+def _shorten(samples: list[int], most: int = 16) -> str:
+    """Return the numbers of the samples, the first ones where there are many."""
+    text = ", ".join(map(str, samples[:most]))
+    return text if len(samples) <= most else f"{text}, ... ({len(samples)} in all)"
 
 
 def _crosses_milestone(before: int, after: int, total: int, lines: int = 10) -> bool:

@@ -6,7 +6,12 @@ Both designs start from one masked image with one set of visible patches:
     DLE   fea_ori = f(Dropout(e)),    fea_aug = f(Dropout(e)),    e the linear embedding of x
 
 One decoder turns each into predictions; L = L_MAE + L_SEM (Eq. 11).
+
+Both branches travel stacked along the batch, fea_ori first: one pass of the decoder, not two.
+What the paper leaves open is a field of `AslRecipe`, with the reason for its default.
 """
+
+from functools import partial
 
 import torch
 from timm.models.vision_transformer import Block
@@ -17,9 +22,10 @@ from asl_core.losses.alignment import alignment_loss, cosine_alignment_loss
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, LayerNorm, initialise_as_mae
-from asl_core.modules.masking import Mask, random_mask
+from asl_core.modules.masking import Mask, draw_mask, gather_tokens
 from asl_core.modules.patches import pixel_target
 from asl_core.modules.reconstruction import reconstruction_pictures
+from asl_core.precision import at_least_float32
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, uniform
 from asl_core.recipes.asl import AslRecipe
@@ -43,73 +49,150 @@ class ArbitrarySelfSupervised(nn.Module):
         self.encoder = Encoder(vit)
         self.encoder.pos_embed.requires_grad_(False)
         if recipe.design == "aee":
-            self.extra_layer = Block(
-                vit.embed_dim, vit.num_heads, vit.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm
-            )
-            self.extra_layer.apply(initialise_as_mae)
+            layers: list[nn.Module] = [
+                Block(vit.embed_dim, vit.num_heads, vit.mlp_ratio, True, norm_layer=LayerNorm)
+                for _ in range(recipe.aee_depth)
+            ]
+            if recipe.aee_norm:
+                layers.append(LayerNorm(vit.embed_dim))
+            self.extra_layer = nn.Sequential(*layers).apply(initialise_as_mae)
         self.decoder = Decoder(vit)
+        self.decoder_aug = None if recipe.share_decoder else Decoder(vit)
 
     def forward(self, batch: Views, draw: Draw) -> Step:
-        """Mask, make both sets of features, decode both, reconstruct and align."""
-        images = normalise(batch.views[0], self.mean, self.std)
-        mask = self.draw_mask(batch.indices, draw)
-        fea_ori, fea_aug = self.features(images, mask, batch.indices, draw)
-        pred_ori, pred_aug = self.predict(fea_ori, fea_aug, mask)
-        target = pixel_target(images, self.recipe.model.patch_size, self.recipe.norm_pix)
-        mae_ori = reconstruction_loss(pred_ori, target, mask.mask)
-        mae_aug = reconstruction_loss(pred_aug, target, mask.mask)
+        """Draw a mask, and the dropout of DLE, and do the step."""
+        images, mask = self.masked(batch, draw)
+        noise = self.draw_dropout(batch.indices, mask, draw) if self.training else None
+        return self.step(images, mask, noise)
+
+    def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
+        """Return the normalised images, (B, 3, H, W), and their mask in this step."""
+        vit = self.recipe.model
+        mask = draw_mask(batch.indices, draw, vit.num_patches, self.recipe.mask_ratio)
+        return normalise(batch.views[0], self.mean, self.std), mask
+
+    def step(self, images: Tensor, mask: Mask, noise: Tensor | None = None) -> Step:
+        """Make both sets of features, decode both, reconstruct (Eq. 2) and align (Eq. 9-10)."""
+        recipe = self.recipe
+        features = self.features(images, mask, noise)  # (2B, 1 + V, D)
+        decoded = self.decode(features, mask)  # (2B, 1 + V + R, E)
+        removed = slice(features.shape[1], None)
+        aligned = removed if recipe.sem_patches == "masked" else slice(1, None)
+        # the head runs on the tokens that a loss reads, no others
+        predicted = aligned if recipe.sem_space == "pixel" else removed
+        pred = self.head(decoded[:, predicted])  # (2B, R or N, P)
+
+        target = self.target(images, mask)  # (B, R, P)
+        pred_ori, pred_aug = pred[:, -target.shape[1] :].chunk(2)
+        mae_ori = reconstruction_loss(pred_ori, target)
+        mae_aug = reconstruction_loss(pred_aug, target)
         loss_mae = {
             "both_mean": (mae_ori + mae_aug) / 2,
             "both_sum": mae_ori + mae_aug,
             "ori": mae_ori,
-        }[self.recipe.mae_on]
-        align = {"l1": alignment_loss, "cosine": cosine_alignment_loss}[self.recipe.sem_type]
-        loss_sem = align(pred_ori, pred_aug, mask.mask)
-        loss = loss_mae + self.recipe.sem_weight * loss_sem
+        }[recipe.mae_on]
+
+        in_space = pred if recipe.sem_space == "pixel" else self.decoder.norm(decoded[:, aligned])
+        loss_sem = self.align(in_space)
         terms = {
             "loss_mae": loss_mae,
             "loss_mae_ori": mae_ori,
             "loss_mae_aug": mae_aug,
             "loss_sem": loss_sem,
             # towards 0, the second branch has degenerated to the first
-            "branch_distance": _relative_distance(fea_ori, fea_aug),
+            "branch_distance": _relative_distance(features),
         }
-        return Step(loss, terms)
+        if recipe.cls_align != "off":
+            terms["loss_cls"] = self.align(self._cls(features, decoded))
+            loss_sem = loss_sem + terms["loss_cls"]
+        return Step(loss_mae + recipe.sem_weight * loss_sem, terms)
 
-    def features(
-        self, images: Tensor, mask: Mask, indices: Tensor, draw: Draw
-    ) -> tuple[Tensor, Tensor]:
-        """Return fea_ori and fea_aug, each (B, 1 + V, D), from the same visible patches."""
-        embedded = self.encoder.embed(images)  # (B, N, D)
-        if self.recipe.design == "aee":
-            fea_ori = self.encoder.encode(embedded, mask.ids_keep)
-            return fea_ori, self.extra_layer(fea_ori)
-        # one pass over both draws: twice the batch, not twice the kernels
-        noisy = torch.cat([self._dropout(embedded, indices, draw, k) for k in (0, 1)])
-        fea_ori, fea_aug = self.encoder.encode(noisy, mask.ids_keep.repeat(2, 1)).chunk(2)
-        return fea_ori, fea_aug
+    def features(self, images: Tensor, mask: Mask, noise: Tensor | None = None) -> Tensor:
+        """Return fea_ori and fea_aug, stacked (2B, 1 + V, D), from the same visible patches."""
+        encoder, recipe = self.encoder, self.recipe
+        embedded = gather_tokens(encoder.embed(images), mask.ids_keep)  # (B, V, D)
+        if recipe.design == "aee":
+            tokens = encoder.prepend_cls(encoder.add_positions(embedded, mask.ids_keep))
+            hidden = encoder.transform(tokens)  # (B, 1 + V, D)
+            fea_ori = encoder.norm(hidden)
+            if recipe.aee_pos == "post_norm":
+                fea_aug = self.extra_layer(fea_ori)
+            else:
+                fea_aug = encoder.norm(self.extra_layer(hidden))
+            return torch.cat([fea_ori, fea_aug])
+        scale = 1.0 if noise is None else noise
+        both, ids_keep = embedded.repeat(2, 1, 1), mask.twice().ids_keep  # (2B, V, D)
+        if recipe.dle_where == "pre_pos":
+            both = encoder.add_positions(both * scale, ids_keep)
+        else:
+            both = encoder.add_positions(both, ids_keep) * scale
+        return encoder.norm(encoder.transform(encoder.prepend_cls(both)))
 
-    def predict(self, fea_ori: Tensor, fea_aug: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-        """Decode both sets of features with the one decoder, as one batch; each (B, N, P)."""
-        both = self.decoder(torch.cat([fea_ori, fea_aug]), mask.ids_restore.repeat(2, 1))
-        pred_ori, pred_aug = both.chunk(2)
-        return pred_ori, pred_aug
+    def decode(self, features: Tensor, mask: Mask) -> Tensor:
+        """Run both sets of features through the decoder: (2B, 1 + V, D) to (2B, 1 + V + R, E)."""
+        if self.decoder_aug is None:
+            return self.decoder(features, mask.twice())
+        fea_ori, fea_aug = features.chunk(2)
+        return torch.cat([self.decoder(fea_ori, mask), self.decoder_aug(fea_aug, mask)])
 
-    def draw_mask(self, indices: Tensor, draw: Draw) -> Mask:
-        """Draw which patches are removed; a function of seed, step and sample."""
-        seed = derive_seed(draw.seed, "mask", draw.step)
-        return random_mask(
-            uniform(seed, indices, (self.recipe.model.num_patches,)), self.recipe.mask_ratio
-        )
+    def head(self, decoded: Tensor) -> Tensor:
+        """Predict the pixels of both branches' tokens: (2B, T, E) to (2B, T, P)."""
+        if self.decoder_aug is None:
+            return self.decoder.head(decoded)
+        ori, aug = decoded.chunk(2)
+        return torch.cat([self.decoder.head(ori), self.decoder_aug.head(aug)])
 
-    def _dropout(self, embedded: Tensor, indices: Tensor, draw: Draw, branch: int) -> Tensor:
-        """Drop single values of the linear embedding, rescaling the rest by 1 / (1 - rate)."""
-        rate = self.recipe.dle_rate
-        if rate == 0 or not self.training:
-            return embedded
-        seed = derive_seed(draw.seed, "dle", draw.step, branch)
-        keep = uniform(seed, indices, tuple(embedded.shape[1:])) >= rate  # (B, N, D)
-        return embedded * keep / (1 - rate)
+    def align(self, both: Tensor) -> Tensor:
+        """Return the alignment loss of the two halves of a stack, (2B, T, P)."""
+        loss = {
+            "l1": partial(alignment_loss, reduction=self.recipe.sem_reduction),
+            "cosine": cosine_alignment_loss,
+        }[self.recipe.sem_type]
+        return loss(*both.chunk(2))
+
+    def _cls(self, features: Tensor, decoded: Tensor) -> Tensor:
+        """Return the [cls] token of both branches in the space that `cls_align` names."""
+        if self.recipe.cls_align == "encoder":
+            return features[:, :1]  # (2B, 1, D)
+        if self.recipe.cls_align == "decoder_norm":
+            return self.decoder.norm(decoded[:, :1])  # (2B, 1, E)
+        return self.head(decoded[:, :1])  # (2B, 1, P)
+
+    def target(self, images: Tensor, mask: Mask) -> Tensor:
+        """Return what the removed patches should be predicted as, (B, R, P)."""
+        recipe = self.recipe
+        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
+
+    @torch.compiler.disable  # a hash of the step: see draw_mask
+    def draw_dropout(self, indices: Tensor, mask: Mask, draw: Draw) -> Tensor | None:
+        """Draw what DLE multiplies each value of the visible embeddings with: 0 or 1 / (1 - rate).
+
+        A function of seed, step, branch and sample. None where nothing is dropped.
+
+        Shape:
+            - indices: (B,). Output: (2B, V, D).
+        """
+        recipe = self.recipe
+        if recipe.design == "aee" or recipe.dle_rate == 0:
+            return None
+        shape = (mask.ids_keep.shape[1], recipe.model.embed_dim)
+        seeds = [derive_seed(draw.seed, "dle", draw.step, branch) for branch in (0, 1)]
+        rates = [recipe.dle_rate if recipe.dle_both else 0.0, recipe.dle_rate]
+        kept = [
+            (uniform(seed, indices, shape) >= rate) / (1 - rate)
+            for seed, rate in zip(seeds, rates, strict=True)
+        ]
+        return torch.cat(kept)
+
+    def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
+        """Return the predictions of the removed patches by both branches, each (B, R, P).
+
+        Without dropout: the two of DLE are then equal.
+        """
+        features = self.features(images, mask)
+        pred = self.head(self.decode(features, mask)[:, features.shape[1] :])
+        pred_ori, pred_aug = pred.chunk(2)
+        return {"ori": pred_ori, "aug": pred_aug}
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
@@ -123,21 +206,19 @@ class ArbitrarySelfSupervised(nn.Module):
 
     def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
         """Return input, masked input and both predictions, (B, 3, H, W) in [0, 1]."""
-        images = normalise(batch.views[0], self.mean, self.std)
-        mask = self.draw_mask(batch.indices, draw)
-        fea_ori, fea_aug = self.features(images, mask, batch.indices, draw)
-        pred_ori, pred_aug = self.predict(fea_ori, fea_aug, mask)
+        images, mask = self.masked(batch, draw)
+        preds = self.predictions(images, mask)
         pictures = reconstruction_pictures(
             images,
-            {"prediction (original)": pred_ori, "prediction (augmented)": pred_aug},
-            mask.mask,
+            {"prediction (original)": preds["ori"], "prediction (augmented)": preds["aug"]},
+            mask,
             self.recipe.model.patch_size,
             self.recipe.norm_pix,
         )
         return {name: denormalise(x, self.mean, self.std) for name, x in pictures.items()}
 
 
-def _relative_distance(fea_ori: Tensor, fea_aug: Tensor) -> Tensor:
+def _relative_distance(features: Tensor) -> Tensor:
     """Return |fea_aug - fea_ori| / |fea_ori| over the batch, without gradient."""
-    a, b = fea_ori.detach().float(), fea_aug.detach().float()
-    return (b - a).norm() / a.norm().clamp_min(1e-12)
+    fea_ori, fea_aug = at_least_float32(features.detach()).chunk(2)
+    return (fea_aug - fea_ori).norm() / fea_ori.norm().clamp_min(1e-12)

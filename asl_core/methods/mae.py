@@ -6,11 +6,10 @@ from asl_core.data.views import denormalise, normalise
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder
-from asl_core.modules.masking import Mask, random_mask
+from asl_core.modules.masking import Mask, draw_mask
 from asl_core.modules.patches import pixel_target
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.protocol import Draw, Step, Views
-from asl_core.randomness import derive_seed, uniform
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.normalisation import Rgb
 
@@ -33,25 +32,32 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Decoder(recipe.model)
 
     def forward(self, batch: Views, draw: Draw) -> Step:
-        """Mask, encode, decode, compare."""
-        images = normalise(batch.views[0], self.mean, self.std)
-        mask = self.draw_mask(batch.indices, draw)
-        pred = self.predict(images, mask)
-        target = pixel_target(images, self.recipe.model.patch_size, self.recipe.norm_pix)
-        loss = reconstruction_loss(pred, target, mask.mask)
+        """Draw a mask and do the step."""
+        return self.step(*self.masked(batch, draw))
+
+    def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
+        """Return the normalised images, (B, 3, H, W), and their mask in this step."""
+        vit = self.recipe.model
+        mask = draw_mask(batch.indices, draw, vit.num_patches, self.recipe.mask_ratio)
+        return normalise(batch.views[0], self.mean, self.std), mask
+
+    def step(self, images: Tensor, mask: Mask) -> Step:
+        """Encode the visible patches, predict the removed ones, compare."""
+        pred = self.predictions(images, mask)["ori"]
+        target = self.target(images, mask)
+        loss = reconstruction_loss(pred, target)
         return Step(loss, {"loss_mae": loss})
 
-    def draw_mask(self, indices: Tensor, draw: Draw) -> Mask:
-        """Draw which patches are removed; a function of seed, step and sample."""
-        seed = derive_seed(draw.seed, "mask", draw.step)
-        return random_mask(
-            uniform(seed, indices, (self.recipe.model.num_patches,)), self.recipe.mask_ratio
-        )
-
-    def predict(self, images: Tensor, mask: Mask) -> Tensor:
-        """Return the prediction of every patch, (B, N, P)."""
+    def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
+        """Return the prediction of the removed patches, (B, R, P), by branch: MAE has one."""
         latent = self.encoder(images, mask.ids_keep)  # (B, 1 + V, D)
-        return self.decoder(latent, mask.ids_restore)
+        decoded = self.decoder(latent, mask)  # (B, 1 + V + R, E)
+        return {"ori": self.decoder.head(decoded[:, latent.shape[1] :])}
+
+    def target(self, images: Tensor, mask: Mask) -> Tensor:
+        """Return what the removed patches should be predicted as, (B, R, P)."""
+        recipe = self.recipe
+        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
@@ -62,12 +68,11 @@ class MaskedAutoencoder(nn.Module):
 
     def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
         """Return input, masked input and prediction as pictures, (B, 3, H, W) in [0, 1]."""
-        images = normalise(batch.views[0], self.mean, self.std)
-        mask = self.draw_mask(batch.indices, draw)
+        images, mask = self.masked(batch, draw)
         pictures = reconstruction_pictures(
             images,
-            {"prediction": self.predict(images, mask)},
-            mask.mask,
+            {"prediction": self.predictions(images, mask)["ori"]},
+            mask,
             self.recipe.model.patch_size,
             self.recipe.norm_pix,
         )

@@ -1,11 +1,11 @@
-"""MAE's decoder: visible tokens and mask tokens in, a prediction for every patch out."""
+"""MAE's decoder: visible tokens and mask tokens in, predictions of patches out."""
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from asl_core.modules.encoder import LayerNorm, initialise_as_mae
-from asl_core.modules.masking import gather_tokens
+from asl_core.modules.masking import Mask
 from asl_core.modules.positions import sincos_positions
 from asl_core.recipes.models import Vit
 
@@ -13,12 +13,18 @@ from asl_core.recipes.models import Vit
 class Decoder(nn.Module):
     """Lightweight Transformer with fixed positions and a linear prediction head.
 
+    Tokens stay in the order [cls], visible, removed: attention does not care for it once each
+    token carries its position, and MAE's way back to the order of the image costs a copy of all
+    tokens, forth and back. The head is a method of its own, for the tokens that a loss reads.
+
     Source: MAE; g in Eq. 1 of the ASL paper.
 
     Shape:
-        - latent: (B, 1 + V, D), [cls] first. ids_restore: (B, N).
-        - Output: (B, N, P), P = 3 p^2.
+        - latent: (B, 1 + V, D), [cls] first.
+        - Output: (B, 1 + V + R, E), [cls] first, then `mask.ids_keep`, then `mask.ids_removed`.
     """
+
+    pos_embed: Tensor
 
     def __init__(self, vit: Vit) -> None:
         super().__init__()
@@ -35,15 +41,18 @@ class Decoder(nn.Module):
         self.apply(initialise_as_mae)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Fill the removed places with the mask token, decode, drop [cls]."""
+    def forward(self, latent: Tensor, mask: Mask) -> Tensor:
+        """Append a mask token for every removed patch, add positions, decode."""
+        positions = self.pos_embed[0, 1:]  # (N, E); that of [cls] is zero
         tokens = self.embed(latent)  # (B, 1 + V, E)
-        batch, num_patches = ids_restore.shape
-        num_removed = num_patches + 1 - tokens.shape[1]
-        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, num_removed, -1)
-        patches = torch.cat([tokens[:, 1:], mask_tokens], dim=1)
-        patches = gather_tokens(patches, ids_restore)  # (B, N, E)
-        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.pos_embed  # type: ignore[operator]
+        visible = tokens[:, 1:] + positions[mask.ids_keep]
+        removed = self.mask_token + positions[mask.ids_removed]  # (B, R, E)
+        parts = [tokens[:, :1].to(visible.dtype), visible, removed]
+        tokens = torch.cat(parts, dim=1)  # (B, 1 + V + R, E)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.pred(self.norm(tokens[:, 1:]))  # (B, N, P)
+        return tokens
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """Predict the pixels of the given tokens: (B, T, E) to (B, T, P), P = 3 p^2."""
+        return self.pred(self.norm(tokens))

@@ -77,27 +77,36 @@ class Encoder(nn.Module):
         return self.patch_embed(images)
 
     def add_positions(self, tokens: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Add positions, drop what is masked, prepend [cls]: (B, N, D) to (B, 1 + V, D)."""
-        tokens = tokens + self.pos_embed[:, 1:]
-        if ids_keep is not None:
-            tokens = gather_tokens(tokens, ids_keep)  # (B, V, D)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
-        return torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (B, 1 + V, D)
+        """Add its position to each embedded patch; all N of them where `ids_keep` is absent.
 
-    def encode(self, tokens: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Run blocks and final norm on embedded patches: (B, N, D) to (B, 1 + V, D)."""
-        tokens = self.add_positions(tokens, ids_keep)
+        Shape:
+            - tokens: (B, V, D), the patches `ids_keep` in that order. Output: (B, V, D).
+        """
+        positions = self.pos_embed[0, 1:]  # (N, D)
+        return tokens + (positions if ids_keep is None else positions[ids_keep])
+
+    def prepend_cls(self, tokens: Tensor) -> Tensor:
+        """Put [cls] first: (B, V, D) to (B, 1 + V, D)."""
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
+        return torch.cat([cls.to(tokens.dtype), tokens], dim=1)
+
+    def transform(self, tokens: Tensor) -> Tensor:
+        """Run the blocks, without the final norm: (B, 1 + V, D) to the same shape."""
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        return tokens
 
     def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Embed and encode."""
-        return self.encode(self.embed(images), ids_keep)
+        """Embed, drop what is masked, encode."""
+        tokens = self.embed(images)  # (B, N, D)
+        if ids_keep is not None:
+            tokens = gather_tokens(tokens, ids_keep)  # (B, V, D)
+        tokens = self.prepend_cls(self.add_positions(tokens, ids_keep))
+        return self.norm(self.transform(tokens))
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """Return the output of every block before the final norm, each (B, 1 + N, D)."""
-        tokens = self.add_positions(self.embed(images))
+        tokens = self.prepend_cls(self.add_positions(self.embed(images)))
         outputs = []
         for block in self.blocks:
             tokens = block(tokens)

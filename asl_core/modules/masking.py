@@ -5,19 +5,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asl_core.protocol import Draw
+from asl_core.randomness import derive_seed, uniform
+
 
 class Mask(NamedTuple):
-    """A random split of the patches into visible and removed.
+    """A random split of the patches of each image into visible and removed.
 
     Attributes:
         ids_keep: Indices of the visible patches, in the order they are fed, (B, V).
-        ids_restore: Position of each patch in [visible, removed], (B, N).
-        mask: True where a patch was removed, (B, N).
+        ids_removed: Indices of the others, (B, R), V + R = N.
     """
 
     ids_keep: Tensor
-    ids_restore: Tensor
-    mask: Tensor
+    ids_removed: Tensor
+
+    @property
+    def removed(self) -> Tensor:
+        """True where a patch was removed, in the order of the image, (B, N)."""
+        batch, kept = self.ids_keep.shape
+        shape = (batch, kept + self.ids_removed.shape[1])
+        removed = torch.zeros(shape, dtype=torch.bool, device=self.ids_keep.device)
+        return removed.scatter(1, self.ids_removed, True)
+
+    def twice(self) -> "Mask":
+        """Return the mask of a batch followed by itself, (2B, ...)."""
+        return Mask(self.ids_keep.repeat(2, 1), self.ids_removed.repeat(2, 1))
 
 
 def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
@@ -31,9 +44,19 @@ def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
     num_keep = int(noise.shape[1] * (1 - mask_ratio))
     # stable: equal noise is possible in float32 and must not depend on the device
     ids_shuffle = torch.argsort(noise, dim=1, stable=True)
-    ids_restore = torch.argsort(ids_shuffle, dim=1)
-    mask = ids_restore >= num_keep
-    return Mask(ids_shuffle[:, :num_keep], ids_restore, mask)
+    return Mask(ids_shuffle[:, :num_keep], ids_shuffle[:, num_keep:])
+
+
+# a hash, which a compiler cannot read and which would make it compile again for every step
+@torch.compiler.disable
+def draw_mask(indices: Tensor, draw: Draw, num_patches: int, mask_ratio: float) -> Mask:
+    """Draw a mask for each sample; a function of seed, step and sample.
+
+    Shape:
+        - indices: (B,), identities of the samples.
+    """
+    seed = derive_seed(draw.seed, "mask", draw.step)
+    return random_mask(uniform(seed, indices, (num_patches,)), mask_ratio)
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

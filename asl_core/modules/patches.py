@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from asl_core.modules.masking import gather_tokens
+from asl_core.precision import at_least_float32
+
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches; inside a patch the order is row, column, channel.
@@ -40,13 +43,14 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.sqrt(variance + 1e-6)
 
 
-def pixel_target(images: Tensor, patch_size: int, norm_pix: bool) -> Tensor:
+def pixel_target(images: Tensor, patch_size: int, norm_pix: bool, ids: Tensor) -> Tensor:
     """Return what the decoder predicts: patches, each normalised by its own statistics.
 
     Shape:
-        - images: (B, C, H, W), normalised by the dataset's statistics. Output: (B, N, P).
+        - images: (B, C, H, W), normalised by the dataset's statistics. ids: (B, R), which patches.
+        - Output: (B, R, P), at least float32.
     """
-    patches = patchify(images.float(), patch_size)
+    patches = gather_tokens(patchify(at_least_float32(images), patch_size), ids)
     if not norm_pix:
         return patches
     mean, deviation = patch_statistics(patches)

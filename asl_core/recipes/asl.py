@@ -1,9 +1,11 @@
 """ASL (Li et al., 2024), Section 3.3: MAE, a second set of features, and their alignment.
 
-The paper leaves several choices open; each is a field here, the default first.
+The paper leaves several choices open; each is a field here, its default first, and what speaks
+for the default beside it. A field of the other design, or one that another makes void, must keep
+its default: a run that is named after a choice has made it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from asl_core.recipes.pretraining import MaskedPretraining
@@ -15,16 +17,39 @@ class AslRecipe(MaskedPretraining):
 
     method: Literal["asl"] = "asl"
     design: Literal["aee", "dle"] = "aee"
-    """aee: one Transformer layer after the encoder; dle: dropout in the linear embedding."""
+    """aee: a Transformer layer after the encoder; dle: dropout in the linear embedding."""
     mae_on: Literal["both_mean", "both_sum", "ori"] = "both_mean"
     """Which branch the pixel loss reads. Without alignment the second branch of Table 7 (b), (d)
-    must be trained by something, hence both."""
+    must be trained by something, hence both; the mean keeps the weight 1 of Eq. 11."""
+    share_decoder: bool = True
+    """One decoder for both branches: the paper speaks of "the decoder module"."""
     sem_weight: float = 1.0
     """Weight of the alignment loss, Eq. 11; 0 switches it off (Table 7 b, d)."""
     sem_type: Literal["l1", "cosine"] = "l1"
     """Distance of Eq. 9; cosine is the comparison of Section 4.6."""
+    sem_patches: Literal["masked", "all"] = "masked"
+    """Which patches are aligned: Eq. 10 takes them from the removed ones."""
+    sem_reduction: Literal["mean", "sum"] = "mean"
+    """Norm of Eq. 9 over the values of a patch; a sum over 768 would drown the pixel loss."""
+    sem_space: Literal["pixel", "decoder_norm"] = "pixel"
+    """What is aligned: predictions, as Section 3.3 calls them, or the decoder's normalised
+    output before the prediction head."""
+    cls_align: Literal["off", "decoder_pred", "decoder_norm", "encoder"] = "off"
+    """The ablation of Section 4.6 that aligns [cls] too, with the same distance and weight: after
+    decoder and prediction head, after the decoder's norm, or after the encoder."""
+    aee_depth: int = 1
+    """Layers after the encoder; the text has "a Transformer layer"."""
+    aee_pos: Literal["post_norm", "pre_norm"] = "post_norm"
+    """Where they attach: behind the encoder's final norm, the literal reading of "after the
+    encoder", or before it, the norm then being applied to both branches."""
+    aee_norm: bool = False
+    """Whether a norm of its own follows them."""
     dle_rate: float = 0.1
     """Dropout rate of dle; SimCSE's value, the paper gives none."""
+    dle_where: Literal["pre_pos", "post_pos"] = "pre_pos"
+    """Dropout before the positions are added, "in the linear embedding", or after."""
+    dle_both: bool = True
+    """Whether both branches are noisy, as in SimCSE, or fea_aug alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,3 +57,25 @@ class AslRecipe(MaskedPretraining):
             raise ValueError(f"dle_rate must be in [0, 1), got {self.dle_rate}")
         if self.sem_weight < 0:
             raise ValueError(f"sem_weight must be at least 0, got {self.sem_weight}")
+        if self.aee_depth < 1:
+            raise ValueError(f"aee_depth must be at least 1, got {self.aee_depth}")
+        self._refuse_void_fields()
+
+    def _refuse_void_fields(self) -> None:
+        other = "dle_" if self.design == "aee" else "aee_"
+        for field in fields(self):
+            if field.name.startswith(other) and getattr(self, field.name) != field.default:
+                raise ValueError(f"{field.name} has no effect with design {self.design}; remove it")
+        if self.sem_weight == 0 and self.mae_on == "ori":
+            raise ValueError("mae_on ori with sem_weight 0 is MAE; use method mae")
+        if self.sem_weight == 0 and self.cls_align != "off":
+            raise ValueError("cls_align has no effect with sem_weight 0; use off")
+        if self.sem_type == "cosine" and self.sem_reduction == "sum":
+            raise ValueError("sem_reduction has no effect with sem_type cosine; remove it")
+        if self.aee_norm and self.aee_pos == "pre_norm":
+            raise ValueError("aee_pos pre_norm already ends in the encoder's norm; drop aee_norm")
+        if not self.share_decoder and "decoder_norm" in (self.sem_space, self.cls_align):
+            raise ValueError(
+                "two decoders have no common space before their heads; "
+                "use share_decoder true or align predictions"
+            )

@@ -26,9 +26,14 @@ class MaskedPretraining(Optimisation):
     crop_scale_min: float = 0.2
     """RandomResizedCrop takes an area between this share and 1."""
     flip: bool = True
+    snapshots: int = 0
+    """At how many steps, evenly spaced to the end, predictions of test images are kept: what the
+    analysis of the contrastive view over training reads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
+        if self.snapshots < 0:
+            raise ValueError(f"snapshots must be at least 0, got {self.snapshots}")
         require_share("crop_scale_min", self.crop_scale_min)

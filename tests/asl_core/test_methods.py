@@ -1,26 +1,34 @@
-"""MAE against its equations; ASL against MAE where they must coincide."""
+"""MAE and ASL against their equations, computed token by token in float64."""
 
-import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from asl_core.engine.optimizer import build_optimizer, no_decay_groups
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
-from asl_core.protocol import Draw, Views
-from asl_core.randomness import derive_seed, uniform
+from asl_core.modules.masking import Mask, random_mask
+from asl_core.protocol import Draw, Step, Views
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import Vit
+
+Weights = dict[str, Tensor]
+Parity = Callable[[str, Tensor, Tensor, float], None]
 
 TINY = Vit(
     image_size=12, patch_size=4, embed_dim=16, depth=2, num_heads=2,
     decoder_embed_dim=12, decoder_depth=2, decoder_num_heads=3,
 )  # fmt: skip
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-COMMON = {"dataset": "none", "model": TINY, "epochs": 1, "warmup_epochs": 0, "mask_ratio": 0.6}
+COMMON: dict[str, Any] = {
+    "dataset": "none", "model": TINY, "epochs": 1, "warmup_epochs": 0, "mask_ratio": 0.6,
+}  # fmt: skip
+PATCHES, KEPT = 9, 3  # int(9 * (1 - 0.6))
 
 
 def batch() -> Views:
@@ -29,179 +37,378 @@ def batch() -> Views:
     return Views((images,), torch.tensor([4, 11, 30]))
 
 
-def attention_block(x: Tensor, p: dict[str, Tensor], heads: int) -> Tensor:
-    """A pre-norm Transformer block written from its definition, one head at a time."""
+def inputs() -> tuple[Tensor, Mask]:
+    """Images in float64 and a mask."""
+    generator = torch.Generator().manual_seed(6)
+    images = torch.randn(3, 3, 12, 12, dtype=torch.float64, generator=generator)
+    return images, random_mask(torch.rand(3, PATCHES, generator=generator), 0.6)
 
-    def norm(t: Tensor, name: str) -> Tensor:
-        centred = t - t.mean(-1, keepdim=True)
-        variance = centred.square().mean(-1, keepdim=True)
-        return centred / (variance + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
 
-    h = norm(x, "norm1") @ p["attn.qkv.weight"].T + p["attn.qkv.bias"]
-    width = x.shape[-1]
-    q, k, v = h.split(width, dim=-1)
-    size = width // heads
+# ---- the equations ----------------------------------------------------------------------------
+
+
+def below(p: Weights, prefix: str) -> Weights:
+    return {k[len(prefix) :]: v for k, v in p.items() if k.startswith(prefix)}
+
+
+def norm(x: Tensor, p: Weights, name: str) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def linear(x: Tensor, p: Weights, name: str) -> Tensor:
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def block(x: Tensor, p: Weights, heads: int) -> Tensor:
+    """A pre-norm Transformer block, one head at a time; (T, D)."""
+    size = x.shape[-1] // heads
+    q, k, v = linear(norm(x, p, "norm1"), p, "attn.qkv").split(x.shape[-1], dim=-1)
     outs = []
     for i in range(heads):
         s = slice(i * size, (i + 1) * size)
-        weights = (q[..., s] @ k[..., s].transpose(1, 2) / math.sqrt(size)).softmax(-1)
-        outs.append(weights @ v[..., s])
-    x = x + torch.cat(outs, -1) @ p["attn.proj.weight"].T + p["attn.proj.bias"]
-    h = norm(x, "norm2") @ p["mlp.fc1.weight"].T + p["mlp.fc1.bias"]
-    h = 0.5 * h * (1 + torch.erf(h / math.sqrt(2)))
-    return x + h @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"]
+        weights = (q[:, s] @ k[:, s].T / math.sqrt(size)).softmax(-1)
+        outs.append(weights @ v[:, s])
+    x = x + linear(torch.cat(outs, -1), p, "attn.proj")
+    h = linear(norm(x, p, "norm2"), p, "mlp.fc1")
+    return x + linear(0.5 * h * (1 + torch.erf(h / math.sqrt(2))), p, "mlp.fc2")
 
 
-def mae_loss_by_hand(p: dict[str, Tensor], images: Tensor, noise: Tensor) -> Tensor:
-    """MAE's loss of Eq. 1-2, token by token, from a dictionary of float64 parameters."""
-
-    def sub(prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix) :]: v for k, v in p.items() if k.startswith(prefix)}
-
-    def norm(t: Tensor, name: str) -> Tensor:
-        return nn.functional.layer_norm(
-            t, t.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"], 1e-6
-        )
-
-    size, grid, keep = 4, 3, int(9 * (1 - 0.6))
-    losses = []
-    for image, row in zip(images, noise, strict=True):
-        patches = [
-            image[:, r * size : (r + 1) * size, c * size : (c + 1) * size]
-            for r in range(grid)
-            for c in range(grid)
-        ]
-        order = sorted(range(9), key=lambda i: row[i].item())
-        visible, removed = order[:keep], order[keep:]
-        kernel = p["encoder.patch_embed.proj.weight"]
-        tokens = [p["encoder.cls_token"][0, 0] + p["encoder.pos_embed"][0, 0]]
-        for i in visible:
-            embedded = (kernel * patches[i]).sum((1, 2, 3)) + p["encoder.patch_embed.proj.bias"]
-            tokens.append(embedded + p["encoder.pos_embed"][0, 1 + i])
-        x = torch.stack(tokens)[None]
-        for d in range(2):
-            x = attention_block(x, sub(f"encoder.blocks.{d}."), 2)
-        x = norm(x, "encoder.norm")[0] @ p["decoder.embed.weight"].T + p["decoder.embed.bias"]
-        full = [x[0] + p["decoder.pos_embed"][0, 0]]
-        for i in range(9):
-            token = x[1 + visible.index(i)] if i in visible else p["decoder.mask_token"][0, 0]
-            full.append(token + p["decoder.pos_embed"][0, 1 + i])
-        y = torch.stack(full)[None]
-        for d in range(2):
-            y = attention_block(y, sub(f"decoder.blocks.{d}."), 3)
-        pred = norm(y, "decoder.norm")[0] @ p["decoder.pred.weight"].T + p["decoder.pred.bias"]
-        for i in removed:
-            target = patches[i].permute(1, 2, 0).flatten()
-            target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
-            losses.append((pred[1 + i] - target).square().mean())
-    return torch.stack(losses).mean()
+def patches_of(image: Tensor) -> list[Tensor]:
+    places = [(r, c) for r in range(3) for c in range(3)]
+    return [image[:, 4 * r : 4 * r + 4, 4 * c : 4 * c + 4] for r, c in places]
 
 
-def test_mae_loss_and_gradients_equal_the_equations_in_float64(
-    monkeypatch: pytest.MonkeyPatch,
+def encode(
+    p: Weights, image: Tensor, visible: list[int], noise: Tensor | None = None, where: str = ""
+) -> Tensor:
+    """Output of the last block, before the final norm, (1 + V, D)."""
+    patches, tokens = patches_of(image), [p["cls_token"][0, 0] + p["pos_embed"][0, 0]]
+    for n, i in enumerate(visible):
+        token = (p["patch_embed.proj.weight"] * patches[i]).sum((1, 2, 3))
+        token = token + p["patch_embed.proj.bias"]
+        if noise is not None and where == "pre_pos":
+            token = token * noise[n]
+        token = token + p["pos_embed"][0, 1 + i]
+        if noise is not None and where == "post_pos":
+            token = token * noise[n]
+        tokens.append(token)
+    x = torch.stack(tokens)
+    for depth in range(2):
+        x = block(x, below(p, f"blocks.{depth}."), 2)
+    return x
+
+
+def decode(p: Weights, latent: Tensor, visible: list[int]) -> Tensor:
+    """Normalised output of the decoder, [cls] and all patches in the image's order, (1 + N, E)."""
+    x = linear(latent, p, "embed")
+    tokens = [x[0] + p["pos_embed"][0, 0]]
+    for i in range(PATCHES):
+        token = x[1 + visible.index(i)] if i in visible else p["mask_token"][0, 0]
+        tokens.append(token + p["pos_embed"][0, 1 + i])
+    y = torch.stack(tokens)
+    for depth in range(2):
+        y = block(y, below(p, f"blocks.{depth}."), 3)
+    return norm(y, p, "norm")
+
+
+def pixel_error(pred: Tensor, patch: Tensor) -> Tensor:
+    """Eq. 1 with MAE's normalised target: row, column, channel."""
+    target = patch.permute(1, 2, 0).flatten()
+    target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+    return (target - pred).square().mean()
+
+
+def distance(a: Tensor, b: Tensor, recipe: AslRecipe) -> Tensor:
+    """Eq. 9 for one token."""
+
+    def half(x: Tensor, y: Tensor) -> Tensor:
+        if recipe.sem_type == "cosine":
+            return 1 - (x * y).sum() / (x.norm() * y.norm())
+        return (x - y).abs().mean() if recipe.sem_reduction == "mean" else (x - y).abs().sum()
+
+    return half(a, b.detach()) + half(a.detach(), b)
+
+
+def mae_loss(p: Weights, images: Tensor, mask: Mask) -> Tensor:
+    """Eq. 1-2."""
+    errors = []
+    for image, ids in zip(images, mask.ids_keep.tolist(), strict=True):
+        latent = norm(encode(below(p, "encoder."), image, ids), below(p, "encoder."), "norm")
+        pred = linear(decode(below(p, "decoder."), latent, ids), below(p, "decoder."), "pred")
+        removed = [i for i in range(PATCHES) if i not in ids]
+        errors += [pixel_error(pred[1 + i], patches_of(image)[i]) for i in removed]
+    return torch.stack(errors).mean()
+
+
+def asl_features(
+    p: Weights, image: Tensor, ids: list[int], recipe: AslRecipe, noise: Tensor | None
+) -> list[Tensor]:
+    """fea_ori and fea_aug of one image."""
+    encoder = below(p, "encoder.")
+    if recipe.design == "dle":
+        assert noise is not None
+        both = [encode(encoder, image, ids, noise[k], recipe.dle_where) for k in (0, 1)]
+        return [norm(x, encoder, "norm") for x in both]
+    hidden = encode(encoder, image, ids)
+    x = norm(hidden, encoder, "norm") if recipe.aee_pos == "post_norm" else hidden
+    for depth in range(recipe.aee_depth):
+        x = block(x, below(p, f"extra_layer.{depth}."), 2)
+    if recipe.aee_norm:
+        x = norm(x, p, f"extra_layer.{recipe.aee_depth}")
+    if recipe.aee_pos == "pre_norm":
+        x = norm(x, encoder, "norm")
+    return [norm(hidden, encoder, "norm"), x]
+
+
+def asl_loss(
+    p: Weights, images: Tensor, mask: Mask, recipe: AslRecipe, noise: Tensor | None
+) -> Tensor:
+    """Eq. 11 with every choice of the recipe."""
+    pixels: list[list[Tensor]] = [[], []]
+    aligned, cls = [], []
+    decoders = [below(p, "decoder."), below(p, "decoder.")]
+    if not recipe.share_decoder:
+        decoders[1] = {**below(p, "decoder_aug."), "pos_embed": decoders[0]["pos_embed"]}
+    for b, (image, ids) in enumerate(zip(images, mask.ids_keep.tolist(), strict=True)):
+        own = None if noise is None else noise.reshape(2, 3, KEPT, -1)[:, b]
+        features = asl_features(p, image, ids, recipe, own)
+        normed = [decode(q, x, ids) for q, x in zip(decoders, features, strict=True)]
+        preds = [linear(y, q, "pred") for q, y in zip(decoders, normed, strict=True)]
+        removed = [i for i in range(PATCHES) if i not in ids]
+        for k in (0, 1):
+            pixels[k] += [pixel_error(preds[k][1 + i], patches_of(image)[i]) for i in removed]
+        space = preds if recipe.sem_space == "pixel" else normed
+        chosen = removed if recipe.sem_patches == "masked" else range(PATCHES)
+        aligned += [distance(space[0][1 + i], space[1][1 + i], recipe) for i in chosen]
+        tokens = {"encoder": features, "decoder_norm": normed, "decoder_pred": preds}
+        if recipe.cls_align != "off":
+            a, b_ = tokens[recipe.cls_align]
+            cls.append(distance(a[0], b_[0], recipe))
+    ori, aug = (torch.stack(each).mean() for each in pixels)
+    mae = {"both_mean": (ori + aug) / 2, "both_sum": ori + aug, "ori": ori}[recipe.mae_on]
+    sem = torch.stack(aligned).mean()
+    if cls:
+        sem = sem + torch.stack(cls).mean()
+    return mae + recipe.sem_weight * sem
+
+
+# ---- the methods ------------------------------------------------------------------------------
+
+
+def weights_of(method: nn.Module) -> Weights:
+    buffers = {name: b for name, b in method.named_buffers() if name.endswith("pos_embed")}
+    return dict(method.named_parameters()) | buffers
+
+
+def randomised(method: nn.Module) -> Any:
+    """In float64, every parameter random: zero biases and unit gains would hide mistakes."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in method.named_parameters():
+            if not name.endswith("pos_embed"):
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * noise)
+    return method.double()
+
+
+def compare_gradients(
+    name: str, method: nn.Module, ours: Tensor, theirs: Tensor, parity: Parity
 ) -> None:
-    monkeypatch.setattr(Tensor, "float", lambda self: self)  # losses compute in float32 otherwise
-    torch.manual_seed(0)
-    method = MaskedAutoencoder(MaeRecipe(**COMMON), MEAN, STD).double()
-    views = batch()
-    mean = torch.tensor(MEAN, dtype=torch.float64).reshape(1, 3, 1, 1)
-    std = torch.tensor(STD, dtype=torch.float64).reshape(1, 3, 1, 1)
-    images = (views.views[0].double() / 255 - mean) / std
-    noise = uniform(derive_seed(7, "mask", 2), views.indices, (9,))
-    names = [n for n, q in method.named_parameters() if q.requires_grad]
-    parameters = dict(method.named_parameters()) | {"decoder.pos_embed": method.decoder.pos_embed}
-
-    pred = method.predict(images, method.draw_mask(views.indices, Draw(7, 2)))
-    from asl_core.losses.reconstruction import reconstruction_loss
-    from asl_core.modules.patches import pixel_target
-
-    mask = method.draw_mask(views.indices, Draw(7, 2)).mask
-    ours = reconstruction_loss(pred, pixel_target(images, 4, norm_pix=True), mask)
-    theirs = mae_loss_by_hand(parameters, images, noise)
-    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
-    ours_grad = torch.autograd.grad(ours, [parameters[n] for n in names])
-    theirs_grad = torch.autograd.grad(theirs, [parameters[n] for n in names])
-    for name, a, b in zip(names, ours_grad, theirs_grad, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8, msg=name)
+    trained = [(n, q) for n, q in method.named_parameters() if q.requires_grad]
+    parity(f"{name}, loss", ours, theirs, 1e-10)
+    parameters = [q for _, q in trained]
+    own = torch.autograd.grad(ours, parameters, retain_graph=True, allow_unused=True)
+    other = torch.autograd.grad(theirs, parameters, allow_unused=True)
+    for (parameter, _), a, b in zip(trained, own, other, strict=True):
+        assert (a is None) == (b is None), parameter
+        if a is not None and b is not None:
+            parity(f"{name}, gradients", a, b, 1e-10)
 
 
-def paired(recipe: AslRecipe) -> tuple[MaskedAutoencoder, ArbitrarySelfSupervised]:
-    """Build both methods with the same encoder and decoder."""
-    torch.manual_seed(1)
-    mae = MaskedAutoencoder(MaeRecipe(**COMMON), MEAN, STD)
-    asl = ArbitrarySelfSupervised(recipe, MEAN, STD)
+def test_mae_equals_its_equations(parity: Parity) -> None:
+    method = randomised(MaskedAutoencoder(MaeRecipe(**COMMON), MEAN, STD))
+    images, mask = inputs()
+    ours = method.step(images, mask).loss
+    assert ours.dtype == torch.float64
+    compare_gradients("MAE", method, ours, mae_loss(weights_of(method), images, mask), parity)
+
+
+def test_one_step_of_the_optimiser_equals_adamw(parity: Parity) -> None:
+    recipe = MaeRecipe(**COMMON, lr=3e-3)
+    method = randomised(MaskedAutoencoder(recipe, MEAN, STD))
+    images, mask = inputs()
+    optimizer = build_optimizer(no_decay_groups(method, recipe), recipe)
+    for group in optimizer.param_groups:
+        group["lr"] = 3e-3
+    expected = {}
+    trained = [(n, q) for n, q in method.named_parameters() if q.requires_grad]
+    loss = mae_loss(weights_of(method), images, mask)
+    gradients = torch.autograd.grad(loss, [q for _, q in trained])
+    for (name, q), g in zip(trained, gradients, strict=True):
+        decay = 0.05 if q.ndim > 1 else 0.0
+        # first and second moment after one step, bias corrected, are g and g^2
+        expected[name] = q.detach() * (1 - 3e-3 * decay) - 3e-3 * g / (g.abs() + 1e-8)
+    method.step(images, mask).loss.backward()
+    optimizer.step()
+    for name, q in trained:
+        parity("MAE, weights after one step of AdamW", q.detach(), expected[name], 1e-10)
+
+
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"sem_weight": 0.0},
+    {"sem_weight": 0.3, "mae_on": "both_sum"},
+    {"mae_on": "ori"},
+    {"sem_type": "cosine"},
+    {"sem_reduction": "sum"},
+    {"sem_patches": "all"},
+    {"sem_space": "decoder_norm"},
+    {"sem_space": "decoder_norm", "sem_patches": "all"},
+    {"cls_align": "decoder_pred"},
+    {"cls_align": "decoder_norm", "sem_type": "cosine"},
+    {"cls_align": "encoder"},
+    {"share_decoder": False},
+    {"share_decoder": False, "sem_patches": "all", "cls_align": "decoder_pred"},
+    {"aee_depth": 2},
+    {"aee_pos": "pre_norm"},
+    {"aee_norm": True},
+    {"design": "dle"},
+    {"design": "dle", "sem_weight": 0.0},
+    {"design": "dle", "dle_rate": 0.4, "dle_where": "post_pos"},
+    {"design": "dle", "dle_both": False, "share_decoder": False},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_asl_equals_its_equations(choice: dict[str, Any], parity: Parity) -> None:
+    recipe = AslRecipe(**COMMON, **choice)
+    method = randomised(ArbitrarySelfSupervised(recipe, MEAN, STD))
+    images, mask = inputs()
+    noise = method.draw_dropout(torch.tensor([4, 11, 30]), mask, Draw(0, 3))
+    assert (noise is None) == (recipe.design == "aee")
+    ours = method.step(images, mask, noise).loss
+    theirs = asl_loss(weights_of(method), images, mask, recipe, noise)
+    name = f"ASL {recipe.design.upper()}, every choice of the recipe"
+    compare_gradients(name, method, ours, theirs, parity)
+
+
+def paired(recipe: AslRecipe) -> tuple[Any, Any]:
+    """Build both methods with the same encoder and decoder, in float64."""
+    mae = randomised(MaskedAutoencoder(MaeRecipe(**COMMON), MEAN, STD))
+    asl = randomised(ArbitrarySelfSupervised(recipe, MEAN, STD))
     asl.load_state_dict(mae.state_dict(), strict=False)
     return mae, asl
 
 
 @pytest.mark.parametrize("design", ["aee", "dle"])
-def test_asl_without_its_augmentation_is_mae(design: str) -> None:
-    mae, asl = paired(AslRecipe(**COMMON, design=design, dle_rate=0.0))
+def test_asl_without_its_augmentation_is_mae(design: str, parity: Parity) -> None:
     if design == "aee":
+        mae, asl = paired(AslRecipe(**COMMON, sem_weight=0.0))
         asl.extra_layer = nn.Identity()
-    expected, step = mae(batch(), Draw(3, 8)), asl(batch(), Draw(3, 8))
+        name = "AEE with identity, alignment off, against MAE"
+    else:
+        mae, asl = paired(AslRecipe(**COMMON, design="dle", dle_rate=0.0))
+        name = "DLE with rate 0 against MAE"
+    images, mask = inputs()
+    expected, step = mae.step(images, mask), asl.step(images, mask)
     assert step.terms["loss_sem"] == 0
-    torch.testing.assert_close(step.loss, expected.loss)
+    assert step.terms["branch_distance"] == 0
+    parity(f"{name}, loss", step.loss, expected.loss, 1e-10)
     expected.loss.backward()
     step.loss.backward()
-    for name, parameter in mae.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(
-                asl.get_parameter(name).grad, parameter.grad, atol=1e-6, rtol=1e-4, msg=name
-            )
+    for parameter, q in mae.named_parameters():
+        if q.requires_grad:
+            ours, theirs = asl.get_parameter(parameter).grad, q.grad
+            parity(f"{name}, gradients", ours, theirs, 1e-10)
+    for model in (mae, asl):
+        recipe = MaeRecipe(**COMMON, lr=1e-3)
+        build_optimizer(no_decay_groups(model, recipe), recipe).step()
+    for parameter, q in mae.named_parameters():
+        ours = asl.get_parameter(parameter).detach()
+        parity(f"{name}, weights after one step", ours, q.detach(), 1e-10)
 
 
-def test_asl_total_is_eq_11() -> None:
-    _, asl = paired(AslRecipe(**COMMON, sem_weight=0.5))
-    terms = asl(batch(), Draw(0, 0)).terms
-    torch.testing.assert_close(
-        asl(batch(), Draw(0, 0)).loss, terms["loss_mae"] + 0.5 * terms["loss_sem"]
-    )
-    assert terms["loss_sem"] > 0
-    assert terms["branch_distance"] > 0
+def test_forward_is_the_step_on_the_draws_of_the_batch() -> None:
+    for recipe in (AslRecipe(**COMMON), AslRecipe(**COMMON, design="dle", dle_rate=0.3)):
+        torch.manual_seed(1)
+        asl = ArbitrarySelfSupervised(recipe, MEAN, STD)
+        images, mask = asl.masked(batch(), Draw(3, 8))
+        noise = asl.draw_dropout(batch().indices, mask, Draw(3, 8))
+        assert torch.equal(asl(batch(), Draw(3, 8)).loss, asl.step(images, mask, noise).loss)
+        assert not torch.equal(asl(batch(), Draw(3, 9)).loss, asl.step(images, mask, noise).loss)
+        # without dropout when it is not trained
+        evaluated: Step = asl.eval()(batch(), Draw(3, 8))
+        assert torch.equal(evaluated.loss, asl.step(images, mask).loss)
 
 
-@pytest.mark.parametrize("mae_on", ["both_mean", "both_sum", "ori"])
-def test_pixel_loss_reads_the_branches_it_names(mae_on: str) -> None:
-    _, asl = paired(AslRecipe(**COMMON, mae_on=mae_on))
-    terms = asl(batch(), Draw(0, 0)).terms
-    both = terms["loss_mae_ori"] + terms["loss_mae_aug"]
-    expected = {"both_mean": both / 2, "both_sum": both, "ori": terms["loss_mae_ori"]}
-    torch.testing.assert_close(terms["loss_mae"], expected[mae_on])
+@pytest.mark.parametrize("design", ["aee", "dle"])
+def test_loss_does_not_change_when_the_others_of_the_batch_do(design: str) -> None:
+    torch.manual_seed(1)
+    method = ArbitrarySelfSupervised(AslRecipe(**COMMON, design=design), MEAN, STD)  # type: ignore[arg-type]
+    whole = batch()
+    parts = [Views((whole.views[0][i : i + 1],), whole.indices[i : i + 1]) for i in range(3)]
+    mean = sum(method(part, Draw(0, 4)).loss for part in parts) / 3
+    torch.testing.assert_close(method(whole, Draw(0, 4)).loss, mean)
 
 
 def test_dropout_of_the_embedding_keeps_its_mean_and_differs_between_branches() -> None:
-    _, asl = paired(AslRecipe(**COMMON, design="dle", dle_rate=0.3))
-    ones = torch.ones(400, 9, 16)
-    indices = torch.arange(400)
-    first = asl._dropout(ones, indices, Draw(0, 1), 0)
-    second = asl._dropout(ones, indices, Draw(0, 1), 1)
-    assert abs(first.mean().item() - 1) < 0.02
-    assert abs((first == 0).float().mean().item() - 0.3) < 0.01
+    asl = ArbitrarySelfSupervised(AslRecipe(**COMMON, design="dle", dle_rate=0.3), MEAN, STD)
+    ids = torch.arange(400)
+    mask = random_mask(torch.rand(400, PATCHES, generator=torch.Generator().manual_seed(0)), 0.6)
+    noise = asl.draw_dropout(ids, mask, Draw(0, 1))
+    assert noise is not None
+    assert noise.shape == (800, KEPT, 16)
+    assert abs(noise.mean().item() - 1) < 0.02
+    assert abs((noise == 0).float().mean().item() - 0.3) < 0.01
+    first, second = noise.chunk(2)
     assert not torch.equal(first, second)
-    assert torch.equal(first, asl._dropout(ones, indices, Draw(0, 1), 0))
+    again = asl.draw_dropout(ids, mask, Draw(0, 1))
+    assert again is not None
+    assert torch.equal(noise, again)
 
 
 @pytest.mark.parametrize("design", ["aee", "dle"])
 def test_exported_encoder_has_the_keys_of_mae(design: str) -> None:
-    mae, asl = paired(AslRecipe(**COMMON, design=design))
+    mae, asl = paired(AslRecipe(**COMMON, design=design))  # type: ignore[arg-type]
     assert asl.encoder_state().keys() == mae.encoder_state().keys()
     assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.bias"} <= set(
         mae.encoder_state()
     )
 
 
-def test_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
-    mae, _ = paired(AslRecipe(**COMMON))
-    whole = batch()
-    parts = [Views((whole.views[0][i : i + 1],), whole.indices[i : i + 1]) for i in range(3)]
-    mean = sum(mae(part, Draw(0, 4)).loss for part in parts) / 3
-    torch.testing.assert_close(mae(whole, Draw(0, 4)).loss, mean)
-
-
 def test_reconstructions_paste_visible_patches_and_stay_in_range() -> None:
-    _, asl = paired(dataclasses.replace(AslRecipe(**COMMON)))
-    pictures = asl.eval().reconstructions(batch(), Draw(0, 0))
+    torch.manual_seed(1)
+    asl = ArbitrarySelfSupervised(AslRecipe(**COMMON), MEAN, STD).eval()
+    with torch.no_grad():
+        pictures = asl.reconstructions(batch(), Draw(0, 0))
     assert list(pictures)[:2] == ["input", "masked"]
     assert len(pictures) == 4
     torch.testing.assert_close(pictures["input"], batch().views[0] / 255, atol=1e-5, rtol=0)
+    _, mask = asl.masked(batch(), Draw(0, 0))
+    pixels = mask.removed.reshape(3, 1, 3, 3).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    for name, picture in pictures.items():
+        same = (picture - pictures["input"]).abs() < 1e-4
+        assert same[~pixels.expand_as(same)].all(), name
+    assert not torch.equal(pictures["masked"], pictures["prediction (original)"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"design": "dle", "aee_depth": 2}, "aee_depth has no effect with design dle"),
+        ({"dle_rate": 0.2}, "dle_rate has no effect with design aee"),
+        ({"sem_weight": 0.0, "mae_on": "ori"}, "is MAE"),
+        ({"sem_weight": 0.0, "cls_align": "encoder"}, "cls_align has no effect"),
+        ({"sem_type": "cosine", "sem_reduction": "sum"}, "sem_reduction has no effect"),
+        ({"aee_norm": True, "aee_pos": "pre_norm"}, "drop aee_norm"),
+        ({"share_decoder": False, "sem_space": "decoder_norm"}, "no common space"),
+        ({"aee_depth": 0}, "aee_depth must be at least 1"),
+    ],
+)
+def test_choices_that_contradict_each_other_are_refused(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        AslRecipe(**COMMON, **fields)

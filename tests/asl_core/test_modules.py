@@ -41,19 +41,30 @@ def test_patches_run_row_column_channel() -> None:
 
 def test_target_has_zero_mean_and_unbiased_unit_variance() -> None:
     generator = torch.Generator().manual_seed(0)
-    target = pixel_target(torch.rand(2, 3, 8, 8, generator=generator), 4, norm_pix=True)
-    torch.testing.assert_close(target.mean(-1), torch.zeros(2, 4), atol=1e-6, rtol=0)
-    torch.testing.assert_close(target.var(-1), torch.ones(2, 4), atol=1e-4, rtol=0)
+    images = torch.rand(2, 3, 8, 8, generator=generator)
+    ids = torch.tensor([[3, 0], [1, 2]])
+    target = pixel_target(images, 4, norm_pix=True, ids=ids)
+    torch.testing.assert_close(target.mean(-1), torch.zeros(2, 2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(target.var(-1), torch.ones(2, 2), atol=1e-4, rtol=0)
+    plain = pixel_target(images, 4, norm_pix=False, ids=ids)
+    assert torch.equal(plain[0, 0], patchify(images, 4)[0, 3])
+    assert torch.equal(plain[1, 1], patchify(images, 4)[1, 2])
 
 
-def test_mask_keeps_the_smallest_noise_and_restores_the_order() -> None:
+def test_mask_keeps_the_smallest_noise_and_knows_the_others() -> None:
     noise = torch.tensor([[0.9, 0.1, 0.5, 0.3], [0.2, 0.8, 0.1, 0.6]])
     mask = random_mask(noise, 0.5)
     assert mask.ids_keep.tolist() == [[1, 3], [2, 0]]
-    assert mask.mask.tolist() == [[True, False, True, False], [False, True, False, True]]
+    assert mask.ids_removed.tolist() == [[2, 0], [3, 1]]
+    assert mask.removed.tolist() == [[True, False, True, False], [False, True, False, True]]
+    assert mask.twice().ids_keep.tolist() == [[1, 3], [2, 0], [1, 3], [2, 0]]
+
+
+def test_picked_tokens_are_those_of_their_index() -> None:
     tokens = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    shuffled = gather_tokens(tokens, torch.argsort(noise, dim=1))
-    assert torch.equal(gather_tokens(shuffled, mask.ids_restore), tokens)
+    picked = gather_tokens(tokens, torch.tensor([[3, 1], [0, 0]]))
+    assert torch.equal(picked[0, 1], tokens[0, 1])
+    assert torch.equal(picked[1, 1], tokens[1, 0])
 
 
 def test_three_quarters_of_196_leave_49() -> None:
