@@ -65,6 +65,8 @@ class ArbitrarySelfSupervised(nn.Module):
         noise = self.draw_dropout(batch.indices, mask, draw) if self.training else None
         return self.step(images, mask, noise)
 
+    # draws hash the step: compiled, they would be compiled again for every step
+    @torch.compiler.disable
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
         """Return the normalised images, (B, 3, H, W), and their mask in this step."""
         vit = self.recipe.model
@@ -163,7 +165,7 @@ class ArbitrarySelfSupervised(nn.Module):
         recipe = self.recipe
         return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
 
-    @torch.compiler.disable  # a hash of the step: see draw_mask
+    @torch.compiler.disable  # as `masked`
     def draw_dropout(self, indices: Tensor, mask: Mask, draw: Draw) -> Tensor | None:
         """Draw what DLE multiplies each value of the visible embeddings with: 0 or 1 / (1 - rate).
 

@@ -1,5 +1,6 @@
 """MAE: reconstruct removed patches from visible ones (Section 3.1.1, Eq. 1-2)."""
 
+import torch
 from torch import Tensor, nn
 
 from asl_core.data.views import denormalise, normalise
@@ -35,6 +36,8 @@ class MaskedAutoencoder(nn.Module):
         """Draw a mask and do the step."""
         return self.step(*self.masked(batch, draw))
 
+    # draws hash the step: compiled, they would be compiled again for every step
+    @torch.compiler.disable
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
         """Return the normalised images, (B, 3, H, W), and their mask in this step."""
         vit = self.recipe.model

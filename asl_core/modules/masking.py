@@ -47,8 +47,6 @@ def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
     return Mask(ids_shuffle[:, :num_keep], ids_shuffle[:, num_keep:])
 
 
-# a hash, which a compiler cannot read and which would make it compile again for every step
-@torch.compiler.disable
 def draw_mask(indices: Tensor, draw: Draw, num_patches: int, mask_ratio: float) -> Mask:
     """Draw a mask for each sample; a function of seed, step and sample.
 

@@ -1,0 +1,108 @@
+"""torch.compile: no graph breaks, and the numbers of eager execution."""
+
+import dataclasses
+import shutil
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from asl_core.methods.asl import ArbitrarySelfSupervised
+from asl_core.methods.mae import MaskedAutoencoder
+from asl_core.modules.masking import Mask, random_mask
+from asl_core.protocol import Draw, Views
+from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.mae import MaeRecipe
+from asl_core.recipes.models import Vit
+
+TINY = Vit(
+    image_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2,
+    decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+)  # fmt: skip
+MAE = MaeRecipe(dataset="none", model=TINY, epochs=1, warmup_epochs=0)
+RECIPES = {
+    "mae": MAE,
+    "aee": AslRecipe(**{**dataclasses.asdict(MAE), "model": TINY, "method": "asl"}),
+    "dle": AslRecipe(**{**dataclasses.asdict(MAE), "model": TINY, "method": "asl"}, design="dle"),
+}
+
+
+def build(name: str) -> Any:
+    torch.manual_seed(0)
+    recipe = RECIPES[name]
+    if isinstance(recipe, MaeRecipe):
+        return MaskedAutoencoder(recipe, (0.5,) * 3, (0.25,) * 3)
+    return ArbitrarySelfSupervised(recipe, (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def masked_images() -> tuple[torch.Tensor, Mask]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(3, 3, 32, 32, generator=generator)
+    return images, random_mask(torch.rand(3, 16, generator=generator), 0.75)
+
+
+def test_encoder_and_decoder_are_one_graph_each() -> None:
+    method = build("mae")
+    images, mask = masked_images()
+    latent = method.encoder(images, mask.ids_keep).detach()
+    parts: list[tuple[nn.Module, tuple[Any, ...]]] = [
+        (method.encoder, (images, mask.ids_keep)),
+        (method.encoder, (images,)),
+        (method.decoder, (latent, mask)),
+    ]
+    for module, arguments in parts:
+        explained = torch._dynamo.explain(module)(*arguments)
+        assert explained.graph_break_count == 0, explained.break_reasons
+        assert explained.graph_count == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_whole_step_is_one_graph(name: str) -> None:
+    method = build(name)
+    images, mask = masked_images()
+    explained = torch._dynamo.explain(method.step)(images, mask)
+    assert explained.graph_break_count == 0, explained.break_reasons
+
+
+def draws(step: int) -> tuple[Views, Draw]:
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Views((pixels,), torch.arange(3)), Draw(5, step)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_step_is_not_compiled_again(name: str) -> None:
+    method, counter = build(name), CompileCounter()
+    method.compile(backend=counter)
+    for step in range(3):
+        method(*draws(step)).loss.backward()
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "backend"), [("mae", "aot_eager"), ("dle", "aot_eager"), ("aee", "inductor")]
+)
+def test_compiled_and_eager_training_agree(name: str, backend: str) -> None:
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.fail("torch.compile needs a C++ compiler: install g++")
+    eager, compiled = build(name), build(name)
+    compiled.compile(backend=backend)
+    a, b = eager(*draws(0)), compiled(*draws(0))
+    torch.testing.assert_close(a.loss, b.loss, atol=1e-5, rtol=1e-5)
+    assert a.terms.keys() == b.terms.keys()
+    a.loss.backward()
+    b.loss.backward()
+    for (parameter, p), (_, q) in zip(
+        eager.named_parameters(), compiled.named_parameters(), strict=True
+    ):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4, msg=parameter)
