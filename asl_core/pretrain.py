@@ -1,5 +1,7 @@
 """Pre-training: a method, a dataset and the loop."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from asl_core.data.views import (
     pretrain_transform,
 )
 from asl_core.engine.loop import RunContext, fit
+from asl_core.held_out import snapshot_steps, write_held_out
 from asl_core.methods import METHODS
 from asl_core.protocol import Draw, Views
 from asl_core.randomness import derive_seed, seeded_globals
@@ -28,8 +31,21 @@ def build_method(recipe: MaeRecipe | AslRecipe, dataset: PackedDataset) -> Any:
         return METHODS[recipe.method](recipe, dataset.manifest.mean, dataset.manifest.std)
 
 
-def pretrain(recipe: MaeRecipe | AslRecipe, dataset_folder: Path, context: RunContext) -> Any:
+def pretrain(
+    recipe: MaeRecipe | AslRecipe,
+    dataset_folder: Path,
+    context: RunContext,
+    *,
+    held_out: Path | None = None,
+) -> Any:
     """Pre-train on the training split and return the method.
+
+    Args:
+        recipe: Method, sizes, rates.
+        dataset_folder: The packed dataset.
+        context: What surrounds the run.
+        held_out: Folder for predictions of test images, at the recipe's snapshots and at the end;
+            files of an attempt that was killed stay valid. None: they are not made.
 
     Raises:
         InputError: The dataset is missing, or smaller than one batch.
@@ -48,7 +64,13 @@ def pretrain(recipe: MaeRecipe | AslRecipe, dataset_folder: Path, context: RunCo
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    fit(method, loader, recipe, context)
+    at_steps: dict[int, Callable[[], None]] = {}
+    if held_out is not None:
+        for step in snapshot_steps(loader.total_steps, recipe.snapshots):
+            at_steps[step] = partial(
+                write_held_out, method, dataset_folder, recipe.held_out_images, held_out, step
+            )
+    fit(method, loader, recipe, context, at_steps=at_steps)
     return method
 
 

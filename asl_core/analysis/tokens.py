@@ -1,13 +1,14 @@
 """Token similarity of an encoder on a dataset: all numbers of Figure 1 and its companions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from asl_core.analysis.cka import cka_across_positions
+from asl_core.analysis.cka import cka_across_positions, unbiased_cka
 from asl_core.analysis.similarity import (
     effective_rank,
     inside_and_across,
@@ -25,7 +26,9 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import TokenAnalysis
 
 NUM_POSITION_PAIRS = 500
-MAX_CKA_IMAGES = 1000  # bounds the memory of (images, patches, width)
+MAX_CKA_IMAGES = 1000  # bounds the memory of (images, patches, width); no others are kept
+NUM_PICTURES = 8
+BATCH_SIZE = 32  # bounds the memory of all layers' tokens
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,36 @@ class TokenReport:
     """Numbers of one encoder.
 
     Attributes:
-        metrics: Scalars by name.
-        per_layer: Mean token cosine after each block, before the final norm.
+        metrics: Scalars by name; `_se` is the standard error of a mean over the images.
+        per_layer: Mean token cosine of the embedded patches with their positions, then after each
+            block, before the final norm.
+        cka_to_last: CKA of the mean token of each of these layers with that of the encoder's
+            output; empty for fewer than four images.
         images: The first images, uint8 (B, 3, S, S).
         maps: Cosine of the central patch to all others, for each of `images`, (B, G, G).
     """
 
     metrics: dict[str, float]
     per_layer: list[float]
+    cka_to_last: list[float]
     images: Tensor
     maps: Tensor
+
+
+class _Batch(NamedTuple):
+    """What an encoder makes of some images.
+
+    Attributes:
+        images: uint8, (B, 3, S, S).
+        objects: Each image's object by patch, (N,), or None where nobody annotated it.
+        tokens: Patch tokens of the last block after the final norm, (B, N, D).
+        layers: The embedded patches, then every block's tokens before the norm, each (B, N, D).
+    """
+
+    images: Tensor
+    objects: list[Tensor | None]
+    tokens: Tensor
+    layers: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,46 +97,69 @@ def analyse_tokens(
 ) -> TokenReport:
     """Measure the similarity of patch tokens on unmasked test images, in float32.
 
-    Patch tokens are those of the last block after the final norm, [cls] excluded.
+    Patch tokens are those of the last block after the final norm, [cls] excluded. The images are
+    gone through twice, as the centred cosine subtracts a mean over all of them; memory does not
+    grow with their number.
     """
     device = pick_device(resources)
     encoder.to(device).eval()
     count = min(recipe.images, len(dataset))
-    # first pass: the mean token, which the centred cosine subtracts
-    cosines, layers, ranks, kept, objects, images = [], [], [], [], [], []
-    for batch_images, batch_objects in _batches(encoder, dataset, count, resources):
-        tokens, per_layer = _tokens(encoder, move(batch_images, device), dataset)
-        cosines.append(mean_token_cosine(tokens).cpu())
-        ranks.append(effective_rank(tokens).cpu())
-        layers.append(torch.stack([mean_token_cosine(x) for x in per_layer], dim=1).cpu())
-        kept.append(tokens.cpu())
-        objects.extend(batch_objects)
-        images.append(batch_images)
-    tokens, cosine = torch.cat(kept), torch.cat(cosines)
-    mean_token = tokens.mean(dim=(0, 1))
-    metrics = {
-        "token_similarity": cosine.mean().item(),
-        "token_similarity_se": (cosine.std() / count**0.5).item(),
-        "token_similarity_centred": mean_token_cosine(tokens - mean_token).mean().item(),
-        "effective_rank": torch.cat(ranks).mean().item(),
-        "cka_positions": _cka(tokens, recipe.seed),
-    }
-    metrics |= _by_object(tokens, objects)
-    curve = torch.cat(layers).mean(dim=0).tolist()
-    metrics |= {f"token_similarity_layer_{i + 1}": value for i, value in enumerate(curve)}
-    return TokenReport(metrics, curve, torch.cat(images)[:8], _central_maps(tokens[:8]))
+    cosines, ranks, curves = [], [], []
+    kept, pooled, images = [], [], []
+    total = torch.zeros(encoder.vit.embed_dim, dtype=torch.float64, device=device)
+    pairs = _ObjectPairs()
+    for batch in _batches(encoder, dataset, count, resources):
+        cosines.append(mean_token_cosine(batch.tokens).cpu())
+        ranks.append(effective_rank(batch.tokens).cpu())
+        curves.append(torch.stack([mean_token_cosine(x) for x in batch.layers], dim=1).cpu())
+        total += batch.tokens.double().sum(dim=(0, 1))
+        on_cpu = batch.tokens.cpu()
+        pairs.add(on_cpu, batch.objects)
+        room = MAX_CKA_IMAGES - sum(map(len, kept))
+        kept.append(on_cpu[:room])
+        means = [x[:room].mean(dim=1) for x in (*batch.layers, batch.tokens)]
+        pooled.append(torch.stack(means).cpu())  # (L + 2, B, D)
+        images.append(batch.images[: NUM_PICTURES - sum(map(len, images))])
+    tokens = torch.cat(kept)
+    mean_token = (total / (count * tokens.shape[1])).float()
+    centred = [
+        mean_token_cosine(batch.tokens - mean_token).cpu()
+        for batch in _batches(encoder, dataset, count, resources)
+    ]
+    metrics = (
+        _mean("token_similarity", torch.cat(cosines))
+        | _mean("token_similarity_centred", torch.cat(centred))
+        | _mean("effective_rank", torch.cat(ranks))
+        | {"cka_positions": _cka(tokens, recipe.seed)}
+        | pairs.metrics()
+    )
+    curve = torch.cat(curves).mean(dim=0).tolist()
+    metrics |= {f"token_similarity_layer_{i}": value for i, value in enumerate(curve)}
+    return TokenReport(
+        metrics,
+        curve,
+        _cka_to_last(torch.cat(pooled, dim=1)),
+        torch.cat(images),
+        _central_maps(tokens[:NUM_PICTURES]),
+    )
 
 
-def _batches(encoder: Encoder, dataset: PackedDataset, count: int, resources: Resources) -> Any:
-    vit = encoder.vit
-    return evaluation_batches(
+def _batches(
+    encoder: Encoder, dataset: PackedDataset, count: int, resources: Resources
+) -> Iterator[_Batch]:
+    """Go through the first `count` images once."""
+    vit, device = encoder.vit, next(encoder.parameters()).device
+    loader = evaluation_batches(
         dataset,
         _Whole(vit.image_size, vit.patch_size),
         _collate,
-        batch_size=64,
+        batch_size=BATCH_SIZE,
         num_workers=resources.num_workers,
         subset=range(count),
     )
+    for images, objects in loader:
+        tokens, layers = _tokens(encoder, move(images, device), dataset)
+        yield _Batch(images, objects, tokens, layers)
 
 
 def _collate(items: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, list[Tensor | None]]:
@@ -124,9 +170,18 @@ def _collate(items: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, list[Te
 def _tokens(
     encoder: Encoder, images: Tensor, dataset: PackedDataset
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return normed patch tokens of the last block, and every block's, each (B, N, D)."""
-    layers = encoder.layers(normalise(images, dataset.manifest.mean, dataset.manifest.std))
-    return encoder.norm(layers[-1])[:, 1:].float(), [x[:, 1:].float() for x in layers]
+    """Return normed patch tokens of the last block, and those of every layer, each (B, N, D)."""
+    inputs = normalise(images, dataset.manifest.mean, dataset.manifest.std)
+    embedded = encoder.add_positions(encoder.embed(inputs))
+    layers = encoder.layers(inputs)
+    tokens = encoder.norm(layers[-1])[:, 1:].float()
+    return tokens, [embedded.float(), *(x[:, 1:].float() for x in layers)]
+
+
+def _mean(name: str, values: Tensor) -> dict[str, float]:
+    """Return the mean over the images and its standard error, nan for a single image."""
+    error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
+    return {name: values.mean().item(), f"{name}_se": error.item()}
 
 
 def _cka(tokens: Tensor, seed: int) -> float:
@@ -141,19 +196,37 @@ def _cka(tokens: Tensor, seed: int) -> float:
     return cka_across_positions(tokens, pairs).item()
 
 
-def _by_object(tokens: Tensor, objects: list[Tensor | None]) -> dict[str, float]:
-    """Return mean cosines inside one object and across two, over all pairs of the dataset."""
-    inside, across = torch.zeros(2), torch.zeros(2)
-    for image_tokens, owners in zip(tokens, objects, strict=True):
-        if owners is not None:
-            image_inside, image_across = inside_and_across(image_tokens, owners)
-            inside, across = inside + image_inside, across + image_across
-    if inside[1] == 0 or across[1] == 0:
-        return {}
-    return {
-        "similarity_inside": (inside[0] / inside[1]).item(),
-        "similarity_across": (across[0] / across[1]).item(),
-    }
+def _cka_to_last(pooled: Tensor) -> list[float]:
+    """Return the CKA of each layer's mean tokens with the last's; (L, M, D)."""
+    if pooled.shape[1] < 4:
+        return []
+    pooled = pooled.double()
+    return [unbiased_cka(layer, pooled[-1]).item() for layer in pooled[:-1]]
+
+
+class _ObjectPairs:
+    """Cosines inside one object and across two, over all pairs of patches of each image."""
+
+    def __init__(self) -> None:
+        # sum of cosines and number of pairs, of which float32 could not count enough
+        self.inside = torch.zeros(2, dtype=torch.float64)
+        self.across = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, tokens: Tensor, objects: list[Tensor | None]) -> None:
+        """Count the pairs of a batch, (B, N, D)."""
+        for image_tokens, owners in zip(tokens, objects, strict=True):
+            if owners is not None:
+                inside, across = inside_and_across(image_tokens, owners)
+                self.inside, self.across = self.inside + inside, self.across + across
+
+    def metrics(self) -> dict[str, float]:
+        """Return both means; nothing where there are no pairs of either kind."""
+        if self.inside[1] == 0 or self.across[1] == 0:
+            return {}
+        return {
+            "similarity_inside": (self.inside[0] / self.inside[1]).item(),
+            "similarity_across": (self.across[0] / self.across[1]).item(),
+        }
 
 
 def _central_maps(tokens: Tensor) -> Tensor:

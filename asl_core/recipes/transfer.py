@@ -146,10 +146,25 @@ class Segmentation(Optimisation):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenAnalysis:
-    """Token similarity, Figure 1 (the paper gives no formula; methods: 5)."""
+    """Token similarity, Figure 1 (the paper gives no formula; methods: 5), and Eq. 5-8.
+
+    The contrastive view is measured on the test images that the pre-training kept predictions of
+    (`held_out_images` of its recipe), not on `dataset`.
+    """
 
     dataset: str
     images: int = 5000
     """How many images of the evaluation split, the first ones."""
     seed: int = 0
     """Of the pairs of positions that CKA compares."""
+    contrast_batches: tuple[int, ...] = (8, 16, 32, 64)
+    """Images whose removed patches are the candidates of Eq. 8; the largest is the default."""
+    contrast_temperatures: tuple[float, ...] = (0.25, 1, 4, 16, 64, 256, 1024)
+    """Temperatures of Eq. 8, in units of twice the mean squared error per value. The number of
+    values of a patch, 768 at patch 16, is the unit if the norm of Eq. 8 is a mean over them."""
+
+    def __post_init__(self) -> None:
+        for name in ("contrast_batches", "contrast_temperatures"):
+            values = getattr(self, name)
+            if not values or min(values) <= 0:
+                raise ValueError(f"{name} needs at least one value, all positive, got {values}")

@@ -1,34 +1,77 @@
-"""Token similarity of a pre-trained encoder (Figure 1)."""
+"""Token similarity of a pre-trained encoder (Figure 1), and its training as Eq. 8 sees it."""
 
+import dataclasses
 import json
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
+from asl_core.analysis.contrast import ContrastReport, measure_contrast
 from asl_core.analysis.tokens import TokenReport, analyse_tokens
 from asl_core.data.shards import PackedDataset
+from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import load_encoder
 from pipeline.stages.pictures import save_figure
 from pipeline.stages.request import StageRequest
 
 
 def run(request: StageRequest) -> dict[str, float]:
-    """Measure; write the numbers, the curve over the layers and maps of similarity."""
+    """Measure; write the numbers, and pictures of them.
+
+    An encoder that was imported has no decoder, hence no predictions and no contrastive view.
+    """
     encoder = load_encoder(request.inputs["encoder"])
     dataset = PackedDataset(request.inputs["dataset"], "test")
-    report = analyse_tokens(encoder, dataset, request.recipe, request.resources)
-    (request.out / "similarity.json").write_text(
-        json.dumps({"metrics": report.metrics, "per_layer": report.per_layer}, indent=1) + "\n"
+    tokens = analyse_tokens(encoder, dataset, request.recipe, request.resources)
+    _write_json(
+        request,
+        "similarity.json",
+        {
+            "metrics": tokens.metrics,
+            "per_layer": tokens.per_layer,
+            "cka_to_last": tokens.cka_to_last,
+        },
     )
-    _draw_layers(request, report)
-    _draw_maps(request, report)
-    return {name: value for name, value in report.metrics.items() if math.isfinite(value)}
+    _draw_layers(request, tokens)
+    _draw_maps(request, tokens)
+    metrics = tokens.metrics
+    if files := held_out_files(request.inputs["encoder"]):
+        reports = measure_contrast(files, request.recipe, request.resources)
+        branches = {name: _numbers(report) for name, report in reports.items()}
+        # the branch of the encoder that is exported, and which MAE has too, comes first
+        _write_json(request, "contrastive.json", branches.pop("ori") | branches)
+        _draw_contrast(request, reports)
+        metrics = metrics | reports["ori"].metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _numbers(report: ContrastReport) -> dict[str, Any]:
+    return {
+        name: [dataclasses.asdict(point) for point in getattr(report, name)]
+        for name in ("by_batch", "by_temperature", "over_training")
+    }
+
+
+def _write_json(request: StageRequest, name: str, content: dict[str, Any]) -> None:
+    text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
+    (request.out / name).write_text(text + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the value with null for every number that JSON has no name for."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _draw_layers(request: StageRequest, report: TokenReport) -> None:
     figure, axis = plt.subplots(figsize=(4.5, 3))
-    axis.plot(range(1, len(report.per_layer) + 1), report.per_layer, marker="o", ms=3)
-    axis.set_xlabel("block")
+    axis.plot(report.per_layer, marker="o", ms=3)
+    axis.set_xlabel("block (0: embedded patches)")
     axis.set_ylabel("mean token cosine")
     axis.grid(alpha=0.3)
     save_figure(figure, request.out / "pictures/similarity_per_layer.png")
@@ -46,3 +89,69 @@ def _draw_maps(request: StageRequest, report: TokenReport) -> None:
     figure.suptitle("cosine of each token to that of the central patch", fontsize=8)
     save_figure(figure, request.out / "pictures/token_similarity.png")
     request.journal.artifact("pictures/token_similarity.png")
+
+
+def _draw_contrast(request: StageRequest, reports: dict[str, ContrastReport]) -> None:
+    """Draw the two losses of each patch, what their correlation depends on, and the retrieval."""
+    figure, axes = plt.subplots(2, 2, figsize=(8.5, 6.5))
+    _draw_patches(axes[0, 0], reports["ori"])
+    for name, report in reports.items():
+        _draw_temperatures(axes[0, 1], name, report)
+        _draw_batches(axes[1, 0], name, report)
+        _draw_retrieval(axes[1, 1], name, report)
+    for axis in axes.flat[1:]:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    save_figure(figure, request.out / "pictures/contrastive_view.png")
+    request.journal.artifact("pictures/contrastive_view.png")
+
+
+def _draw_patches(axis: Axes, report: ContrastReport) -> None:
+    axis.hexbin(report.mse.numpy(), report.contrast.numpy(), gridsize=40, bins="log", mincnt=1)
+    default = report.by_batch[-1]
+    axis.set_title(f"{len(report.mse)} removed patches, r = {default.pearson:.2f}", fontsize=9)
+    axis.set_xlabel("MSE of the patch (Eq. 1)")
+    axis.set_ylabel("contrastive loss (Eq. 8)")
+
+
+def _draw_temperatures(axis: Axes, branch: str, report: ContrastReport) -> None:
+    points = sorted(report.by_temperature, key=lambda point: point.factor)
+    factors = [point.factor for point in points]
+    axis.semilogx(factors, [p.pearson for p in points], marker="o", ms=3, label=f"r, {branch}")
+    axis.semilogx(
+        factors, [p.spearman for p in points], marker="s", ms=3, ls="--", label=f"rank, {branch}"
+    )
+    axis.set_xlabel("temperature, in units of 2 MSE")
+    axis.set_ylabel("correlation of both losses")
+
+
+def _draw_batches(axis: Axes, branch: str, report: ContrastReport) -> None:
+    patches = [point.patches for point in report.by_batch]
+    axis.semilogx(
+        patches, [p.pearson for p in report.by_batch], marker="o", ms=3, label=f"r, {branch}"
+    )
+    axis.semilogx(
+        patches,
+        [p.spearman for p in report.by_batch],
+        marker="s", ms=3, ls="--", label=f"rank, {branch}",
+    )  # fmt: skip
+    axis.set_xlabel("removed patches in the batch")
+    axis.set_ylabel("correlation of both losses")
+
+
+def _draw_retrieval(axis: Axes, branch: str, report: ContrastReport) -> None:
+    """Draw the retrieval over training where it was kept, otherwise over the batch."""
+    if report.over_training:
+        x = [point.step for point in report.over_training]
+        y = [point.retrieval_acc1 for point in report.over_training]
+        chance = [100 / report.by_batch[-1].patches] * len(x)
+        axis.set_xlabel("optimiser step")
+    else:
+        x = [point.patches for point in report.by_batch]
+        y = [point.retrieval_acc1 for point in report.by_batch]
+        chance = [100 / patches for patches in x]
+        axis.set_xlabel("removed patches in the batch")
+    axis.plot(x, y, marker="o", ms=3, label=branch)
+    if branch == "ori":
+        axis.plot(x, chance, color="grey", ls=":", label="chance")
+    axis.set_ylabel("nearest to its own patch, %")

@@ -1,14 +1,18 @@
 """Pre-train an encoder."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
 from asl_core import distributed
+from asl_core.analysis.cost import measure_cost
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import effective_points
+from asl_core.held_out import HELD_OUT_FOLDER
 from asl_core.modules.encoder import save_encoder
 from asl_core.pretrain import picture_reconstructions, pretrain
 from pipeline.stages.pictures import save_image_grid
@@ -16,14 +20,17 @@ from pipeline.stages.request import StageRequest
 
 
 def run(request: StageRequest) -> dict[str, float]:
-    """Train the method; write the encoder, the whole method's weights, and reconstructions."""
+    """Train the method; write encoder, whole method, predictions of test images, pictures."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
         request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}"
     )
-    method = pretrain(request.recipe, request.inputs["dataset"], context)
+    # in `work`, as what is in `out` is lost when the run is killed and goes on
+    held_out = request.work / HELD_OUT_FOLDER
+    method = pretrain(request.recipe, request.inputs["dataset"], context, held_out=held_out)
     if distributed.rank() > 0:
         return {}
+    shutil.copytree(held_out, request.out / HELD_OUT_FOLDER)
     save_encoder(request.out, method.encoder_state(), request.recipe.model)
     safetensors.torch.save_file(
         {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()},
@@ -32,9 +39,11 @@ def run(request: StageRequest) -> dict[str, float]:
     pictures = picture_reconstructions(method, request.inputs["dataset"])
     save_image_grid(request.out / "pictures/reconstructions.png", pictures)
     request.journal.artifact("pictures/reconstructions.png")
-    return final_losses(request.work / "journal") | {
-        "encoder_parameters_m": _count_millions(method.encoder),
-    }
+    return (
+        final_losses(request.work / "journal")
+        | {"encoder_parameters_m": _count_millions(method.encoder)}
+        | dataclasses.asdict(measure_cost(request.recipe))
+    )
 
 
 def final_losses(journal: Path) -> dict[str, float]:

@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asl_core.analysis.cka import unbiased_cka
 from asl_core.analysis.similarity import (
     effective_rank,
     inside_and_across,
@@ -111,29 +114,53 @@ def test_inside_and_across_equal_the_mean_over_their_pairs() -> None:
     torch.testing.assert_close(across, torch.stack(expected[False]).sum())
 
 
-def test_report_equals_a_computation_from_all_tokens_at_once(scenes: Path) -> None:
-    encoder, dataset = small_encoder().eval(), PackedDataset(scenes, "test")
-    recipe = TokenAnalysis(dataset="scenes", images=7)
+@pytest.mark.parametrize("count", [7, 35], ids=["one batch", "two batches"])
+def test_report_equals_a_computation_from_all_tokens_at_once(count: int, icons: Path) -> None:
+    encoder, dataset = small_encoder(16).eval(), PackedDataset(icons, "train")
+    recipe = TokenAnalysis(dataset="icons", images=count)
     report = analyse_tokens(encoder, dataset, recipe, RESOURCES)
-    images = torch.stack([dataset.read_image(i) for i in range(7)])
+    images = torch.stack([dataset.read_image(i) for i in range(count)])
+    normalised = normalise(images, dataset.manifest.mean, dataset.manifest.std)
     with torch.no_grad():
-        tokens = encoder(normalise(images, dataset.manifest.mean, dataset.manifest.std))[:, 1:]
-        layers = encoder.layers(normalise(images, dataset.manifest.mean, dataset.manifest.std))
+        tokens = encoder(normalised)[:, 1:]
+        layers = [x[:, 1:] for x in encoder.layers(normalised)]
+        layers.insert(0, encoder.embed(normalised) + encoder.pos_embed[:, 1:])
     cosines = torch.stack([cosine_by_pairs(image) for image in tokens])
-    centred = tokens - tokens.mean(dim=(0, 1))
+    centred = torch.stack([cosine_by_pairs(x) for x in tokens - tokens.mean(dim=(0, 1))])
     expected = {
         "token_similarity": cosines.mean(),
-        "token_similarity_se": cosines.std() / 7**0.5,
-        "token_similarity_centred": torch.stack([cosine_by_pairs(x) for x in centred]).mean(),
+        "token_similarity_se": cosines.std() / count**0.5,
+        "token_similarity_centred": centred.mean(),
+        "token_similarity_centred_se": centred.std() / count**0.5,
         "effective_rank": effective_rank(tokens).mean(),
+        "token_similarity_layer_0": mean_token_cosine(layers[0]).mean(),
     }
     for name, value in expected.items():
         assert report.metrics[name] == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
-    curve = [mean_token_cosine(x[:, 1:]).mean().item() for x in layers]
+    curve = [mean_token_cosine(x).mean().item() for x in layers]
     assert report.per_layer == pytest.approx(curve, rel=1e-4)
-    assert -1 <= report.metrics["similarity_across"] <= report.metrics["similarity_inside"] <= 1
-    assert report.maps.shape == (7, 8, 8)
-    torch.testing.assert_close(report.maps[:, 4, 4], torch.ones(7))
+    last = tokens.mean(dim=1).double()
+    cka = [unbiased_cka(x.mean(dim=1).double(), last).item() for x in layers]
+    assert report.cka_to_last == pytest.approx(cka, abs=1e-4)
+    assert torch.equal(report.images, images[:8])
+    assert report.maps.shape == (min(count, 8), 4, 4)
+    torch.testing.assert_close(report.maps[:, 2, 2], torch.ones(min(count, 8)))
+
+
+def test_pairs_of_all_images_are_pooled(scenes: Path) -> None:
+    encoder, dataset = small_encoder().eval(), PackedDataset(scenes, "test")
+    metrics = analyse_tokens(encoder, dataset, TokenAnalysis(dataset="scenes"), RESOURCES).metrics
+    inside, across = torch.zeros(2), torch.zeros(2)
+    for sample in (dataset[i] for i in range(len(dataset))):
+        image = normalise(sample.image[None], dataset.manifest.mean, dataset.manifest.std)
+        assert sample.instances is not None
+        objects = patch_objects(sample.instances.masks, 4)
+        with torch.no_grad():
+            both = inside_and_across(encoder(image)[0, 1:], objects)
+        inside, across = inside + both[0], across + both[1]
+    assert metrics["similarity_inside"] == pytest.approx((inside[0] / inside[1]).item(), rel=1e-4)
+    assert metrics["similarity_across"] == pytest.approx((across[0] / across[1]).item(), rel=1e-4)
+    assert -1 <= metrics["similarity_across"] <= metrics["similarity_inside"] <= 1
 
 
 def test_images_and_masks_of_another_size_are_resized_together(scenes: Path) -> None:
@@ -153,27 +180,74 @@ def test_images_without_objects_give_no_split(icons: Path) -> None:
     assert -1 <= metrics["cka_positions"] <= 1.01
 
 
-def test_stage_writes_numbers_and_pictures(scenes: Path, tmp_path: Path) -> None:
-    for name in ("encoder", "out"):
-        (tmp_path / name).mkdir()
-    encoder = small_encoder()
-    save_encoder(tmp_path / "encoder", encoder.state_dict(), encoder.vit)
-    with Journal.open(tmp_path / "journal") as journal:
+def analyse(folder: Path, dataset: Path, **fields: Any) -> tuple[dict[str, float], list[str]]:
+    """Run the stage on folder/encoder and return its metrics and pictures."""
+    (folder / "out").mkdir()
+    with Journal.open(folder / "journal") as journal:
         metrics = analyze.run(
             StageRequest(
                 stage="analyze",
                 key="mae",
-                recipe=TokenAnalysis(dataset="scenes", images=5),
-                inputs={"dataset": scenes, "encoder": tmp_path / "encoder"},
-                work=tmp_path,
-                out=tmp_path / "out",
+                recipe=TokenAnalysis(dataset="scenes", images=5, **fields),
+                inputs={"dataset": dataset, "encoder": folder / "encoder"},
+                work=folder,
+                out=folder / "out",
                 journal=journal,
                 resources=RESOURCES,
             )
         )
+    artifacts = [r.body["path"] for r in read_records(folder / "journal") if r.kind == "artifact"]
+    assert all((folder / "out" / path).is_file() for path in artifacts)
+    return metrics, artifacts
+
+
+@pytest.fixture
+def saved_encoder(tmp_path: Path) -> Path:
+    encoder = small_encoder()
+    (tmp_path / "encoder").mkdir()
+    save_encoder(tmp_path / "encoder", encoder.state_dict(), encoder.vit)
+    return tmp_path / "encoder"
+
+
+def test_stage_writes_numbers_and_pictures_of_an_encoder_without_decoder(
+    scenes: Path, saved_encoder: Path, tmp_path: Path
+) -> None:
+    metrics, artifacts = analyse(tmp_path, scenes)
     assert {"token_similarity", "token_similarity_centred", "cka_positions"} <= metrics.keys()
-    artifacts = [r.body["path"] for r in read_records(tmp_path / "journal") if r.kind == "artifact"]
-    assert "pictures/similarity_per_layer.png" in artifacts
-    assert all((tmp_path / "out" / path).is_file() for path in artifacts)
+    assert artifacts == ["pictures/similarity_per_layer.png", "pictures/token_similarity.png"]
     written = json.loads((tmp_path / "out/similarity.json").read_text())
-    assert len(written["per_layer"]) == 3
+    assert len(written["per_layer"]) == len(written["cka_to_last"]) == 4
+    assert not any(name.startswith(("contrast", "patch")) for name in metrics)
+    assert not (tmp_path / "out/contrastive.json").exists()
+
+
+@pytest.mark.parametrize("steps", [(9,), (3, 6, 9)], ids=["at the end", "over training"])
+@pytest.mark.parametrize("branches", [("ori",), ("ori", "aug")], ids=["mae", "asl"])
+def test_stage_measures_the_contrastive_view_of_what_pretraining_kept(
+    steps: tuple[int, ...],
+    branches: tuple[str, ...],
+    scenes: Path,
+    saved_encoder: Path,
+    tmp_path: Path,
+) -> None:
+    (saved_encoder / "held_out").mkdir()
+    torch.manual_seed(0)
+    target = torch.randn(6, 4, 12).half()
+    for step in steps:
+        noise = {name: target + 3 / step * torch.randn(6, 4, 12).half() for name in branches}
+        path = saved_encoder / f"held_out/step-{step:06d}.safetensors"
+        safetensors.torch.save_file({"target": target, **noise}, path)
+    metrics, artifacts = analyse(tmp_path, scenes, contrast_batches=(3, 6))
+    assert -1 <= metrics["contrast_correlation"] <= 1
+    assert -1 <= metrics["contrast_spearman"] <= 1
+    assert metrics["patch_retrieval_chance"] == pytest.approx(100 / 24)
+    assert metrics["patch_retrieval_chance"] < metrics["patch_retrieval_acc1"] <= 100
+    assert "pictures/contrastive_view.png" in artifacts
+    written = json.loads((tmp_path / "out/contrastive.json").read_text())
+    assert [point["batch"] for point in written["by_batch"]] == [3, 6]
+    assert written["by_batch"][1]["pearson"] == metrics["contrast_correlation"]
+    assert {"temperature", "pearson", "spearman", "loss_contrast"} < written["by_temperature"][
+        0
+    ].keys()
+    assert [p["step"] for p in written["over_training"]] == ([] if len(steps) == 1 else [*steps])
+    assert ("aug" in written) == ("aug" in branches)

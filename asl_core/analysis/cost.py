@@ -1,0 +1,122 @@
+"""What an image costs a method: multiply-adds, parameters, memory for activations."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from asl_core.engine.devices import autocast
+from asl_core.methods import METHODS
+from asl_core.protocol import Draw, Views
+from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.mae import MaeRecipe
+from asl_core.recipes.models import Vit
+
+Recipe = MaeRecipe | AslRecipe
+_GREY = (0.5, 0.5, 0.5)  # mean and std of an image that nobody looks at
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Multiply-adds per image, in 1e9: what the field calls GFLOPs.
+
+    Attributes:
+        forward_g: The forward pass of a training step, every branch and pass that it makes.
+        train_g: With its backward pass.
+    """
+
+    forward_g: float
+    train_g: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one image in one training step, under the names that the metrics have.
+
+    Attributes:
+        flops_forward_g, flops_train_g: See `Flops`.
+        parameters_m: Trained parameters in 1e6; fixed positions are none.
+        activation_mib_per_image: See `activation_mib_per_image`.
+    """
+
+    flops_forward_g: float
+    flops_train_g: float
+    parameters_m: float
+    activation_mib_per_image: float
+
+
+def measure_cost(recipe: Recipe) -> Cost:
+    """Measure what training by a recipe costs; the same wherever and however it is trained."""
+    flops = count_flops(recipe)
+    method = METHODS[recipe.method](recipe, _GREY, _GREY)
+    return Cost(
+        flops_forward_g=flops.forward_g,
+        flops_train_g=flops.train_g,
+        parameters_m=trained_parameters_m(method),
+        activation_mib_per_image=activation_mib_per_image(method, recipe.precision),
+    )
+
+
+def count_flops(recipe: Recipe) -> Flops:
+    """Count the multiply-adds of a training step by shapes alone, without weights or memory.
+
+    Attention is counted as its two matrix products: of the fused kernels, torch's counter does not
+    know the CPU's, and counts on a GPU what the backward pass computes a second time.
+    """
+    with torch.device("meta"):
+        method = METHODS[recipe.method](recipe, _GREY, _GREY)
+        batch = _images(recipe.model, 1)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            loss = method(batch, Draw(0, 0)).loss
+            forward = counter.get_total_flops()
+            loss.backward()
+            total = counter.get_total_flops()
+    # torch counts a multiply-add as two
+    return Flops(forward / 2e9, total / 2e9)
+
+
+def trained_parameters_m(method: nn.Module) -> float:
+    """Return the number of trained parameters in 1e6."""
+    return sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6
+
+
+def activation_mib_per_image(method: Any, precision: str) -> float:
+    """Measure how much one more image makes the forward pass keep for the backward pass, in MiB.
+
+    The difference between a batch of two and a batch of one: parameters, and whatever else is kept
+    once for a batch, do not count. With the kernels of the CPU, whose attention keeps no matrix of
+    weights, as a GPU's does not.
+
+    Args:
+        method: On the CPU, in training mode, not compiled.
+        precision: As in its recipe.
+    """
+    one, two = (_saved_bytes(method, size, precision) for size in (1, 2))
+    return (two - one) / 2**20
+
+
+def _saved_bytes(method: Any, batch_size: int, precision: str) -> int:
+    """Return the bytes of all storages that a forward pass saves, each counted once."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        # what the graph holds stays alive until all is counted, so that no address comes twice
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself, if it is an output, would keep its graph alive
+
+    batch = _images(method.recipe.model, batch_size)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with autocast(torch.device("cpu"), precision):
+            loss = method(batch, Draw(0, 0)).loss
+        assert loss.requires_grad  # and is alive here
+    return sum(storages.values())
+
+
+def _images(vit: Vit, count: int) -> Views:
+    """Return black images, uint8, on the default device."""
+    size = (count, 3, vit.image_size, vit.image_size)
+    return Views((torch.zeros(size, dtype=torch.uint8),), torch.arange(count))

@@ -1,0 +1,53 @@
+"""The pretrain stage: what it leaves for the stages after it."""
+
+from pathlib import Path
+
+import pytest
+
+from asl_core.analysis.cost import count_flops
+from asl_core.data.prepare import prepare
+from asl_core.engine.records import Journal
+from asl_core.held_out import held_out_files, read_held_out
+from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.datasets import Icons
+from asl_core.recipes.models import Vit
+from asl_core.recipes.optimisation import Resources
+from pipeline.stages import pretrain
+from pipeline.stages.request import StageRequest
+
+VIT = Vit(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2,
+          decoder_embed_dim=12, decoder_depth=1, decoder_num_heads=2)  # fmt: skip
+RECIPE = AslRecipe(dataset="icons", model=VIT, epochs=2, batch_size=8, warmup_epochs=0,
+                   precision="fp32", snapshots=2, held_out_images=3)  # fmt: skip
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> StageRequest:
+    icons, out = tmp_path / "icons", tmp_path / "out"
+    prepare(Icons(image_size=16, train=16, test=8), icons, icons, name="icons")
+    out.mkdir()
+    return StageRequest(
+        stage="pretrain", key="asl", recipe=RECIPE, inputs={"dataset": icons},
+        work=tmp_path / "work", out=out, journal=Journal.open(tmp_path / "work/journal"),
+        resources=Resources(device="cpu"),
+    )  # fmt: skip
+
+
+def test_weights_predictions_pictures_and_costs(request_: StageRequest) -> None:
+    metrics = pretrain.run(request_)
+    request_.journal.close()
+    written = {str(p.relative_to(request_.out)) for p in request_.out.rglob("*") if p.is_file()}
+    assert written == {
+        "encoder.json", "encoder.safetensors", "method.safetensors",
+        "held_out/step-000002.safetensors", "held_out/step-000004.safetensors",
+        "pictures/reconstructions.png",
+    }  # fmt: skip
+    last = read_held_out(held_out_files(request_.out)[4])
+    assert {name: tuple(tensor.shape) for name, tensor in last.items()} == dict.fromkeys(
+        ("target", "ori", "aug"), (3, 12, 48)
+    )
+    assert {"pretrain_loss_mae", "pretrain_loss_sem", "pretrain_branch_distance"} <= metrics.keys()
+    assert metrics["flops_forward_g"] == count_flops(RECIPE).forward_g
+    assert metrics["flops_train_g"] > 2 * metrics["flops_forward_g"]
+    assert metrics["parameters_m"] > metrics["encoder_parameters_m"] > 0
+    assert metrics["activation_mib_per_image"] > 0
