@@ -102,6 +102,8 @@ def _draw_contrast(request: StageRequest, reports: dict[str, ContrastReport]) ->
     for axis in axes.flat[1:]:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
+    for axis in (axes[0, 1], axes[1, 0]):
+        axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
     save_figure(figure, request.out / "pictures/contrastive_view.png")
     request.journal.artifact("pictures/contrastive_view.png")
 
@@ -135,6 +137,8 @@ def _draw_batches(axis: Axes, branch: str, report: ContrastReport) -> None:
         [p.spearman for p in report.by_batch],
         marker="s", ms=3, ls="--", label=f"rank, {branch}",
     )  # fmt: skip
+    axis.set_xticks(patches, [str(number) for number in patches])
+    axis.minorticks_off()
     axis.set_xlabel("removed patches in the batch")
     axis.set_ylabel("correlation of both losses")
 
