@@ -207,3 +207,11 @@ def test_a_method_imports_no_other_method(method: str) -> None:
     assert not {f for f in others if f.startswith("asl_core/methods/")} - {
         f"asl_core/methods/{method}.py", "asl_core/methods/__init__.py",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "pretrain"])
+def test_an_edit_of_one_method_reaches_a_stage_through_its_pretraining_only(stage: str) -> None:
+    closure = {
+        str(p.relative_to(ROOT)) for p in import_closure(ROOT / f"pipeline/stages/{stage}.py")
+    }
+    assert not [file for file in closure if file.startswith("asl_core/methods/")]
