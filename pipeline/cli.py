@@ -10,6 +10,8 @@ import sys
 import typer
 
 from asl_core.errors import InputError, InterruptedRun, TrainingError
+from pipeline.commands.export_encoder import export_encoder
+from pipeline.commands.import_encoder import import_encoder
 from pipeline.commands.run import run
 from pipeline.commands.sync import sync
 from pipeline.commands.tables import tables
@@ -39,7 +41,7 @@ app = typer.Typer(
         "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, try later."
     ),
 )
-for command in (run, tables, ui, sync, validate):
+for command in (run, tables, ui, sync, validate, import_encoder, export_encoder):
     app.command()(command)
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.cluster import STAGES
 from pipeline.config.params import SECTIONS, Params
 from pipeline.config.suggest import unknown_name
@@ -45,6 +46,8 @@ def find_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str
         return {"data_root": data_root(project)}
     if stage == "report":
         return {"suite": project.suite}
+    if isinstance(recipe, ImportedRecipe):
+        return {"imported": _imported_encoder(project, key, recipe)}
     inputs = {"dataset": project.suite / "data" / recipe.dataset}
     makers = {"dataset": f"prepare@{recipe.dataset}"}
     if stage != "pretrain":
@@ -57,6 +60,16 @@ def find_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str
                 f"`dvc repro {makers[role]}` makes it"
             )
     return inputs
+
+
+def _imported_encoder(project: Project, key: str, recipe: ImportedRecipe) -> Path:
+    folder = project.suite / recipe.path  # an absolute path stays what it is
+    if not folder.is_dir():
+        raise UserError(
+            f"pretrain@{key} needs {project.shown(folder)}, which does not exist; "
+            f"`asl-pipe import-encoder FILE --name {folder.name}` makes it"
+        )
+    return folder
 
 
 def data_root(project: Project) -> Path:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from asl_core.recipes import datasets as sources
 from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
@@ -26,7 +27,11 @@ from pipeline.config.suggest import unknown_name
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 """Names become parts of DVC stage names, dotted keys, paths and shell words."""
 
-METHODS: dict[str, type[Any]] = {"mae": MaeRecipe, "asl": AslRecipe}
+METHODS: dict[str, type[Any]] = {
+    "mae": MaeRecipe,
+    "asl": AslRecipe,
+    "imported": ImportedRecipe,
+}
 SOURCES: dict[str, type[Any]] = {
     "scenes": sources.Scenes,
     "icons": sources.Icons,
@@ -44,13 +49,13 @@ TRANSFER: dict[str, type[Any]] = {
     "analyze": TokenAnalysis,
 }
 
-for _declared in (Optimisation, Vit, TokenAnalysis, sources.Packing):
+for _declared in (Optimisation, ImportedRecipe, Vit, TokenAnalysis, sources.Packing):
     # Pydantic reads this attribute off plain dataclasses and their subclasses; set here, so that
     # asl_core stays free of Pydantic.
     _declared.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 Dataset = Annotated[sources.Dataset, Field(discriminator="source")]
-Recipe = Annotated[MaeRecipe | AslRecipe, Field(discriminator="method")]
+Recipe = Annotated[MaeRecipe | AslRecipe | ImportedRecipe, Field(discriminator="method")]
 
 
 class Params(BaseModel):

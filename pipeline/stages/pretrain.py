@@ -13,14 +13,18 @@ from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER
+from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
 from asl_core.pretrain import picture_reconstructions, pretrain
+from asl_core.recipes.imported import ImportedRecipe
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
 
 
 def run(request: StageRequest) -> dict[str, float]:
     """Train the method; write encoder, whole method, predictions of test images, pictures."""
+    if isinstance(request.recipe, ImportedRecipe):
+        return _take_over(request)
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
         request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}"
@@ -44,6 +48,14 @@ def run(request: StageRequest) -> dict[str, float]:
         | {"encoder_parameters_m": _count_millions(method.encoder)}
         | dataclasses.asdict(measure_cost(request.recipe))
     )
+
+
+def _take_over(request: StageRequest) -> dict[str, float]:
+    """Copy an imported encoder to where a trained one would be."""
+    encoder = adopt_encoder(request.inputs["imported"], request.recipe, request.out)
+    if (request.out / ORIGIN_FILE).exists():
+        request.journal.artifact(ORIGIN_FILE)
+    return {"encoder_parameters_m": _count_millions(encoder)}
 
 
 def final_losses(journal: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ class StageRequest:
         key: Name of the entry of params.yaml, `asl`.
         recipe: Resolved dataclass of that entry; for `report` the whole `Params`.
         inputs: Paths by role. `dataset`: data/<name>; `encoder`: runs/pretrain/<key>;
+            `imported`: the folder of an experiment that is not trained here;
             `prepare` has `data_root`, against which relative paths of a dataset are resolved;
             `report` has `suite`, the suite's folder.
         work: Scratch that survives a kill; checkpoints go to work/"ckpt".

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asl_core.data.manifest import FILE_NAME, Manifest, read_manifest
+from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.params import Params
 from pipeline.errors import UserError
 from pipeline.project import find_project
@@ -122,9 +123,14 @@ def collect(suite_folder: Path, params: Params) -> Suite:
 
 def _experiments(params: Params) -> tuple[Experiment, ...]:
     return tuple(
-        Experiment(key=key, recipe=recipe, row=params.rows.get(key))
+        Experiment(key=key, recipe=recipe, row=params.rows.get(key, _own_label(key, recipe)))
         for key, recipe in params.experiments.items()
     )
+
+
+def _own_label(key: str, recipe: Any) -> str | None:
+    """Return the name of an experiment whose method says nothing of what it is."""
+    return key if isinstance(recipe, ImportedRecipe) else None
 
 
 def _command(folder: Path, root: Path, name: str) -> str:

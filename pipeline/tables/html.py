@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from asl_core.data.manifest import Manifest
+from asl_core.recipes.imported import ImportedRecipe
 from pipeline.tables import figures, render
 from pipeline.tables.collect import Suite
 from pipeline.tables.layout import ResultTable, lay_out
@@ -148,17 +150,22 @@ def _scale_rows(suite: Suite, paper: Paper) -> list[ScaleRow]:
     ]
     for experiment in suite.experiments:
         recipe = experiment.recipe
-        manifest = suite.datasets.get(recipe.dataset)
         rows.append(
             ScaleRow(
                 experiment.row or paper.method_label(recipe),
                 _model(recipe.model),
-                recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else ""),
-                str(recipe.epochs),
-                str(recipe.batch_size),
+                _trained_on(recipe, suite.datasets.get(recipe.dataset)),
+                str(recipe.epochs or render.DASH),
+                str(getattr(recipe, "batch_size", render.DASH)),
             )
         )
     return rows
+
+
+def _trained_on(recipe: Any, manifest: Manifest | None) -> str:
+    if isinstance(recipe, ImportedRecipe):
+        return "trained elsewhere"
+    return recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else "")
 
 
 def _model(model: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from asl_core.recipes.imported import ImportedRecipe
 from pipeline.tables.collect import Experiment, StageResult, Suite
 from pipeline.tables.lock import State
 from pipeline.tables.paper import Column, Metric, Paper, Table
@@ -189,6 +190,7 @@ def _paper_table(suite: Suite, paper: Paper, table: Table) -> ResultTable:
             keys = dict.fromkeys(experiment.key for experiment in experiments if experiment)
             name = row.name if row.cite is None else f"{row.name} [{row.cite}]"
             lines.append(Line(name, tuple(keys), row.given, row.source, cells))
+    lines += _lines_of_imported(suite, paper, table)
     return ResultTable(
         title=f"{table.number}: {table.title}",
         caption=f"Pre-trained on: {table.pretrained_on}. {table.model}, epochs: {table.epochs}.",
@@ -198,6 +200,30 @@ def _paper_table(suite: Suite, paper: Paper, table: Table) -> ResultTable:
         lines=tuple(lines),
         data_notes=_data_notes(suite),
     )
+
+
+def _lines_of_imported(suite: Suite, paper: Paper, table: Table) -> list[Line]:
+    """Return a line for each imported encoder that fills no row of the suite's tables."""
+    tables = [paper.table(reference) for reference in suite.tables]
+    stages = {paper.metrics[column.metric].stage for column in table.columns}
+    return [
+        Line(
+            label=experiment.row or experiment.key,
+            keys=(experiment.key,),
+            given=("-",) * len(table.given),
+            source="own",
+            cells=tuple(
+                _cell(paper.metrics[column.metric], None, suite, experiment, column.metric)
+                for column in table.columns
+            ),
+        )
+        for experiment in suite.experiments
+        if isinstance(experiment.recipe, ImportedRecipe)
+        and any((stage, experiment.key) in suite.results for stage in stages)
+        and all(
+            t.row_of(experiment.recipe, experiment.row, full_scale=True) is None for t in tables
+        )
+    ]
 
 
 def _share_lines(

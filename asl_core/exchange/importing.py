@@ -1,0 +1,277 @@
+"""Turn a checkpoint of others into an encoder of ours, or say which tensor stands against it."""
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from asl_core.errors import InputError
+from asl_core.exchange.checkpoints import (
+    PATCH_WEIGHT,
+    Checkpoint,
+    FoundEncoder,
+    find_encoder,
+    read_checkpoint,
+)
+from asl_core.exchange.origin import Convention, ImportOptions, Origin
+from asl_core.modules.encoder import Encoder
+from asl_core.modules.positions import resize_positions, sincos_positions
+from asl_core.recipes.models import Vit
+
+OURS = re.compile(
+    r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
+    r"|blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+)
+DROPPED = re.compile(
+    r"(head|head_dist|fc|fc_norm|pre_logits|mask_token|masked_embed|decoder\w*|projector"
+    r"|projection_head|predictor|prototypes)(\.|$)"
+)
+"""What stands beside an encoder and takes no part in its features."""
+LAYER_SCALE = re.compile(r"\.(ls[12]\.gamma|gamma_[12])$")
+
+FOREIGN = (
+    (re.compile(r"reg_token|register_tokens|storage_tokens"), "register tokens"),
+    (re.compile(r"dist_token"), "a distillation token"),
+    (re.compile(r"[qk]_norm\."), "normalised queries and keys"),
+    (re.compile(r"rel_pos|relative_position"), "relative position bias"),
+    (re.compile(r"attn\.[qkv]_bias"), "biases of queries and values apart, as BEiT has them"),
+    (LAYER_SCALE, "LayerScale other than 1"),
+    (re.compile(r"norm_pre|patch_embed\.norm"), "a norm before the blocks"),
+    (re.compile(r"mlp\.(w\d|fc1_[gx])"), "a gated MLP"),
+)
+"""Known parts that a plain ViT does not have."""
+
+WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Width -> heads where a head is wider than 64: ViT-H (MAE, MoCo v3, timm) and larger (timm)."""
+
+DEFAULT_IMAGE_SIZE = 224
+
+
+def import_encoder(path: Path, options: ImportOptions) -> tuple[dict[str, Tensor], Vit, Origin]:
+    """Read an encoder from a checkpoint of another project.
+
+    Args:
+        path: Safetensors or torch file: official MAE, timm, DINO, iBOT, MoCo v3, or alike.
+        options: What the file does not say of itself.
+
+    Returns:
+        Its weights in float32 under timm's names, its sizes, and how it was read.
+
+    Raises:
+        InputError: The file cannot be read, or holds what our encoder cannot hold.
+    """
+    checkpoint = read_checkpoint(path)
+    found = find_encoder(path, checkpoint, options.branch)
+    state, dropped = _sort_out(path, found.tensors)
+    vit, positions, stored_grid = _infer_vit(path, state, checkpoint, options)
+    state["pos_embed"], convention = _positions(path, positions, found, vit, options)
+    _check_against(path, state, vit)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    origin = Origin(
+        file=path.name,
+        sha256=digest,
+        form=checkpoint.form,
+        container=found.container,
+        prefix=found.prefix,
+        beside=found.beside,
+        positions=convention,
+        num_heads_from=_source_of_heads(checkpoint, options, vit),
+        dropped=_count_dropped(found, dropped),
+        notes=tuple(_notes(found, vit, stored_grid, options, checkpoint)),
+    )
+    return state, vit, origin
+
+
+def _sort_out(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what an encoder of ours has, and the names of what may be left out."""
+    kept: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    for name, tensor in tensors.items():
+        if OURS.fullmatch(name):
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{path}: {name} is not finite; take another checkpoint")
+            kept[name] = tensor.float().contiguous()
+        elif DROPPED.match(name) or (LAYER_SCALE.search(name) and bool((tensor == 1).all())):
+            dropped.append(name)
+        else:
+            why = next((why for known, why in FOREIGN if known.search(name)), "an unknown part")
+            raise InputError(
+                f"{path}: {name}: {why}, which this encoder, a plain ViT, cannot hold; "
+                "take a checkpoint without it"
+            )
+    if "norm.weight" not in kept and "fc_norm.weight" in dropped:
+        raise InputError(
+            f"{path}: norm.weight is missing, fc_norm.weight stands in its place: a classifier on "
+            "the mean of the tokens, fine-tuned; take the pre-trained checkpoint"
+        )
+    return kept, dropped
+
+
+def _infer_vit(
+    path: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint, options: ImportOptions
+) -> tuple[Vit, Tensor | None, int | None]:
+    """Return the sizes, the stored positions as (1, 1 + N, D), and the side of their grid."""
+    projection = state[PATCH_WEIGHT]
+    if (
+        projection.ndim != 4
+        or projection.shape[1] != 3
+        or projection.shape[2] != projection.shape[3]
+    ):
+        raise InputError(
+            f"{path}: {PATCH_WEIGHT} is {tuple(projection.shape)}, expected (D, 3, p, p): "
+            "square patches of colour images"
+        )
+    embed_dim, _, patch_size, _ = projection.shape
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    hidden = state.get("blocks.0.mlp.fc1.weight")
+    positions, grid = _stored_positions(path, state.get("pos_embed"), embed_dim)
+    image_size = DEFAULT_IMAGE_SIZE if grid is None else grid * patch_size
+    try:
+        vit = Vit(
+            image_size=options.image_size or image_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=max(blocks, default=-1) + 1,
+            num_heads=_num_heads(path, embed_dim, checkpoint, options),
+            mlp_ratio=4.0 if hidden is None else hidden.shape[0] / embed_dim,
+        )
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return vit, positions, grid
+
+
+def _num_heads(path: Path, width: int, checkpoint: Checkpoint, options: ImportOptions) -> int:
+    given = options.num_heads or checkpoint.num_heads or WIDE_HEADS.get(width)
+    if given is None and width % 64:
+        raise InputError(
+            f"{path}: num_heads is not stored, and width {width} is no multiple of 64; "
+            "give --num-heads"
+        )
+    return given or width // 64
+
+
+def _source_of_heads(checkpoint: Checkpoint, options: ImportOptions, vit: Vit) -> str:
+    if options.num_heads is not None:
+        return "given"
+    if checkpoint.num_heads is not None:
+        return "stored"
+    return f"assumed: {vit.embed_dim // vit.num_heads} per head"
+
+
+def _stored_positions(
+    path: Path, stored: Tensor | None, width: int
+) -> tuple[Tensor | None, int | None]:
+    """Return positions with a row for [cls], and the side of their grid; None where none are."""
+    if stored is None:
+        return None, None
+    if stored.ndim == 3 and stored.shape[0] == 1 and stored.shape[2] == width:
+        count = stored.shape[1]
+        side, side_without_cls = math.isqrt(max(count - 1, 0)), math.isqrt(count)
+        if side > 0 and side**2 == count - 1:
+            return stored, side
+        if side_without_cls > 0 and side_without_cls**2 == count:  # [cls] has none: it is zero
+            return torch.cat([stored.new_zeros(1, 1, width), stored], dim=1), side_without_cls
+    raise InputError(
+        f"{path}: pos_embed is {tuple(stored.shape)}, expected (1, 1 + N, {width}) with N a square; "
+        "only square grids with one [cls] can be imported"
+    )
+
+
+def _positions(
+    path: Path,
+    stored: Tensor | None,
+    found: FoundEncoder,
+    vit: Vit,
+    options: ImportOptions,
+) -> tuple[Tensor, str]:
+    """Return positions for the encoder's grid, and what they are."""
+    if stored is not None:
+        if options.positions is not None:
+            raise InputError(f"{path} stores its positions; drop --positions")
+        kept = resize_positions(stored, (vit.grid_size, vit.grid_size))
+        return kept, _convention(stored)
+    if (convention := options.positions or _convention_of_origin(found)) is None:
+        raise InputError(
+            f"{path} has no pos_embed and nothing says whose it is; --positions x-first (MAE) or "
+            "y-first (MoCo v3, SIM) rebuilds sin-cos positions"
+        )
+    return sincos_in_convention(convention, vit.embed_dim, vit.grid_size), (
+        f"sin-cos, {convention}, rebuilt"
+    )
+
+
+def sincos_in_convention(convention: Convention, embed_dim: int, grid_size: int) -> Tensor:
+    """Return fixed positions, the column in the first half of the width (x-first) or the row.
+
+    Shape:
+        - Output: (1, 1 + grid_size^2, D).
+    """
+    positions = sincos_positions(embed_dim, grid_size)
+    if convention == "y-first":
+        positions = torch.cat(positions.chunk(2, dim=2)[::-1], dim=2)
+    return positions
+
+
+def _convention(stored: Tensor) -> str:
+    """Return what stored positions are; half precision counts as equal."""
+    _, count, width = stored.shape
+    if width % 4 == 0:
+        conventions: tuple[Convention, ...] = ("x-first", "y-first")
+        for convention in conventions:
+            fixed = sincos_in_convention(convention, width, math.isqrt(count))
+            if torch.allclose(stored.float(), fixed, atol=2e-3, rtol=0):
+                return f"sin-cos, {convention}"
+    return "learned"
+
+
+def _convention_of_origin(found: FoundEncoder) -> Convention | None:
+    if _is_moco(found):
+        return "y-first"
+    return "x-first" if any(name.startswith("decoder_") for name in found.tensors) else None
+
+
+def _is_moco(found: FoundEncoder) -> bool:
+    return bool(found.words & {"base_encoder", "momentum_encoder"})
+
+
+def _check_against(path: Path, state: Mapping[str, Tensor], vit: Vit) -> None:
+    with torch.device("meta"):
+        expected = Encoder(vit).state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise InputError(
+                f"{path}: {name} is missing; this encoder, a plain ViT with biases and [cls], "
+                "needs it; take another checkpoint"
+            )
+        if state[name].shape != tensor.shape:
+            raise InputError(
+                f"{path}: {name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}; "
+                "the blocks of this encoder are all alike; take another checkpoint"
+            )
+
+
+def _count_dropped(found: FoundEncoder, dropped: Iterable[str]) -> dict[str, int]:
+    """Count tensors by the beginnings of their names: `decoder_blocks`, `module.predictor`."""
+    beginnings = [re.sub(r"^((?:module\.)?[^.]+).*", r"\1", name) for name in found.outside]
+    beginnings += [found.prefix + name.split(".")[0] for name in dropped]
+    return dict(sorted(Counter(beginnings).items()))
+
+
+def _notes(
+    found: FoundEncoder,
+    vit: Vit,
+    stored_grid: int | None,
+    options: ImportOptions,
+    checkpoint: Checkpoint,
+) -> Iterable[str]:
+    if stored_grid not in (None, vit.grid_size):
+        yield f"positions resized from {stored_grid}x{stored_grid} patches, bicubic"
+    if vit.embed_dim == 384 and (options.num_heads or checkpoint.num_heads) is None:
+        yield "6 heads, as DINO, iBOT and timm have at width 384; MoCo v3 has 12: --num-heads 12"
+    yield "the norms' eps is not stored; 1e-6 is taken, as in MAE, DINO, iBOT, MoCo v3 and timm"

@@ -1,0 +1,46 @@
+"""What an import is told, and what it found. No torch: commands show these."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Branch = Literal["teacher", "student"]
+Convention = Literal["x-first", "y-first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What a checkpoint does not say of itself; what is absent is taken from the file."""
+
+    branch: Branch | None = None
+    """Of a file with two encoders; absent: the one its authors evaluate, the teacher of DINO and
+    iBOT, the base encoder of MoCo v3."""
+    num_heads: int | None = None
+    """Absent: as the file says, else one per 64 of the width, 16 for ViT-H and wider."""
+    image_size: int | None = None
+    """Side of the input in pixels; positions are resized to it. Absent: the checkpoint's."""
+    positions: Convention | None = None
+    """Sin-cos convention of a checkpoint that stores no positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where an imported encoder comes from and how it was read: origin.json."""
+
+    file: str
+    """Name of the file, without its folder."""
+    sha256: str
+    """Of that file."""
+    form: Literal["torch", "safetensors"]
+    container: str
+    """Key of the file that holds the weights; empty: they are at its top."""
+    prefix: str
+    """What stands before the encoder's names, `module.backbone.`."""
+    beside: tuple[str, ...]
+    """What else is at the top of the file: optimizer, args, the other branch."""
+    positions: str
+    """`sin-cos, x-first`, `sin-cos, y-first` or `learned`; `rebuilt` where none were stored."""
+    num_heads_from: str
+    dropped: dict[str, int]
+    """Tensors that are not of the encoder, counted by the beginning of their names."""
+    notes: tuple[str, ...]
+    """What was assumed or changed."""

@@ -1,0 +1,54 @@
+"""Encoders that were trained elsewhere, as experiments."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from asl_core.recipes.models import MODELS, Vit
+
+ENCODER_FIELDS = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+"""What of a `Vit` an encoder without decoder has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedRecipe:
+    """Weights that `asl-pipe import-encoder` brought in: nothing is trained, all transfer runs."""
+
+    method: Literal["imported"] = "imported"
+    path: str
+    """Folder with encoder.safetensors; relative to the suite's folder, or absolute."""
+    sha256: str
+    """Of its encoder.safetensors; with `model` it identifies the result, wherever the file is."""
+    dataset: str
+    """Name of an entry under `datasets`: the part of a table that it belongs to. Not read."""
+    model: Vit = field(default_factory=lambda: MODELS["vit-b"])
+    """Its size; the decoder's fields mean nothing here."""
+    epochs: int | None = None
+    """How long its authors trained it, as the tables state it."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("path is empty; name the folder that asl-pipe import-encoder wrote")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(
+                f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}; "
+                "asl-pipe import-encoder prints it"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+
+
+def encoder_differences(vit: Vit, other: Vit) -> dict[str, int | float]:
+    """Return the encoder's fields of `vit` that `other` has otherwise."""
+    return {
+        name: getattr(vit, name)
+        for name in ENCODER_FIELDS
+        if getattr(vit, name) != getattr(other, name)
+    }
+
+
+def nearest_size(vit: Vit, sizes: dict[str, Vit]) -> tuple[str, dict[str, int | float]]:
+    """Return the named size that needs the fewest changes to have this encoder, and the changes."""
+    changes = {name: encoder_differences(vit, size) for name, size in sizes.items()}
+    name = min(changes, key=lambda name: len(changes[name]))
+    return name, changes[name]

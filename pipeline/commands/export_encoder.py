@@ -1,0 +1,35 @@
+"""asl-pipe export-encoder."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Form(StrEnum):
+    """Whose names and container."""
+
+    timm = "timm"
+    mae = "mae"
+
+
+def export_encoder(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment of params.yaml.")],
+    format: Annotated[Form, typer.Option(help="Who is to read it.")] = Form.timm,
+    out: Annotated[
+        Path | None, typer.Option(help="File; exports/NAME-FORMAT in the suite if not given.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of this name.")] = False,
+) -> None:
+    """Write an experiment's encoder for others.
+
+    To be called in the folder of a suite. Prints the Python that reads the file.
+
+    Example: asl-pipe export-encoder asl --format timm
+    """
+    from pipeline.actions.export_encoder import export_experiment
+    from pipeline.project import find_project
+
+    exported = export_experiment(find_project(Path.cwd()), name, format.value, out, force)
+    typer.echo(f"{exported.path}; to read it:\n{exported.usage}")

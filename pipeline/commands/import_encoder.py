@@ -1,0 +1,98 @@
+"""asl-pipe import-encoder."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.actions.import_encoder import ImportedEncoder
+
+
+class Branch(StrEnum):
+    """One of a checkpoint's two encoders."""
+
+    teacher = "teacher"
+    student = "student"
+
+
+class Convention(StrEnum):
+    """What the first half of sin-cos positions encodes."""
+
+    x_first = "x-first"
+    y_first = "y-first"
+
+
+def import_encoder(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Checkpoint, safetensors or torch file.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Of the encoder; made from the file's if not given.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side in pixels that positions are resized to.", min=1)
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where 64 per head is wrong.", min=1)
+    ] = None,
+    branch: Annotated[
+        Branch | None, typer.Option(help="Of two encoders; else the one its authors evaluate.")
+    ] = None,
+    positions: Annotated[
+        Convention | None, typer.Option(help="Of a checkpoint without positions: MAE x, MoCo v3 y.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what has this name.")] = False,
+) -> None:
+    """Bring in an encoder that was trained elsewhere.
+
+    To be called in the folder of a suite. Reads checkpoints of the official MAE, timm's ViTs,
+    DINO, iBOT, MoCo v3 and others with timm's names; runs no code that a file may hold. Writes
+    encoders/NAME and prints the experiment to paste into params.yaml.
+
+    Example: asl-pipe import-encoder mae_pretrain_vit_base.pth --name mae-official
+    """
+    from rich.console import Console
+
+    from asl_core.exchange.origin import ImportOptions
+    from pipeline.actions.import_encoder import import_checkpoint
+    from pipeline.project import find_project
+
+    options = ImportOptions(
+        branch=None if branch is None else branch.value,
+        num_heads=num_heads,
+        image_size=image_size,
+        positions=None if positions is None else positions.value,
+    )
+    imported = import_checkpoint(find_project(Path.cwd()), file, name, options, force)
+    Console().print(describe(imported))
+    typer.echo("Paste into params.yaml, then name it under linprobe, finetune, ... as well:\n")
+    typer.echo(imported.lines, nl=False)
+
+
+def describe(imported: "ImportedEncoder") -> "Table":
+    """Return what was found as a table of two columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    vit, origin = imported.vit, imported.origin
+    dropped = ", ".join(f"{count} {name}" for name, count in origin.dropped.items())
+    rows = {
+        "file": f"{origin.file} ({origin.form})",
+        "found in": ": ".join(filter(None, (origin.container, origin.prefix))) or "the top",
+        "beside it": ", ".join(origin.beside) or "nothing",
+        "dropped": dropped or "nothing",
+        "size": f"depth {vit.depth}, width {vit.embed_dim}, mlp_ratio {vit.mlp_ratio:g}",
+        "heads": f"{vit.num_heads} ({origin.num_heads_from})",
+        "input": f"{vit.image_size} px, patch {vit.patch_size}, {vit.num_patches} patches",
+        "positions": origin.positions,
+        **{f"note {number}": note for number, note in enumerate(origin.notes, 1)},
+    }
+    table = Table(imported.path, "", box=SIMPLE_HEAD, show_edge=False)
+    for what, found in rows.items():
+        table.add_row(what, escape(found))
+    return table

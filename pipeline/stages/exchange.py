@@ -1,0 +1,39 @@
+"""Weights from and for other projects, for the commands that bring them: no stage of the DAG."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from asl_core.exchange.exporting import Form, export_encoder, usage
+from asl_core.exchange.importing import import_encoder
+from asl_core.exchange.origin import ImportOptions, Origin
+from asl_core.methods.imported import ORIGIN_FILE
+from asl_core.modules.encoder import WEIGHTS_FILE, load_encoder, save_encoder
+from asl_core.recipes.models import Vit
+
+
+def read_checkpoint_into(
+    folder: Path, checkpoint: Path, options: ImportOptions
+) -> tuple[Vit, Origin, str]:
+    """Write the encoder of a checkpoint into an empty folder, with origin.json.
+
+    Returns:
+        Its sizes, where it comes from, and the sha256 of its encoder.safetensors.
+    """
+    state, vit, origin = import_encoder(checkpoint, options)
+    save_encoder(folder, state, vit)
+    (folder / ORIGIN_FILE).write_text(json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        return vit, origin, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_exported(path: Path, encoder_folder: Path, form: Form, name: str) -> str:
+    """Write an encoder in the form of another project.
+
+    Returns:
+        The Python that reads it once the file is called `name`.
+    """
+    encoder = load_encoder(encoder_folder)
+    export_encoder(encoder, form, path)
+    return usage(encoder.vit, form, name)
