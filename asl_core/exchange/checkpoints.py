@@ -19,9 +19,9 @@ from asl_core.exchange.origin import Branch
 PATCH_WEIGHT = "patch_embed.proj.weight"
 """The tensor by which an encoder with timm's names is recognised."""
 
-BRANCHES: dict[Branch, set[str]] = {
-    "teacher": {"teacher", "momentum_encoder"},
-    "student": {"student", "base_encoder"},
+BRANCHES = {
+    Branch.teacher: {"teacher", "momentum_encoder"},
+    Branch.student: {"student", "base_encoder"},
 }
 EVALUATED = ("teacher", "base_encoder", "model", "state_dict")
 """Which of several encoders counts, the first that is there: as their authors evaluate them."""

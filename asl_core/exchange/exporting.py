@@ -3,16 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import safetensors.torch
 import torch
 
+from asl_core.exchange.origin import Form
 from asl_core.modules.encoder import Encoder
 from asl_core.recipes.imported import ENCODER_FIELDS, nearest_size
 from asl_core.recipes.models import MODELS, Vit
-
-Form = Literal["timm", "mae"]
 
 TIMM_NAMES = {
     "vit_base_patch16_224": MODELS["vit-b"],
@@ -37,7 +35,7 @@ def export_encoder(encoder: Encoder, form: Form, path: Path) -> None:
     """
     state = {name: tensor.detach().contiguous() for name, tensor in encoder.state_dict().items()}
     heads = encoder.vit.num_heads
-    if form == "timm":
+    if form is Form.timm:
         metadata = {"format": "pt", "num_heads": str(heads)}
         safetensors.torch.save_file(state, path, metadata=metadata)
     else:
@@ -46,7 +44,7 @@ def export_encoder(encoder: Encoder, form: Form, path: Path) -> None:
 
 def usage(vit: Vit, form: Form, path: str) -> str:
     """Return the Python that reads an exported file."""
-    if form == "timm":
+    if form is Form.timm:
         name, changes = nearest_size(vit, TIMM_NAMES)
         arguments = [*_arguments(changes), "num_classes=0", f"checkpoint_path={json.dumps(path)}"]
         return f"timm.create_model({', '.join([json.dumps(name), *arguments])})"

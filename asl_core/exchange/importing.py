@@ -68,7 +68,9 @@ def import_encoder(path: Path, options: ImportOptions) -> tuple[dict[str, Tensor
     checkpoint = read_checkpoint(path)
     found = find_encoder(path, checkpoint, options.branch)
     state, dropped = _sort_out(path, found.tensors)
-    vit, positions, stored_grid = _infer_vit(path, state, checkpoint, options)
+    _check_projection(path, state[PATCH_WEIGHT])
+    num_heads, heads_from = _num_heads(path, found, checkpoint, options)
+    vit, positions, stored_grid = _infer_vit(path, state, num_heads, options)
     state["pos_embed"], convention = _positions(path, positions, found, vit, options)
     _check_against(path, state, vit)
     with path.open("rb") as file:
@@ -81,9 +83,9 @@ def import_encoder(path: Path, options: ImportOptions) -> tuple[dict[str, Tensor
         prefix=found.prefix,
         beside=found.beside,
         positions=convention,
-        num_heads_from=_source_of_heads(checkpoint, options, vit),
+        num_heads_from=heads_from,
         dropped=_count_dropped(found, dropped),
-        notes=tuple(_notes(found, vit, stored_grid, options, checkpoint)),
+        notes=tuple(_notes(vit, stored_grid, heads_from)),
     )
     return state, vit, origin
 
@@ -113,21 +115,20 @@ def _sort_out(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tens
     return kept, dropped
 
 
+def _check_projection(path: Path, weight: Tensor) -> None:
+    shape = tuple(weight.shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
+        raise InputError(
+            f"{path}: {PATCH_WEIGHT} is {shape}, expected (D, 3, p, p): "
+            "square patches of colour images; take another checkpoint"
+        )
+
+
 def _infer_vit(
-    path: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint, options: ImportOptions
+    path: Path, state: Mapping[str, Tensor], num_heads: int, options: ImportOptions
 ) -> tuple[Vit, Tensor | None, int | None]:
     """Return the sizes, the stored positions as (1, 1 + N, D), and the side of their grid."""
-    projection = state[PATCH_WEIGHT]
-    if (
-        projection.ndim != 4
-        or projection.shape[1] != 3
-        or projection.shape[2] != projection.shape[3]
-    ):
-        raise InputError(
-            f"{path}: {PATCH_WEIGHT} is {tuple(projection.shape)}, expected (D, 3, p, p): "
-            "square patches of colour images"
-        )
-    embed_dim, _, patch_size, _ = projection.shape
+    embed_dim, _, patch_size, _ = state[PATCH_WEIGHT].shape
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     hidden = state.get("blocks.0.mlp.fc1.weight")
     positions, grid = _stored_positions(path, state.get("pos_embed"), embed_dim)
@@ -138,30 +139,41 @@ def _infer_vit(
             patch_size=patch_size,
             embed_dim=embed_dim,
             depth=max(blocks, default=-1) + 1,
-            num_heads=_num_heads(path, embed_dim, checkpoint, options),
-            mlp_ratio=4.0 if hidden is None else hidden.shape[0] / embed_dim,
+            num_heads=num_heads,
+            mlp_ratio=4.0
+            if hidden is None or hidden.ndim == 0
+            else _mlp_ratio(hidden.shape[0], embed_dim),
         )
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}; correct the options or take another file") from None
     return vit, positions, grid
 
 
-def _num_heads(path: Path, width: int, checkpoint: Checkpoint, options: ImportOptions) -> int:
-    given = options.num_heads or checkpoint.num_heads or WIDE_HEADS.get(width)
-    if given is None and width % 64:
+def _mlp_ratio(hidden: int, width: int) -> float:
+    """Return the ratio from which the blocks compute this hidden width, rounding down."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _num_heads(
+    path: Path, found: FoundEncoder, checkpoint: Checkpoint, options: ImportOptions
+) -> tuple[int, str]:
+    """Return the number of heads, which no shape tells, and how it is known."""
+    if options.num_heads is not None:
+        return options.num_heads, "given"
+    if checkpoint.num_heads is not None:
+        return checkpoint.num_heads, "stored"
+    width = found.tensors[PATCH_WEIGHT].shape[0]
+    if width == 384 and _is_moco(found):
+        return 12, "assumed: MoCo v3's ViT-S"
+    if width in WIDE_HEADS:
+        return WIDE_HEADS[width], f"assumed: {width // WIDE_HEADS[width]} per head"
+    if width % 64:
         raise InputError(
             f"{path}: num_heads is not stored, and width {width} is no multiple of 64; "
             "give --num-heads"
         )
-    return given or width // 64
-
-
-def _source_of_heads(checkpoint: Checkpoint, options: ImportOptions, vit: Vit) -> str:
-    if options.num_heads is not None:
-        return "given"
-    if checkpoint.num_heads is not None:
-        return "stored"
-    return f"assumed: {vit.embed_dim // vit.num_heads} per head"
+    return width // 64, "assumed: 64 per head"
 
 
 def _stored_positions(
@@ -178,8 +190,8 @@ def _stored_positions(
         if side_without_cls > 0 and side_without_cls**2 == count:  # [cls] has none: it is zero
             return torch.cat([stored.new_zeros(1, 1, width), stored], dim=1), side_without_cls
     raise InputError(
-        f"{path}: pos_embed is {tuple(stored.shape)}, expected (1, 1 + N, {width}) with N a square; "
-        "only square grids with one [cls] can be imported"
+        f"{path}: pos_embed is {tuple(stored.shape)}, expected (1, 1 + N, {width}) with N a "
+        "square; only square grids with one [cls] can be imported"
     )
 
 
@@ -213,7 +225,7 @@ def sincos_in_convention(convention: Convention, embed_dim: int, grid_size: int)
         - Output: (1, 1 + grid_size^2, D).
     """
     positions = sincos_positions(embed_dim, grid_size)
-    if convention == "y-first":
+    if convention is Convention.y_first:
         positions = torch.cat(positions.chunk(2, dim=2)[::-1], dim=2)
     return positions
 
@@ -222,8 +234,7 @@ def _convention(stored: Tensor) -> str:
     """Return what stored positions are; half precision counts as equal."""
     _, count, width = stored.shape
     if width % 4 == 0:
-        conventions: tuple[Convention, ...] = ("x-first", "y-first")
-        for convention in conventions:
+        for convention in Convention:
             fixed = sincos_in_convention(convention, width, math.isqrt(count))
             if torch.allclose(stored.float(), fixed, atol=2e-3, rtol=0):
                 return f"sin-cos, {convention}"
@@ -232,8 +243,9 @@ def _convention(stored: Tensor) -> str:
 
 def _convention_of_origin(found: FoundEncoder) -> Convention | None:
     if _is_moco(found):
-        return "y-first"
-    return "x-first" if any(name.startswith("decoder_") for name in found.tensors) else None
+        return Convention.y_first
+    from_mae = any(name.startswith("decoder_") for name in found.tensors)
+    return Convention.x_first if from_mae else None
 
 
 def _is_moco(found: FoundEncoder) -> bool:
@@ -263,15 +275,9 @@ def _count_dropped(found: FoundEncoder, dropped: Iterable[str]) -> dict[str, int
     return dict(sorted(Counter(beginnings).items()))
 
 
-def _notes(
-    found: FoundEncoder,
-    vit: Vit,
-    stored_grid: int | None,
-    options: ImportOptions,
-    checkpoint: Checkpoint,
-) -> Iterable[str]:
+def _notes(vit: Vit, stored_grid: int | None, heads_from: str) -> Iterable[str]:
     if stored_grid not in (None, vit.grid_size):
         yield f"positions resized from {stored_grid}x{stored_grid} patches, bicubic"
-    if vit.embed_dim == 384 and (options.num_heads or checkpoint.num_heads) is None:
-        yield "6 heads, as DINO, iBOT and timm have at width 384; MoCo v3 has 12: --num-heads 12"
+    if vit.embed_dim == 384 and heads_from.startswith("assumed"):
+        yield "a ViT-S of DINO, iBOT and timm has 6 heads, of MoCo v3 12: --num-heads where wrong"
     yield "the norms' eps is not stored; 1e-6 is taken, as in MAE, DINO, iBOT, MoCo v3 and timm"

@@ -1,10 +1,29 @@
-"""What an import is told, and what it found. No torch: commands show these."""
+"""What an exchange of weights is told, and what an import found. No torch: commands show these."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
-Branch = Literal["teacher", "student"]
-Convention = Literal["x-first", "y-first"]
+
+class Branch(StrEnum):
+    """One of a checkpoint's two encoders."""
+
+    teacher = "teacher"
+    student = "student"
+
+
+class Convention(StrEnum):
+    """What the first half of sin-cos positions encodes: the column (MAE) or the row (MoCo v3)."""
+
+    x_first = "x-first"
+    y_first = "y-first"
+
+
+class Form(StrEnum):
+    """Who is to read an exported file."""
+
+    timm = "timm"
+    mae = "mae"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +34,8 @@ class ImportOptions:
     """Of a file with two encoders; absent: the one its authors evaluate, the teacher of DINO and
     iBOT, the base encoder of MoCo v3."""
     num_heads: int | None = None
-    """Absent: as the file says, else one per 64 of the width, 16 for ViT-H and wider."""
+    """Absent: as the file says, else one per 64 of the width; 16 for ViT-H and wider, 12 for
+    MoCo v3's ViT-S."""
     image_size: int | None = None
     """Side of the input in pixels; positions are resized to it. Absent: the checkpoint's."""
     positions: Convention | None = None

@@ -3,15 +3,15 @@
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from asl_core.exchange.origin import Form
 from pipeline.actions.inputs import recipe_of
 from pipeline.config.params import load_params
 from pipeline.errors import UserError
 from pipeline.jobs.layout import OutputPaths
 from pipeline.project import Project
 
-SUFFIXES = {"timm": (".safetensors",), "mae": (".pth", ".pt")}
+SUFFIXES = {Form.timm: (".safetensors",), Form.mae: (".pth", ".pt")}
 """Form -> what its files end in, the usual first; readers go by it."""
 
 
@@ -24,7 +24,7 @@ class ExportedEncoder:
 
 
 def export_experiment(
-    project: Project, key: str, form: Literal["timm", "mae"], out: Path | None, force: bool
+    project: Project, key: str, form: Form, out: Path | None, force: bool
 ) -> ExportedEncoder:
     """Write an experiment's encoder to one file, whole or not at all.
 

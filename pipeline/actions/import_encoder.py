@@ -66,7 +66,6 @@ def import_checkpoint(
         )
     made = folder.with_name(f".{name}.part")
     shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
     try:
         exchange = importlib.import_module("pipeline.stages.exchange")  # loads torch
         vit, origin, sha256 = exchange.read_checkpoint_into(made, checkpoint, options)

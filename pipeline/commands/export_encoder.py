@@ -1,17 +1,11 @@
 """asl-pipe export-encoder."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Form(StrEnum):
-    """Whose names and container."""
-
-    timm = "timm"
-    mae = "mae"
+from asl_core.exchange.origin import Form
 
 
 def export_encoder(
@@ -31,5 +25,5 @@ def export_encoder(
     from pipeline.actions.export_encoder import export_experiment
     from pipeline.project import find_project
 
-    exported = export_experiment(find_project(Path.cwd()), name, format.value, out, force)
+    exported = export_experiment(find_project(Path.cwd()), name, format, out, force)
     typer.echo(f"{exported.path}; to read it:\n{exported.usage}")

@@ -1,29 +1,16 @@
 """asl-pipe import-encoder."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from asl_core.exchange.origin import Branch, Convention, ImportOptions
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.actions.import_encoder import ImportedEncoder
-
-
-class Branch(StrEnum):
-    """One of a checkpoint's two encoders."""
-
-    teacher = "teacher"
-    student = "student"
-
-
-class Convention(StrEnum):
-    """What the first half of sin-cos positions encodes."""
-
-    x_first = "x-first"
-    y_first = "y-first"
 
 
 def import_encoder(
@@ -57,15 +44,11 @@ def import_encoder(
     """
     from rich.console import Console
 
-    from asl_core.exchange.origin import ImportOptions
     from pipeline.actions.import_encoder import import_checkpoint
     from pipeline.project import find_project
 
     options = ImportOptions(
-        branch=None if branch is None else branch.value,
-        num_heads=num_heads,
-        image_size=image_size,
-        positions=None if positions is None else positions.value,
+        branch=branch, num_heads=num_heads, image_size=image_size, positions=positions
     )
     imported = import_checkpoint(find_project(Path.cwd()), file, name, options, force)
     Console().print(describe(imported))

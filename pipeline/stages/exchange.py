@@ -5,9 +5,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from asl_core.exchange.exporting import Form, export_encoder, usage
+from asl_core.exchange.exporting import export_encoder, usage
 from asl_core.exchange.importing import import_encoder
-from asl_core.exchange.origin import ImportOptions, Origin
+from asl_core.exchange.origin import Form, ImportOptions, Origin
 from asl_core.methods.imported import ORIGIN_FILE
 from asl_core.modules.encoder import WEIGHTS_FILE, load_encoder, save_encoder
 from asl_core.recipes.models import Vit
@@ -16,12 +16,13 @@ from asl_core.recipes.models import Vit
 def read_checkpoint_into(
     folder: Path, checkpoint: Path, options: ImportOptions
 ) -> tuple[Vit, Origin, str]:
-    """Write the encoder of a checkpoint into an empty folder, with origin.json.
+    """Write the encoder of a checkpoint into a new folder, with origin.json.
 
     Returns:
         Its sizes, where it comes from, and the sha256 of its encoder.safetensors.
     """
     state, vit, origin = import_encoder(checkpoint, options)
+    folder.mkdir(parents=True)  # not before it is known that there is something to write
     save_encoder(folder, state, vit)
     (folder / ORIGIN_FILE).write_text(json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
     with (folder / WEIGHTS_FILE).open("rb") as file:

@@ -13,7 +13,7 @@ from pipeline import cli
 from pipeline.errors import NotFinishedError, UserError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "tables", "ui", "sync", "validate")
+COMMANDS = ("run", "tables", "ui", "sync", "validate", "import-encoder", "export-encoder")
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "dvc", "submitit", "sklearn", "matplotlib",
          "pydantic", "ruamel", "numpy")  # fmt: skip
 
@@ -47,6 +47,10 @@ def test_help_of_a_command_has_an_example(command: str, capsys: pytest.CaptureFi
         (["run", "prepare", "scene"], "'scene'; did you mean 'scenes'?"),
         (["tables", "--format", "pdf"], "pdf"),
         (["run"], "STAGE"),
+        (["export-encoder", "als"], "'als'; did you mean 'asl'?"),
+        (["export-encoder", "asl", "--format", "onnx"], "onnx"),
+        (["import-encoder", "nowhere.pth"], "nowhere.pth is not a file"),
+        (["import-encoder", "x.pth", "--num-heads", "0"], "--num-heads"),
         (["frobnicate"], "frobnicate"),
     ],
 )

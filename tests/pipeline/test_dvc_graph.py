@@ -169,7 +169,7 @@ def covered(file: Path, deps: list[str]) -> bool:
 
 
 # One entry of each list counts for an experiment; dvc.yaml names it by ${item.method}.
-BY_METHOD = re.compile(r"asl_core/(methods/.*|recipes/(mae|asl)\.py)|.*/__init__\.py")
+BY_METHOD = re.compile(r"asl_core/(methods/.*|recipes/(mae|asl|imported)\.py)|.*/__init__\.py")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -199,7 +199,7 @@ def test_deps_name_no_code_that_a_stage_does_not_import(stage: str) -> None:
     assert idle == []
 
 
-@pytest.mark.parametrize("method", ["mae", "asl"])
+@pytest.mark.parametrize("method", ["mae", "asl", "imported"])
 def test_a_method_imports_no_other_method(method: str) -> None:
     others = {
         str(p.relative_to(ROOT)) for p in import_closure(ROOT / f"asl_core/methods/{method}.py")

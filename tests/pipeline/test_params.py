@@ -184,8 +184,9 @@ def test_the_canonical_form_does_not_depend_on_order_or_number_type(tmp_path: Pa
 
 def test_at_most_25_hyperparameters_are_shown_and_all_methods_name_themselves() -> None:
     assert len(CURATED) <= 25
+    needed = {"imported": {"path": "encoders/x", "sha256": "0" * 64}}
     for name, recipe in METHODS.items():
-        assert curated_params(recipe(dataset="x"))["method"] == name
+        assert curated_params(recipe(dataset="x", **needed.get(name, {})))["method"] == name
 
 
 def test_resources_of_a_stage_are_its_own_over_the_default(tmp_path: Path) -> None:

@@ -1,0 +1,276 @@
+"""import-encoder, the experiment that it makes, its stages and its row; export-encoder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from mlflow import MlflowClient
+
+from asl_core.data.prepare import prepare
+from asl_core.engine.records import read_records
+from asl_core.errors import InputError
+from asl_core.modules.encoder import Encoder, load_encoder
+from asl_core.recipes.datasets import Icons
+from asl_core.recipes.models import Vit
+from pipeline import cli
+from pipeline.actions.run import Services, run_stage
+from pipeline.adapters.mlflow_store import MlflowStore
+from pipeline.config.params import load_params
+from pipeline.errors import UserError
+from pipeline.ports import Identity
+from pipeline.project import Project, find_project
+from pipeline.tables.collect import collect
+from pipeline.tables.html import page
+from pipeline.tables.layout import lay_out
+from pipeline.tables.paper import load_paper
+from pipeline.tables.render import markdown
+
+VIT = Vit(image_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=1)
+PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: [table1]
+datasets: {icons: {source: icons, train: 24, test: 8, image_size: 32}}
+experiments:
+  mae: {method: mae, dataset: icons, model: vit-demo, epochs: 2, batch_size: 4, warmup_epochs: 0}
+linprobe: {}
+finetune: {}
+detect: {}
+segment: {}
+analyze: {}
+"""
+PROBE = {
+    "dataset": "icons", "epochs": 1, "batch_size": 8, "lr": 1.0, "warmup_epochs": 0,
+    "augment": False, "precision": "fp32",
+}  # fmt: skip
+
+Say = Callable[..., str]
+
+
+class Cache:
+    """Gives each stage its own fingerprint."""
+
+    def identify(self, suite: Path, name: str) -> Identity:
+        return Identity(name.replace("@", "-").ljust(64, "0"), {})
+
+
+class Code:
+    """Always the same commit."""
+
+    def tags(self, root: Path) -> dict[str, str]:
+        return {"git.commit": "c0ffee", "git.dirty": "false"}
+
+
+SERVICES = Services(cache=Cache(), code=Code())
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "icons"
+    prepare(Icons(image_size=32, train=24, test=8), folder, folder, name="icons")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    root = tmp_path / "project"
+    (root / ".dvc").mkdir(parents=True)
+    shutil.copytree(packed, root / "data/icons")
+    (root / "params.yaml").write_text(PARAMS)
+    monkeypatch.chdir(root)
+    return find_project(root)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An encoder-only checkpoint in the format of the official MAE."""
+    torch.manual_seed(3)
+    path = tmp_path / "mae_pretrain.pth"
+    torch.save({"model": Encoder(VIT).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run a command line and return what it says."""
+
+    def run(*arguments: object, code: int = 0) -> str:
+        capsys.readouterr()
+        assert cli.run_command([str(argument) for argument in arguments]) == code
+        printed = capsys.readouterr()
+        return printed.err if code else printed.out
+
+    return run
+
+
+def paste(project: Project, said: str, **row: object) -> str:
+    """Add to params.yaml what import-encoder said, and return the experiment's name."""
+    entry = yaml.safe_load(said[said.index("experiments:") :])["experiments"]
+    (name,) = entry
+    params = yaml.safe_load(project.params_file.read_text())
+    params["experiments"][name] = {**entry[name], **row}
+    params["linprobe"] = {name: PROBE}
+    project.params_file.write_text(yaml.safe_dump(params))
+    return name
+
+
+def test_import_writes_the_encoder_and_where_it_is_from_and_says_what_to_paste(
+    project: Project, checkpoint: Path, say: Say
+) -> None:
+    said = say("import-encoder", checkpoint, "--name", "official")
+    folder = project.suite / "encoders/official"
+    assert {path.name for path in folder.iterdir()} == {
+        "encoder.safetensors", "encoder.json", "origin.json",
+    }  # fmt: skip
+    origin = json.loads((folder / "origin.json").read_text())
+    assert origin["file"] == "mae_pretrain.pth"
+    assert (origin["container"], origin["positions"]) == ("model", "sin-cos, x-first")
+    for shown in ("encoders/official", "mae_pretrain.pth (torch)", "sin-cos, x-first", "32 px"):
+        assert shown in said
+    name = paste(project, said)
+    recipe = load_params(project.params_file).experiments[name]
+    assert recipe.path == "encoders/official"
+    assert recipe.model.num_heads == 1
+    assert recipe.model.depth == 2
+
+
+def test_an_imported_encoder_goes_through_pretrain_and_linprobe(
+    project: Project, checkpoint: Path, say: Say
+) -> None:
+    name = paste(project, say("import-encoder", checkpoint))
+    assert name == "mae_pretrain"
+    record = run_stage(project, "pretrain", name, SERVICES)
+    assert record.metrics == {"encoder_parameters_m": pytest.approx(0.150, abs=0.001)}
+    out = project.suite / "runs/pretrain" / name
+    stored = torch.load(checkpoint, weights_only=True)["model"]
+    ours = load_encoder(out).state_dict()
+    assert all(torch.equal(ours[n], tensor) for n, tensor in stored.items())
+    artifacts = [r.body["path"] for r in read_records(out / "journal") if r.kind == "artifact"]
+    assert {"origin.json", "config.json", "encoder.safetensors"} == set(artifacts)
+    assert not [r for r in read_records(out / "journal") if r.kind == "dataset"]
+    record = run_stage(project, "linprobe", name, SERVICES)
+    assert 0 <= record.metrics["lp_acc1"] <= 100
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_it_has_a_parent_run_in_mlflow(project: Project, checkpoint: Path, say: Say) -> None:
+    name = paste(project, say("import-encoder", checkpoint))
+    store = MlflowStore(project.root)
+    run_stage(project, "pretrain", name, Services(cache=Cache(), code=Code(), tracker=store))
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("asl/tiny")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {name, f"pretrain/{name}"}
+    assert runs[name].data.params["method"] == "imported"
+
+
+def test_another_encoder_under_the_same_name_is_refused(
+    project: Project, checkpoint: Path, say: Say
+) -> None:
+    name = paste(project, say("import-encoder", checkpoint))
+    torch.manual_seed(4)
+    torch.save({"model": Encoder(VIT).state_dict()}, checkpoint)
+    assert "exists; --force replaces it" in say("import-encoder", checkpoint, code=2)
+    before = json.loads((project.suite / "encoders" / name / "origin.json").read_text())["sha256"]
+    said = say("import-encoder", checkpoint, "--force")
+    after = json.loads((project.suite / "encoders" / name / "origin.json").read_text())["sha256"]
+    assert before != after
+    with pytest.raises(InputError, match="another encoder was imported under this name"):
+        run_stage(project, "pretrain", name, SERVICES)
+    paste(project, said)
+    run_stage(project, "pretrain", name, SERVICES)
+
+
+def test_a_failed_import_leaves_nothing_and_is_one_line(
+    project: Project, checkpoint: Path, say: Say
+) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
+    assert "truncated" in (said := say("import-encoder", checkpoint, code=2))
+    assert len(said.splitlines()) == 1
+    assert not (project.suite / "encoders").exists()
+
+
+def test_names_that_cannot_be_are_refused(project: Project, checkpoint: Path, say: Say) -> None:
+    assert "give another with --name" in say("import-encoder", checkpoint, "--name", "A b", code=2)
+    numbered = checkpoint.with_name("800.pth")
+    checkpoint.rename(numbered)
+    assert "got the name '800'" in say("import-encoder", numbered, code=2)
+
+
+def test_a_missing_encoder_names_the_command_that_brings_it(
+    project: Project, checkpoint: Path, say: Say
+) -> None:
+    name = paste(project, say("import-encoder", checkpoint, "--name", "official"))
+    moved = project.root.parent / "elsewhere"
+    (project.suite / "encoders/official").rename(moved)
+    with pytest.raises(UserError, match="asl-pipe import-encoder FILE --name official"):
+        run_stage(project, "pretrain", name, SERVICES)
+    params = yaml.safe_load(project.params_file.read_text())
+    params["experiments"][name]["path"] = str(moved)  # absolute paths are taken as they are
+    project.params_file.write_text(yaml.safe_dump(params))
+    run_stage(project, "pretrain", name, SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("row", "scale", "expected"),
+    [
+        ({}, "reduced", "| official | - | 51.0 r |"),
+        ({"row": "MAE"}, "reduced", "| MAE | 46.8 | 51.0 r |"),
+        ({}, "paper", "| official | - | - | - | - | 51.0 |"),
+        ({"row": "MAE"}, "paper", "| MAE [22] | ViT-B | 1x | 800 | 46.8 | 51.0 |"),
+    ],
+    ids=["own row", "paper's row", "own row at scale", "paper's row at scale"],
+)
+def test_it_has_a_row_in_the_tables_and_in_the_report(
+    project: Project, checkpoint: Path, say: Say, row: dict[str, Any], scale: str, expected: str
+) -> None:
+    name = paste(project, say("import-encoder", checkpoint, "--name", "official"), **row)
+    text = project.params_file.read_text().replace("scale: reduced", f"scale: {scale}")
+    project.params_file.write_text(text)
+    folder = project.suite / "runs/linprobe"
+    folder.mkdir(parents=True)
+    (folder / f"{name}.json").write_text(json.dumps({"lp_acc1": 51.0, "scale": scale}))
+    suite = collect(project.suite, load_params(project.params_file))
+    content = markdown(lay_out(suite, load_paper()))
+    assert expected.rstrip("|") in content.replace("!", "").replace("  ", " ")
+    shown = page(suite, load_paper())
+    assert row.get("row", "official") in shown
+    assert "trained elsewhere" in shown
+
+
+def test_export_writes_what_timm_loads(project: Project, checkpoint: Path, say: Say) -> None:
+    name = paste(project, say("import-encoder", checkpoint))
+    assert f"dvc repro pretrain@{name}" in say("export-encoder", name, code=2)
+    run_stage(project, "pretrain", name, SERVICES)
+    said = say("export-encoder", name, "--format", "timm")
+    assert f"exports/{name}-timm.safetensors; to read it" in said
+    model = eval(said.splitlines()[-1], {"timm": timm}).eval()  # the line as printed
+    encoder = load_encoder(project.suite / "runs/pretrain" / name).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.forward_features(images), encoder(images), atol=1e-5, rtol=0)
+
+
+def test_export_refuses_what_it_does_not_know_and_what_is_there(
+    project: Project, checkpoint: Path, say: Say
+) -> None:
+    name = paste(project, say("import-encoder", checkpoint, "--name", "official"))
+    run_stage(project, "pretrain", name, SERVICES)
+    assert "did you mean 'official'?" in say("export-encoder", "oficial", code=2)
+    out = project.root.parent / "there.pth"
+    say("export-encoder", name, "--format", "mae", "--out", out)
+    first = out.read_bytes()
+    said = say("export-encoder", name, "--format", "mae", "--out", out, code=2)
+    assert "--force replaces it" in said
+    say("export-encoder", name, "--format", "mae", "--out", out, "--force")
+    assert out.read_bytes() == first
+    said = say("export-encoder", name, "--out", out, "--force", code=2)
+    assert "ends in .safetensors" in said
+    assert sorted(path.name for path in out.parent.iterdir() if path.suffix == ".part") == []
