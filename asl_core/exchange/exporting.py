@@ -37,7 +37,8 @@ def export_encoder(encoder: Encoder, form: Form, path: Path) -> None:
     heads = encoder.vit.num_heads
     if form is Form.timm:
         metadata = {"format": "pt", "num_heads": str(heads)}
-        safetensors.torch.save_file(state, path, metadata=metadata)
+        # save_file would make a file that only its owner can read
+        path.write_bytes(safetensors.torch.save(state, metadata=metadata))
     else:
         torch.save({"model": state, "num_heads": heads}, path)
 

@@ -280,4 +280,4 @@ def _notes(vit: Vit, stored_grid: int | None, heads_from: str) -> Iterable[str]:
         yield f"positions resized from {stored_grid}x{stored_grid} patches, bicubic"
     if vit.embed_dim == 384 and heads_from.startswith("assumed"):
         yield "a ViT-S of DINO, iBOT and timm has 6 heads, of MoCo v3 12: --num-heads where wrong"
-    yield "the norms' eps is not stored; 1e-6 is taken, as in MAE, DINO, iBOT, MoCo v3 and timm"
+    yield "not stored: the norms' eps, 1e-6 here, and the activation, GELU here, as in MAE and timm"
