@@ -117,6 +117,7 @@ def paste(project: Project, said: str, **row: object) -> str:
     params = yaml.safe_load(project.params_file.read_text())
     params["experiments"][name] = {**entry[name], **row}
     params["linprobe"] = {name: PROBE}
+    params["analyze"] = {name: {"dataset": "icons", "images": 4}}
     project.params_file.write_text(yaml.safe_dump(params))
     return name
 
@@ -141,7 +142,7 @@ def test_import_writes_the_encoder_and_where_it_is_from_and_says_what_to_paste(
     assert recipe.model.depth == 2
 
 
-def test_an_imported_encoder_goes_through_pretrain_and_linprobe(
+def test_an_imported_encoder_goes_through_pretrain_linprobe_and_analyze(
     project: Project, checkpoint: Path, say: Say
 ) -> None:
     name = paste(project, say("import-encoder", checkpoint))
@@ -157,6 +158,8 @@ def test_an_imported_encoder_goes_through_pretrain_and_linprobe(
     assert not [r for r in read_records(out / "journal") if r.kind == "dataset"]
     record = run_stage(project, "linprobe", name, SERVICES)
     assert 0 <= record.metrics["lp_acc1"] <= 100
+    record = run_stage(project, "analyze", name, SERVICES)
+    assert -1 <= record.metrics["token_similarity"] <= 1
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
