@@ -8,7 +8,7 @@ from pipeline.jobs.run_page import run_page
 from pipeline.stages.request import StageRequest
 from pipeline.tables.collect import collect
 from pipeline.tables.html import page
-from pipeline.tables.layout import lay_out
+from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
 
@@ -33,9 +33,11 @@ def write_report(suite_folder: Path, params: Params, out: Path) -> None:
         UserError: A metrics file is damaged, or params.yaml names an unknown table.
     """
     suite, paper = collect(suite_folder, params), load_paper()
+    analyses = filter(None, (similarity_table(suite, paper), contrastive_table(suite, paper)))
+    tables = markdown([*lay_out(suite, paper), *analyses])
     contents = {
         "index.html": page(suite, paper, partial(run_page, suite.root)),
-        "tables.md": f"# Results of suite {suite.name}\n\n{markdown(lay_out(suite, paper))}",
+        "tables.md": f"# Results of suite {suite.name}\n\n{tables}",
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():

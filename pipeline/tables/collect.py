@@ -36,6 +36,8 @@ class StageResult:
 
     stage: str
     key: str
+    recipe: Any
+    """The stage's resolved settings for this experiment."""
     state: State | Literal["missing"]
     metrics: Mapping[str, float]
     scale: str
@@ -90,12 +92,13 @@ def collect(suite_folder: Path, params: Params) -> Suite:
     results = {}
     for stage in STAGES:
         asked = params.experiments if stage == "pretrain" else getattr(params, stage)
-        for key in asked:
+        for key, recipe in asked.items():
             name = f"{stage}@{key}"
             content = _metrics(folder / "runs" / stage / f"{key}.json")
             results[stage, key] = StageResult(
                 stage=stage,
                 key=key,
+                recipe=recipe,
                 state=lock.state(name) if content is not None else "missing",
                 metrics=_numbers(content or {}),
                 scale=str((content or {}).get("scale", params.scale)),

@@ -12,13 +12,24 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from asl_core.data.manifest import Manifest
-from asl_core.recipes.imported import ImportedRecipe
-from pipeline.tables import figures, render
+from pipeline.tables import render
+from pipeline.tables.cells import Cell, ResultTable
 from pipeline.tables.collect import Suite
-from pipeline.tables.layout import ResultTable, lay_out
+from pipeline.tables.contrastive import read_contrastive
+from pipeline.tables.figures.contrastive import contrastive_view
+from pipeline.tables.figures.drawing import read_journals
+from pipeline.tables.figures.pictures import Picture, pictures
+from pipeline.tables.figures.similarity import (
+    find_points,
+    similarity_against_probe,
+    similarity_by_layer,
+)
+from pipeline.tables.figures.training import branch_curves, loss_curves
+from pipeline.tables.health import COLLAPSED_BELOW
+from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.paper import Paper
 from pipeline.tables.provenance import origins
+from pipeline.tables.replicates import Replicates, experiment_labels, find_replicates
 
 RunLink = Callable[[str], str | None]
 """Fingerprint -> address of the tracked run, None where there is none."""
@@ -39,7 +50,7 @@ class Gallery:
     """One kind of picture, for every experiment that has it."""
 
     caption: str
-    pictures: Sequence[figures.Picture]
+    pictures: Sequence[Picture]
 
     @property
     def wide(self) -> bool:
@@ -49,13 +60,14 @@ class Gallery:
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """Pre-training settings of one of the paper's tables or of one experiment."""
+    """Pre-training settings of one of the paper's tables or of one row of ours."""
 
     name: str
     model: str
     data: str
     epochs: str
     batch: str
+    seeds: str
 
 
 def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
@@ -67,25 +79,32 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
         run_link: Finds the tracked run of a fingerprint; absent: fingerprints only.
     """
     tables = lay_out(suite, paper)
-    labels = _labels(suite, paper)
+    similarity, contrastive = similarity_table(suite, paper), contrastive_table(suite, paper)
+    groups = find_replicates(suite, paper)
+    points, left_out = find_points(suite, groups)
     found = origins(suite)
     link = run_link or (lambda _: None)
     content = _environment().get_template("report.html.j2").render(
         suite=suite,
         tables=tables,
-        labels=labels,
-        missing=render.missing_commands(tables),
+        similarity_table=similarity,
+        contrastive_table=contrastive,
+        labels=experiment_labels(groups),
+        missing=render.missing_commands([*tables, *filter(None, (similarity, contrastive))]),
         reduced_note=render.REDUCED_NOTE.removeprefix("r: reduced scale. "),
-        scale_rows=_scale_rows(suite, paper),
+        scale_rows=_scale_rows(suite, paper, groups),
         finding=paper.figure1.finding,
-        charts={
-            "loss": _markup(figures.loss_curves(suite, labels)),
-            "similarity": _markup(figures.similarity_against_probe(suite, labels)),
-            "layers": _markup(figures.similarity_by_layer(suite, labels)),
-        },
+        left_out=left_out,
+        collapsed_below=COLLAPSED_BELOW,
+        charts={name: Markup(chart) if chart else None for name, chart in {
+            **_training_charts(suite, groups),
+            "similarity": similarity_against_probe(points),
+            "layers": similarity_by_layer(suite, groups),
+            "contrastive": _contrastive_chart(suite, groups),
+        }.items()},  # made by our own figures, which escape their text
         galleries=[
-            Gallery(_caption(stage, name), pictures)
-            for (stage, name), pictures in figures.pictures(suite, labels).items()
+            Gallery(_caption(stage, name), found)
+            for (stage, name), found in pictures(suite, groups).items()
         ],
         origins=found,
         states=_STATES,
@@ -95,13 +114,29 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
     return content.strip() + "\n"
 
 
+def _training_charts(suite: Suite, groups: Sequence[Replicates]) -> dict[str, str | None]:
+    journals = read_journals(suite, [key for group in groups for key in group.keys])
+    return {"loss": loss_curves(journals, groups), "branch": branch_curves(journals, groups)}
+
+
+def _contrastive_chart(suite: Suite, groups: Sequence[Replicates]) -> str | None:
+    chances = {
+        result.metrics["patch_retrieval_chance"]
+        for result in suite.results.values()
+        if "patch_retrieval_chance" in result.metrics
+    }
+    return contrastive_view(read_contrastive(suite, groups), groups, sorted(chances))
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pipeline.tables"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {
-        "number": partial(_typeset, render.number),
-        "signed": partial(_typeset, render.signed),
+        "measured": partial(_typeset, render.measured),
+        "papers_number": partial(_typeset, render.papers_number),
+        "difference": partial(_typeset, render.difference),
+        "seed_count": render.seed_count,
         "heading_text": render.headings_text,
         "line_label": render.label,
         "remarks": _remarks,
@@ -110,9 +145,9 @@ def _environment() -> Environment:
     return environment
 
 
-def _typeset(form: Callable[[float | None, int], str], value: float | None, decimals: int) -> str:
+def _typeset(form: Callable[[Cell], str], cell: Cell) -> str:
     """Return a number with a typographic minus, an en dash for none."""
-    text = form(value, decimals)
+    text = form(cell)
     return "\N{EN DASH}" if text == render.DASH else text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -125,47 +160,33 @@ def _remarks(table: ResultTable) -> list[str]:
     ]
 
 
-def _markup(svg: str | None) -> Markup | None:
-    return Markup(svg) if svg else None  # made by figures.py; its text is escaped there
-
-
-def _labels(suite: Suite, paper: Paper) -> dict[str, str]:
-    """Return experiment -> name; the key is added where two would have the same name."""
-    names = {e.key: e.row or paper.method_label(e.recipe) for e in suite.experiments}
-    count = list(names.values()).count
-    return {key: f"{name} [{key}]" if count(name) > 1 else name for key, name in names.items()}
-
-
 def _caption(stage: str, file_name: str) -> str:
     stem = file_name.removesuffix(".png")
     return _CAPTIONS.get((stage, stem), f"{stage}: {stem.replace('_', ' ')}.")
 
 
-def _scale_rows(suite: Suite, paper: Paper) -> list[ScaleRow]:
+def _scale_rows(suite: Suite, paper: Paper, groups: Sequence[Replicates]) -> list[ScaleRow]:
     rows = [
         ScaleRow(
-            f"paper, {table.number}", table.model, table.pretrained_on, table.epochs, "not stated"
+            f"paper, {table.number}", table.model, table.pretrained_on, table.epochs, "not stated",
+            "not stated",
         )
         for table in map(paper.table, suite.tables)
-    ]
-    for experiment in suite.experiments:
-        recipe = experiment.recipe
+    ]  # fmt: skip
+    for group in groups:
+        recipe = group.recipe
+        manifest = suite.datasets.get(recipe.dataset)
         rows.append(
             ScaleRow(
-                experiment.row or paper.method_label(recipe),
+                group.label,
                 _model(recipe.model),
-                _trained_on(recipe, suite.datasets.get(recipe.dataset)),
-                str(recipe.epochs or render.DASH),
-                str(getattr(recipe, "batch_size", render.DASH)),
+                recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else ""),
+                str(recipe.epochs),
+                str(recipe.batch_size),
+                ", ".join(str(experiment.recipe.seed) for experiment in group.experiments),
             )
         )
     return rows
-
-
-def _trained_on(recipe: Any, manifest: Manifest | None) -> str:
-    if isinstance(recipe, ImportedRecipe):
-        return "trained elsewhere"
-    return recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else "")
 
 
 def _model(model: Any) -> str:

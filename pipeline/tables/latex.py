@@ -2,20 +2,27 @@
 
 from collections.abc import Sequence
 
-from pipeline.tables.layout import Cell, Line, ResultTable
+from pipeline.tables.cells import Cell, Line, ResultTable
 from pipeline.tables.render import (
+    MISSING,
+    PLUS_MINUS,
+    difference,
+    fingerprints,
     label,
     mark,
+    measured,
     missing_commands,
     notes,
-    number,
     ours_header,
-    signed,
+    papers_number,
+    seed_count,
 )
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"$\sim$", "^": r"\^{}",
+    "[": "{[}",  # after the end of a row, LaTeX would read [cls] as an argument
+    "|": "$|$", "<": "$<$", ">": "$>$", PLUS_MINUS: r"$\pm$",
 }  # fmt: skip
 
 
@@ -33,7 +40,7 @@ def tex(text: str) -> str:
 
 def _table(table: ResultTable) -> str:
     text_columns = 1 + len(table.given)
-    widths = [3 if heading.paper_table else 1 for heading in table.headings]
+    widths = [len(heading.subheads) for heading in table.headings]
     scale = r" \textbf{Reduced scale.}" if table.reduced else ""
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -47,6 +54,7 @@ def _table(table: ResultTable) -> str:
         *(_row(table, line) for line in table.lines),
         r"\bottomrule",
         r"\end{tabular}",
+        *(rf"\par\textbf{{{tex(warning)}}}" for warning in table.warnings),
         *(rf"\par\footnotesize {tex(note.replace('`', ''))}" for note in notes(table)),
         r"\end{table}",
     ]
@@ -62,35 +70,40 @@ def _header(table: ResultTable, widths: Sequence[int]) -> list[str]:
         unit = f" [{heading.metric.unit}]" if heading.metric.unit else ""
         name = tex(f"{heading.group} {heading.header}".strip() + unit)
         first.append(rf"\multicolumn{{{width}}}{{c}}{{{name}}}")
-        ours_text = tex(ours_header(table))
-        second += ["paper", ours_text, r"$\Delta$"] if heading.paper_table else [ours_text]
+        names = {"ours": tex(ours_header(table)), "delta": r"$\Delta$"}
+        second += [names.get(subhead, subhead) for subhead in heading.subheads]
         rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
         column += width
     return [" & ".join(first) + r" \\", "".join(rules), " & ".join(second) + r" \\"]
 
 
 def _row(table: ResultTable, line: Line) -> str:
-    cells = [tex(label(line)), *(tex(value) for value in line.given)]
+    cells = [tex(label(line)), *(tex(text) for text in line.given)]
     prints = []
     for heading, cell in zip(table.headings, line.cells, strict=True):
-        decimals = cell.metric.decimals
-        if heading.paper_table:
-            cells.append(_minus(number(cell.paper, decimals)))
-        cells.append(_ours(cell))
-        if heading.paper_table:
-            cells.append(_minus(signed(cell.delta, decimals)))
-        if cell.result and cell.result.fingerprint:
-            prints.append(f"{cell.result.stage} {cell.result.short_fingerprint}")
+        forms = {"paper": _paper, "ours": _ours, "delta": _delta}
+        cells += [forms[subhead](cell) for subhead in heading.subheads]
+        prints += [f"{cell.metric.stage} {short}" for short in fingerprints(cell)]
     comment = f"  % {', '.join(dict.fromkeys(prints))}" if prints else ""
     return " & ".join(cells) + r" \\" + comment
 
 
+def _paper(cell: Cell) -> str:
+    return _minus(tex(papers_number(cell)))
+
+
 def _ours(cell: Cell) -> str:
     if cell.status == "missing":
-        return r"\emph{missing}"
-    marks = mark(cell)
-    raised = rf"\textsuperscript{{{tex(marks)}}}" if marks else ""
-    return _minus(number(cell.ours, cell.metric.decimals)) + raised
+        return rf"\emph{{{MISSING}}}"
+    seeds = f" ({tex(seed_count(cell))})" if seed_count(cell) else ""
+    raised = rf"\textsuperscript{{{tex(mark(cell))}}}" if mark(cell) else ""
+    mean, *spread = measured(cell).split(PLUS_MINUS)
+    number = " ".join([_minus(mean.strip()), *(rf"$\pm$ {part.strip()}" for part in spread)])
+    return number + seeds + raised
+
+
+def _delta(cell: Cell) -> str:
+    return _minus(difference(cell))
 
 
 def _minus(text: str) -> str:

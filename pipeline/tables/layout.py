@@ -1,92 +1,19 @@
 """Results beside the paper's numbers: which rows, which columns, which cell.
 
 At the paper's scale each table that a suite names is laid out whole, the paper's rows in the
-paper's order. A reduced suite gets one table of its own: its experiments as rows, every metric
-that it measures as a column, and the paper's number from the first named table that has one.
+paper's order. A reduced suite gets one table of its own: its experiments as rows, those that
+differ in the seed alone as one, every metric that it measures as a column, and the paper's number
+from the first named table that has one.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
-from asl_core.recipes.imported import ImportedRecipe
-from pipeline.tables.collect import Experiment, StageResult, Suite
-from pipeline.tables.lock import State
-from pipeline.tables.paper import Column, Metric, Paper, Table
-
-Status = Literal["result", "missing", "absent"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method's number under one metric: the paper's, ours, the difference."""
-
-    metric: Metric
-    paper: float | None = None
-    ours: float | None = None
-    status: Status = "absent"
-    """result; missing: the suite asks for it and it is not there; absent: not asked for."""
-    result: StageResult | None = None
-
-    @property
-    def delta(self) -> float | None:
-        """Ours minus the paper's, both as printed, so that the row adds up for a reader."""
-        if self.ours is None or self.paper is None:
-            return None
-        difference = round(self.ours, self.metric.decimals) - self.paper
-        return round(difference, self.metric.decimals)
-
-    @property
-    def state(self) -> State | Literal["missing"] | None:
-        return self.result.state if self.result else None
-
-    @property
-    def reduced(self) -> bool:
-        return self.result is not None and self.result.scale != "paper"
-
-
-@dataclass(frozen=True)
-class Heading:
-    """One metric's column group."""
-
-    metric: Metric
-    header: str
-    group: str
-    paper_table: str
-    """Number of the table that the paper's values come from; empty: the paper has none."""
-    paper_data: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of a result table."""
-
-    label: str
-    keys: tuple[str, ...]
-    """Experiments that fill it; none for a row that this suite does not run."""
-    given: tuple[str, ...]
-    source: Literal["run", "quoted", "own"]
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """A table ready to be printed in any format."""
-
-    title: str
-    caption: str
-    reduced: bool
-    given: tuple[str, ...]
-    headings: tuple[Heading, ...]
-    lines: tuple[Line, ...]
-    data_notes: tuple[str, ...]
-    """What the prepared data say about themselves that a reader of the numbers must know."""
-
-    def cells(self) -> Iterator[tuple[Line, Heading, Cell]]:
-        """Yield every cell, row by row."""
-        for line in self.lines:
-            for heading, cell in zip(self.headings, line.cells, strict=True):
-                yield line, heading, cell
+from pipeline.tables.cells import Cell, Heading, Line, ResultTable
+from pipeline.tables.collect import Suite
+from pipeline.tables.cost import TRAIN, cost_cell, cost_headings, cost_remarks
+from pipeline.tables.health import find_branches, watched_remark
+from pipeline.tables.paper import FLOPS, Column, Paper, Row, Table
+from pipeline.tables.replicates import Replicates, find_replicates
 
 
 def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
@@ -96,67 +23,128 @@ def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
         UserError: params.yaml names a table that the paper does not have.
     """
     tables = [paper.table(reference) for reference in suite.tables]
+    groups = find_replicates(suite, paper)
     if suite.reduced or not tables:
-        return [_suite_table(suite, paper, tables)]
-    return [_paper_table(suite, paper, table) for table in tables]
+        return [_suite_table(suite, paper, tables, groups)]
+    return [_paper_table(suite, paper, table, groups) for table in tables]
 
 
-def _suite_table(suite: Suite, paper: Paper, tables: Sequence[Table]) -> ResultTable:
-    asked = {stage for stage, _ in suite.results}
-    names = [name for name in paper.headline if paper.metrics[name].stage in asked]
-    compared = {name: _compared_table(name, suite, tables) for name in names}
-    order = {method: place for place, method in enumerate(paper.methods)}
-    experiments = sorted(suite.experiments, key=lambda e: order.get(e.recipe.method, len(order)))
-    lines = tuple(
+def similarity_table(suite: Suite, paper: Paper) -> ResultTable | None:
+    """Return what Figure 1 measures and its companions; None without any token analysis."""
+    return _own_table(suite, paper, paper.similarity, "Token similarity and its companions")
+
+
+def contrastive_table(suite: Suite, paper: Paper) -> ResultTable | None:
+    """Return how far Eq. 8 follows the squared error; None without any such analysis."""
+    return _own_table(suite, paper, paper.contrastive, "Squared error and contrastive loss (Eq. 8)")
+
+
+def _own_table(suite: Suite, paper: Paper, names: Sequence[str], title: str) -> ResultTable | None:
+    """Return a table of metrics that the paper does not print, without columns of dashes.
+
+    None where no experiment has the first metric, which the others explain.
+    """
+    shown = [
+        name for name in names if any(name in result.metrics for result in suite.results.values())
+    ]
+    if names[0] not in shown:
+        return None
+    meanings = (f"{paper.metrics[name].header}: {paper.metrics[name].meaning}" for name in shown)
+    lines = (
         Line(
-            label=experiment.row or paper.method_label(experiment.recipe),
-            keys=(experiment.key,),
+            label=group.label,
+            keys=group.keys,
             given=(),
             source="own",
-            cells=tuple(
-                _cell(
-                    paper.metrics[name],
-                    _paper_value(compared[name], name, suite, experiment),
-                    suite,
-                    experiment,
-                    name,
-                )
-                for name in names
-            ),
+            cells=tuple(_cell(suite, paper, group, name, None) for name in shown),
         )
-        for experiment in experiments
+        for group in find_replicates(suite, paper)
+        if any((paper.metrics[names[0]].stage, key) in suite.results for key in group.keys)
     )
     return ResultTable(
-        title=suite.title,
-        caption=f"{len(lines)} experiments of the suite {suite.name}.",
+        title=title,
+        caption="; ".join(meanings) + ".",
         reduced=suite.reduced,
         given=(),
-        headings=tuple(_suite_heading(paper.metrics[name], name, compared[name]) for name in names),
-        lines=lines,
-        data_notes=_data_notes(suite),
+        headings=tuple(Heading(paper.metrics[name], paper.metrics[name].header) for name in shown),
+        lines=tuple(lines),
     )
 
 
-def _compared_table(name: str, suite: Suite, tables: Sequence[Table]) -> Table | None:
-    """Return the first table with a number for this metric and one of the experiments.
+def _suite_table(
+    suite: Suite, paper: Paper, tables: Sequence[Table], groups: Sequence[Replicates]
+) -> ResultTable:
+    asked = {stage for stage, _ in suite.results}
+    names = [name for name in paper.headline if paper.metrics[name].stage in asked]
+    compared = {name: _compared_tables(name, suite, tables, groups) for name in names}
+    priced = next((table for table in tables if FLOPS in table.given), None)
+    costs = cost_headings(suite, paper, priced)
+    lines = []
+    for group in groups:
+        place = None if priced is None else _place(priced, suite, group)
+        printed = None if priced is None or place is None else priced.flops(place)
+        cells = [
+            cost_cell(suite, paper, group, name, printed if name == TRAIN else None)
+            for name in costs
+        ]
+        cells += [
+            _cell(suite, paper, group, name, _paper_value(compared[name], name, suite, group))
+            for name in names
+        ]
+        lines.append(Line(group.label, group.keys, (), "own", tuple(cells)))
+    rows = f"{len(lines)} rows, " if len(lines) < len(suite.experiments) else ""
+    return ResultTable(
+        title=suite.title,
+        caption=f"{rows}{len(suite.experiments)} experiments of the suite {suite.name}.",
+        reduced=suite.reduced,
+        given=(),
+        headings=(
+            *costs.values(),
+            *(_suite_heading(paper, name, compared[name]) for name in names),
+        ),
+        lines=tuple(lines),
+        warnings=_warnings(suite, groups),
+        remarks=_remarks(suite, groups, zip((g.label for g in groups), groups, strict=True)),
+    )
 
-    One table per column: numbers of two tables have different pre-training data and must not
-    stand under each other.
+
+def _compared_tables(
+    name: str, suite: Suite, tables: Sequence[Table], groups: Sequence[Replicates]
+) -> list[Table]:
+    """Return the first table with a number for this metric and one of the rows, and its like.
+
+    Like it are the tables of the same pre-training that measure the metric on the same data, as
+    Table 7 and Section 4.6. Numbers of other tables must not stand under each other.
     """
+    found: list[Table] = []
     for table in tables:
-        if any(_paper_value(table, name, suite, e) is not None for e in suite.experiments):
-            return table
-    return None
+        if all(_paper_value([table], name, suite, group) is None for group in groups):
+            continue
+        if not found or _setting(table, name) == _setting(found[0], name):
+            found.append(table)
+    return found
+
+
+def _setting(table: Table, name: str) -> tuple[object, str]:
+    column = _column_of(table, name)
+    return table.comparable, "" if column is None else table.columns[column].data
 
 
 def _paper_value(
-    table: Table | None, name: str, suite: Suite, experiment: Experiment
+    tables: Sequence[Table], name: str, suite: Suite, group: Replicates
 ) -> float | None:
-    if table is None or (column := _column_of(table, name)) is None:
-        return None
-    full_scale = not suite.reduced
-    row = table.row_of(experiment.recipe, experiment.row, full_scale=full_scale)
-    return None if row is None else table.rows[row].values[column]
+    for table in tables:
+        column, row = _column_of(table, name), _place(table, suite, group)
+        if column is not None and row is not None:
+            value = table.rows[row].values[column]
+            if value is not None:
+                return value
+    return None
+
+
+def _place(table: Table, suite: Suite, group: Replicates) -> int | None:
+    """Return the index of the paper's row that a row of the suite compares with."""
+    return table.row_of(group.recipe, group.row, full_scale=not suite.reduced)
 
 
 def _column_of(table: Table, name: str) -> int | None:
@@ -164,82 +152,69 @@ def _column_of(table: Table, name: str) -> int | None:
     return names.index(name) if name in names else None
 
 
-def _suite_heading(metric: Metric, name: str, table: Table | None) -> Heading:
-    column = None if table is None else _column_of(table, name)
-    if table is None or column is None:
-        return Heading(metric, metric.header, group="", paper_table="", paper_data="")
-    data = table.columns[column].data
-    return Heading(metric, metric.header, "", paper_table=table.number, paper_data=data)
+def _suite_heading(paper: Paper, name: str, tables: Sequence[Table]) -> Heading:
+    metric = paper.metrics[name]
+    column = _column_of(tables[0], name) if tables else None
+    if column is None:
+        return Heading(metric, metric.header)
+    numbers = ", ".join(table.number for table in tables)
+    data = tables[0].columns[column].data
+    return Heading(metric, metric.header, paper_table=numbers, paper_data=data)
 
 
-def _paper_table(suite: Suite, paper: Paper, table: Table) -> ResultTable:
-    lines = []
+def _paper_table(
+    suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]
+) -> ResultTable:
+    costs = cost_headings(suite, paper, table)
+    # where our FLOPs are counted, the paper's stand beside them and not among what is given
+    kept = [i for i, name in enumerate(table.given) if name != FLOPS or TRAIN not in costs]
+    lines, filled = [], []
     for index, row in enumerate(table.rows):
-        filling = [
-            experiment
-            for experiment in suite.experiments
-            if table.row_of(experiment.recipe, experiment.row, full_scale=True) == index
-        ]
-        for experiments in _share_lines(table, filling):
-            cells = tuple(
-                _cell(paper.metrics[column.metric], value, suite, experiment, column.metric)
-                for column, value, experiment in zip(
-                    table.columns, row.values, experiments, strict=True
-                )
-            )
-            keys = dict.fromkeys(experiment.key for experiment in experiments if experiment)
-            name = row.name if row.cite is None else f"{row.name} [{row.cite}]"
-            lines.append(Line(name, tuple(keys), row.given, row.source, cells))
-    lines += _lines_of_imported(suite, paper, table)
+        filling = [group for group in groups if _place(table, suite, group) == index]
+        for columns in _share_lines(table, filling):
+            present = list({group.label: group for group in columns if group}.values())
+            first = present[0] if present else None
+            cells = [
+                cost_cell(suite, paper, first, name, table.flops(index) if name == TRAIN else None)
+                for name in costs
+            ]
+            cells += [
+                _cell(suite, paper, group, column.metric, value)
+                for column, value, group in zip(table.columns, row.values, columns, strict=True)
+            ]
+            keys = tuple(key for group in present for key in group.keys)
+            given = tuple(row.given[i] for i in kept)
+            lines.append(Line(_row_name(row), keys, given, row.source, tuple(cells)))
+            filled += [(_row_name(row), group) for group in present]
+    shown = [group for _, group in filled]
     return ResultTable(
         title=f"{table.number}: {table.title}",
         caption=f"Pre-trained on: {table.pretrained_on}. {table.model}, epochs: {table.epochs}.",
         reduced=suite.reduced,
-        given=table.given,
-        headings=tuple(_heading(paper, table, column) for column in table.columns),
+        given=tuple(table.given[i] for i in kept),
+        headings=(*costs.values(), *(_heading(paper, table, c) for c in table.columns)),
         lines=tuple(lines),
-        data_notes=_data_notes(suite),
+        warnings=_warnings(suite, shown),
+        remarks=_remarks(suite, shown, filled),
     )
 
 
-def _lines_of_imported(suite: Suite, paper: Paper, table: Table) -> list[Line]:
-    """Return a line for each imported encoder that fills no row of the suite's tables."""
-    tables = [paper.table(reference) for reference in suite.tables]
-    stages = {paper.metrics[column.metric].stage for column in table.columns}
-    return [
-        Line(
-            label=experiment.row or experiment.key,
-            keys=(experiment.key,),
-            given=("-",) * len(table.given),
-            source="own",
-            cells=tuple(
-                _cell(paper.metrics[column.metric], None, suite, experiment, column.metric)
-                for column in table.columns
-            ),
-        )
-        for experiment in suite.experiments
-        if isinstance(experiment.recipe, ImportedRecipe)
-        and any((stage, experiment.key) in suite.results for stage in stages)
-        and all(
-            t.row_of(experiment.recipe, experiment.row, full_scale=True) is None for t in tables
-        )
-    ]
+def _row_name(row: Row) -> str:
+    return row.name if row.cite is None else f"{row.name} [{row.cite}]"
 
 
-def _share_lines(
-    table: Table, experiments: Sequence[Experiment]
-) -> list[tuple[Experiment | None, ...]]:
-    """Distribute a row's experiments over lines, one experiment a column and line.
+def _share_lines(table: Table, groups: Sequence[Replicates]) -> list[tuple[Replicates | None, ...]]:
+    """Distribute what fills a row over lines, one group of replicates a column and line.
 
     In a table with parts (CIFAR-10, CIFAR-100) an experiment fills the part that is named after
     its data, so the two share a line; otherwise each has its own.
     """
-    lines: list[dict[int, Experiment]] = []
-    for experiment in experiments:
+    lines: list[dict[int, Replicates]] = []
+    for group in groups:
         filled = {
-            index: experiment
+            index: group
             for index, column in enumerate(table.columns)
-            if column.part in ("", experiment.recipe.dataset)
+            if column.part in ("", group.recipe.dataset)
         }
         line = next((line for line in lines if not line.keys() & filled.keys()), None)
         if line is None:
@@ -249,12 +224,21 @@ def _share_lines(
     return [tuple(map(line.get, range(len(table.columns)))) for line in lines or [{}]]
 
 
-def _data_notes(suite: Suite) -> tuple[str, ...]:
-    return tuple(
+def _warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
+    branches = find_branches(suite, groups)
+    return tuple(branch.warning for branch in branches if branch.collapsed)
+
+
+def _remarks(
+    suite: Suite, groups: Sequence[Replicates], rows: Iterable[tuple[str, Replicates]]
+) -> tuple[str, ...]:
+    data = (
         f"Data {name}: {note}"
         for name, manifest in suite.datasets.items()
         for note in manifest.notes
     )
+    watched = watched_remark(find_branches(suite, groups))
+    return (*cost_remarks(suite, rows), *watched, *data)
 
 
 def _heading(paper: Paper, table: Table, column: Column) -> Heading:
@@ -268,11 +252,20 @@ def _heading(paper: Paper, table: Table, column: Column) -> Heading:
 
 
 def _cell(
-    metric: Metric, value: float | None, suite: Suite, experiment: Experiment | None, name: str
+    suite: Suite, paper: Paper, group: Replicates | None, name: str, value: float | None
 ) -> Cell:
-    result = suite.results.get((metric.stage, experiment.key)) if experiment else None
-    if result is None:
+    metric = paper.metrics[name]
+    if group is None:
         return Cell(metric, paper=value)
-    ours = result.metrics.get(name)
-    status: Status = "missing" if ours is None else "result"
-    return Cell(metric, paper=value, ours=ours, status=status, result=result)
+    runs = tuple(
+        suite.results[metric.stage, key]
+        for key in group.keys
+        if (metric.stage, key) in suite.results
+    )
+    return Cell(
+        metric,
+        paper=value,
+        runs=runs,
+        values=tuple(run.metrics.get(name) for run in runs),
+        replicates=len(group.experiments),
+    )

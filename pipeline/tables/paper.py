@@ -14,6 +14,8 @@ from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 
 Value = str | int | float | bool
+FLOPS = "FLOPs"
+"""Header of the paper's column of training cost."""
 
 
 class _Record(BaseModel):
@@ -28,6 +30,12 @@ class Metric(_Record):
     unit: str
     decimals: int
     meaning: str
+    suffix: str = ""
+    """Printed behind the number itself: 1.59x."""
+    optional: bool = False
+    """A run may rightly leave it out; then a dash stands in the cell, not "missing"."""
+    exact: bool = False
+    """Counted, not measured: the same for every seed, and no better for being more or less."""
 
 
 class Column(_Record):
@@ -75,6 +83,17 @@ class Table(_Record):
                 raise ValueError(f"{self.number}, row {row.name}: not one value per column")
         return self
 
+    @property
+    def comparable(self) -> tuple[str, str, str]:
+        """What two tables must share for their numbers to stand under each other."""
+        return self.pretrained_on, self.model, self.epochs
+
+    def flops(self, row: int) -> str | None:
+        """Return a row's training cost as the paper prints it: `~1.5x`."""
+        if FLOPS not in self.given:
+            return None
+        return self.rows[row].given[self.given.index(FLOPS)]
+
     def part(self, name: str) -> "Table":
         """Return the table with only the columns of one part."""
         kept = [index for index, column in enumerate(self.columns) if column.part == name]
@@ -106,6 +125,14 @@ class Table(_Record):
         return max(candidates, key=lambda i: (len(self.rows[i].match), -i), default=None)
 
 
+class Variant(_Record):
+    """How a value of a recipe's field is called in a row's name."""
+
+    field: str
+    value: Value
+    name: str
+
+
 class FigureMethod(_Record):
     """One point of Figure 1; `base` is the method that a hybrid starts from."""
 
@@ -130,7 +157,10 @@ class Paper(_Record):
 
     metrics: Mapping[str, Metric]
     headline: tuple[str, ...]
+    similarity: tuple[str, ...]
+    contrastive: tuple[str, ...]
     methods: Mapping[str, str]
+    variants: tuple[Variant, ...]
     tables: Mapping[str, Table]
     figure1: Figure
 
@@ -141,6 +171,9 @@ class Paper(_Record):
             unknown |= {str(row.match["method"]) for row in table.rows} - set(self.methods)
             if unknown:
                 raise ValueError(f"{key} names {sorted(unknown)}, which is not defined")
+        for names in (self.headline, self.similarity, self.contrastive):
+            if unknown := set(names) - set(self.metrics):
+                raise ValueError(f"{sorted(unknown)} is not among the metrics")
         return self
 
     def references(self) -> list[str]:
@@ -164,18 +197,27 @@ class Paper(_Record):
         return self.tables[key].part(part) if part else self.tables[key]
 
     def method_label(self, recipe: Any) -> str:
-        """Return a method's name with what distinguishes its variant: `ASL (DLE)`.
+        """Return a method's name with what distinguishes its variant: `ASL (DLE), mae_on ori`.
 
         A choice of design is always named, any other field only where it is not the default.
         """
         name = self.methods.get(recipe.method, recipe.method)
+        fields = _own_fields(recipe)
+        design = [f"({value.upper()})" for field, value, _ in fields if field == "design"]
         remarks = [
-            value.upper() if field == "design" else f"{field} {value:g}"
-            if isinstance(value, float) else f"{field} {value}"
-            for field, value, default in _own_fields(recipe)
-            if field == "design" or value != default
-        ]  # fmt: skip
-        return f"{name} ({', '.join(remarks)})" if remarks else name
+            self._remark(field, value)
+            for field, value, default in fields
+            if field != "design" and value != default
+        ]
+        return ", ".join([" ".join([name, *design]), *remarks])
+
+    def _remark(self, field: str, value: Value) -> str:
+        for variant in self.variants:
+            if (variant.field, variant.value) == (field, value):
+                return variant.name
+        if isinstance(value, bool):
+            return f"{field} {'yes' if value else 'no'}"
+        return f"{field} {value:g}" if isinstance(value, float) else f"{field} {value}"
 
 
 def _own_fields(recipe: Any) -> list[tuple[str, Any, Any]]:

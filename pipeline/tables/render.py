@@ -12,21 +12,30 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from pipeline.tables.layout import Cell, Heading, Line, ResultTable
+from pipeline.tables.cells import Cell, Heading, Line, ResultTable
 
 DASH = "-"
+MISSING = "missing"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 REDUCED_NOTE = (
     "r: reduced scale. Our number comes from a smaller model, less data and a shorter training "
     "than the paper's and is not a reproduction of it; compare our rows with each other."
 )
 STALE_NOTE = "*: older than params.yaml or its inputs; `dvc repro` brings it up to date."
 UNRECORDED_NOTE = "!: not recorded in dvc.lock; `dvc repro` records it."
+SEEDS_NOTE = (
+    f"a {PLUS_MINUS} b (n = k): mean and sample standard deviation over k pre-training seeds, "
+    "everything else equal; the delta is the mean's."
+)
+PARTIAL_NOTE = "n = k of m: results of the other seeds are missing."
 QUOTED_NOTE = "Rows marked (quoted): the paper takes the numbers from the cited work."
 
 
-def number(value: float | None, decimals: int) -> str:
-    """Return a value as printed in a table, a dash for none."""
-    return DASH if value is None else f"{value:.{decimals}f}"
+def number(value: float | str | None, decimals: int) -> str:
+    """Return a value as printed in a table, a dash for none; a text stays as it is."""
+    if value is None or isinstance(value, str):
+        return value or DASH
+    return f"{value:.{decimals}f}"
 
 
 def signed(value: float | None, decimals: int) -> str:
@@ -36,20 +45,55 @@ def signed(value: float | None, decimals: int) -> str:
     return f"{value:+.{decimals}f}" if value else f"{0:.{decimals}f}"
 
 
+def measured(cell: Cell) -> str:
+    """Return our number, with its spread over the seeds: `27.41 (plus-minus) 0.35`."""
+    if cell.status == "missing":
+        return MISSING
+    if cell.ours is None:
+        return DASH
+    mean = number(cell.ours, cell.decimals) + cell.metric.suffix
+    return mean if cell.spread is None else f"{mean} {PLUS_MINUS} {cell.spread:.{cell.decimals}f}"
+
+
+def seed_count(cell: Cell) -> str:
+    """Return how many of the row's seeds our number comes from: `n = 2`, `n = 1 of 2`."""
+    if cell.status != "result" or cell.replicates == 1 or cell.metric.exact:
+        return ""
+    found, asked = len(cell.measured), len(cell.runs)
+    return f"n = {found}" if found == asked else f"n = {found} of {asked}"
+
+
 def mark(cell: Cell) -> str:
     """Return what a number's own cell must say about it: r, *, !."""
-    if cell.status != "result":
-        return ""
-    stale = {"outdated": "*", "unrecorded": "!"}.get(cell.state or "", "")
-    return ("r" if cell.reduced else "") + stale
+    states = (("outdated", "*"), ("unrecorded", "!"))
+    return "r" * cell.reduced + "".join(sign for state, sign in states if state in cell.states)
 
 
 def ours(cell: Cell) -> str:
-    """Return our number with its marks, `missing`, or a dash where the suite does not ask."""
-    if cell.status == "missing":
-        return "missing"
-    value = number(cell.ours, cell.metric.decimals)
-    return f"{value} {mark(cell)}".strip()
+    """Return our number with its count and marks, `missing`, or a dash where it is not asked."""
+    seeds = f"({seed_count(cell)})" if seed_count(cell) else ""
+    return " ".join(part for part in (measured(cell), seeds, mark(cell)) if part)
+
+
+def papers_number(cell: Cell) -> str:
+    """Return the paper's number as the paper prints it."""
+    return number(cell.paper, cell.metric.decimals)
+
+
+def difference(cell: Cell) -> str:
+    """Return ours minus the paper's, with its sign."""
+    return signed(cell.delta, cell.decimals)
+
+
+def texts(heading: Heading, cell: Cell) -> list[str]:
+    """Return a cell's text under each of its heading's columns."""
+    forms = {"paper": papers_number, "ours": ours, "delta": difference}
+    return [forms[subhead](cell) for subhead in heading.subheads]
+
+
+def fingerprints(cell: Cell) -> list[str]:
+    """Return, in short, the fingerprint of every run that our number comes from."""
+    return [run.short_fingerprint for run in cell.counted if run.fingerprint]
 
 
 def label(line: Line) -> str:
@@ -69,13 +113,13 @@ def ours_header(table: ResultTable) -> str:
 
 
 def notes(table: ResultTable) -> list[str]:
-    """Return the lines that explain a table's marks and where the paper's numbers are from."""
-    marks = "".join(mark(cell) for _, _, cell in table.cells())
-    found = [
-        note
-        for sign, note in (("r", REDUCED_NOTE), ("*", STALE_NOTE), ("!", UNRECORDED_NOTE))
-        if sign in marks
-    ]
+    """Return the lines that explain a table: its marks and seeds, the paper's numbers, its runs."""
+    marks = "".join(mark(cell) + seed_count(cell) for _, _, cell in table.cells())
+    explained = (
+        ("r", REDUCED_NOTE), ("*", STALE_NOTE), ("!", UNRECORDED_NOTE), ("n", SEEDS_NOTE),
+        ("of", PARTIAL_NOTE),
+    )  # fmt: skip
+    found = [note for sign, note in explained if sign in marks]
     if any(label(line) != line.label for line in table.lines):
         found.append(QUOTED_NOTE)
     sources: dict[str, list[str]] = {}
@@ -87,16 +131,16 @@ def notes(table: ResultTable) -> list[str]:
     if sources:
         parts = (f"{', '.join(names)} from {source}" for source, names in sources.items())
         found.append(f"The paper's numbers: {'; '.join(parts)}.")
-    return [*found, *table.data_notes]
+    return [*found, *table.remarks]
 
 
 def missing_commands(tables: Sequence[ResultTable]) -> dict[str, str]:
     """Return for each cell without a number its command: stage and key -> command."""
     return {
-        f"{cell.result.stage}@{cell.result.key}": cell.result.command
+        f"{run.stage}@{run.key}": run.command
         for table in tables
         for _, _, cell in table.cells()
-        if cell.status == "missing" and cell.result
+        for run in cell.missing
     }
 
 
@@ -105,8 +149,9 @@ def markdown(tables: Sequence[ResultTable]) -> str:
     parts = []
     for table in tables:
         parts += [f"## {table.title}{scale_suffix(table)}", table.caption]
-        parts += [_markdown_grid(table), *(f"- {_code_marks(note)}" for note in notes(table))]
-        if any(cell.result for _, _, cell in table.cells()):
+        parts += [_markdown_grid(table), *(f"> **{warning}**" for warning in table.warnings)]
+        parts += [f"- {_code_marks(note)}" for note in notes(table)]
+        if any(cell.runs for _, _, cell in table.cells()):
             parts += ["### Fingerprints", _markdown_fingerprints(table)]
     commands = missing_commands(tables)
     if commands:
@@ -141,16 +186,15 @@ def _markdown_grid(table: ResultTable) -> str:
     header = ["Method", *table.given]
     for heading in table.headings:
         name = headings_text(heading)
-        paper = [f"{name}: paper"] if heading.paper_table else []
-        delta = ["delta"] if heading.paper_table else []
-        header += [*paper, f"{name}: {ours_header(table)}", *delta]
+        heads = {"paper": f"{name}: paper", "ours": f"{name}: {ours_header(table)}"}
+        header += [heads.get(subhead, subhead) for subhead in heading.subheads]
     align = ["---"] * (1 + len(table.given)) + ["---:"] * (len(header) - 1 - len(table.given))
     rows = [_markdown_row(header), _markdown_row(align)]
     for line in table.lines:
         cells = [
             text
             for heading, cell in zip(table.headings, line.cells, strict=True)
-            for text in _triple(heading, cell)
+            for text in texts(heading, cell)
         ]
         rows.append(_markdown_row([label(line), *line.given, *cells]))
     return "\n".join(rows)
@@ -161,13 +205,12 @@ def _markdown_fingerprints(table: ResultTable) -> str:
     rows = [_markdown_row(header), _markdown_row(["---"] * len(header))]
     for line in table.lines:
         if line.keys:
-            prints = [_fingerprint(cell) for cell in line.cells]
+            prints = [
+                ", ".join(f"`{short}`" for short in fingerprints(cell)) or DASH
+                for cell in line.cells
+            ]
             rows.append(_markdown_row([line.label, ", ".join(line.keys), *prints]))
     return "\n".join(rows)
-
-
-def _fingerprint(cell: Cell) -> str:
-    return f"`{cell.result.short_fingerprint}`" if cell.result and cell.result.fingerprint else DASH
 
 
 def text(tables: Sequence[ResultTable], width: int) -> str:
@@ -186,7 +229,7 @@ def text(tables: Sequence[ResultTable], width: int) -> str:
         console.print(escape(f"{table.title}{scale_suffix(table)}"))
         console.print(escape(table.caption))
         console.print(wide if fits else _rich_long(table))
-        for note in notes(table):
+        for note in (*table.warnings, *notes(table)):
             console.print(escape(note))
         console.print()
     for name, command in missing_commands(tables).items():
@@ -201,10 +244,9 @@ def _rich_wide(table: ResultTable) -> RichTable:
         grid.add_column(f"\n{escape(header)}", no_wrap=True)
     columns = []
     for index, heading in enumerate(table.headings):
-        rows = [_triple(heading, line.cells[index]) for line in table.lines]
-        subheads = ["paper", "ours", "delta"] if heading.paper_table else ["ours"]
-        widths = [max(map(len, column)) for column in zip(subheads, *rows, strict=True)]
-        subhead, *lines = (_justify(row, widths) for row in (subheads, *rows))
+        rows = [texts(heading, line.cells[index]) for line in table.lines]
+        widths = [max(map(len, column)) for column in zip(heading.subheads, *rows, strict=True)]
+        subhead, *lines = (_justify(row, widths) for row in (heading.subheads, *rows))
         grid.add_column(f"{escape(headings_text(heading))}\n{subhead}", no_wrap=True)
         columns.append(lines)
     for line, *cells in zip(table.lines, *columns, strict=True):
@@ -214,14 +256,6 @@ def _rich_wide(table: ResultTable) -> RichTable:
 
 def _justify(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-
-
-def _triple(heading: Heading, cell: Cell) -> list[str]:
-    """Return paper, ours, delta; ours alone where the paper has no such number."""
-    decimals = cell.metric.decimals
-    if not heading.paper_table:
-        return [ours(cell)]
-    return [number(cell.paper, decimals), ours(cell), signed(cell.delta, decimals)]
 
 
 def _rich_long(table: ResultTable) -> RichTable:
@@ -235,14 +269,14 @@ def _rich_long(table: ResultTable) -> RichTable:
     for index, heading in enumerate(table.headings):
         for row, line in enumerate(table.lines):
             cell = line.cells[index]
-            decimals = cell.metric.decimals
+            printed = dict(zip(heading.subheads, texts(heading, cell), strict=True))
             grid.add_row(
                 escape(headings_text(heading)) if row == 0 else "",
                 escape(label(line)),
-                number(cell.paper, decimals),
-                ours(cell),
-                signed(cell.delta, decimals),
-                cell.result.short_fingerprint if cell.result else "",
+                printed.get("paper", DASH),
+                printed["ours"],
+                printed.get("delta", DASH),
+                ", ".join(fingerprints(cell)),
                 end_section=row == len(table.lines) - 1,
             )
     return grid

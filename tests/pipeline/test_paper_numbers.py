@@ -131,7 +131,15 @@ def test_figure_1_has_a_base_method_for_each_hybrid() -> None:
         ("table7", replace(ASL, sem_weight=0.0), "(d)"),
         ("table7", ASL, "(e)"),
         ("alignment", replace(ASL, sem_type="cosine"), "cosine similarity loss"),
+        ("alignment", MAE, "MAE"),
         ("alignment", ASL, "L1 loss"),
+        ("alignment", replace(ASL, cls_align="decoder_pred"), "[cls] align"),
+        ("alignment", replace(ASL, cls_align="encoder"), None),
+        ("alignment", replace(ASL, cls_align="decoder_pred", sem_type="cosine"), None),
+        ("table7", replace(ASL, cls_align="decoder_pred"), None),
+        ("table7", replace(ASL, sem_type="cosine"), None),
+        ("table7", replace(ASL, share_decoder=False), None),
+        ("table7", replace(ASL, sem_weight=0.5), None),
         ("table1", replace(ASL, design="dle"), None),
         ("table1", replace(ASL, mae_on="ori"), None),
         ("table7", replace(ASL, design="dle", dle_rate=0.2), None),
@@ -151,7 +159,7 @@ def test_at_the_papers_scale_epochs_choose_the_row(epochs: int, index: int | Non
 
 
 def test_a_row_that_params_yaml_names_wins_over_the_match() -> None:
-    recipe = replace(ASL, dle_rate=0.2)
+    recipe = replace(ASL, design="dle", dle_rate=0.2)
     assert PAPER.tables["table1"].row_of(recipe, "ASL", full_scale=False) == 5
 
 
@@ -173,8 +181,20 @@ def test_an_unknown_table_is_refused_with_the_nearest_name() -> None:
         (MAE, "MAE"),
         (ASL, "ASL (AEE)"),
         (replace(ASL, design="dle"), "ASL (DLE)"),
-        (replace(ASL, sem_weight=0.0), "ASL (AEE, sem_weight 0)"),
-        (replace(ASL, mae_on="ori", sem_type="cosine"), "ASL (AEE, mae_on ori, sem_type cosine)"),
+        (replace(ASL, sem_weight=0.0), "ASL (AEE), without alignment"),
+        (replace(ASL, design="dle", sem_weight=0.0), "ASL (DLE), without alignment"),
+        (replace(ASL, sem_weight=0.5), "ASL (AEE), sem_weight 0.5"),
+        (replace(ASL, mae_on="ori", sem_type="cosine"), "ASL (AEE), mae_on ori, cosine alignment"),
+        (replace(ASL, cls_align="decoder_pred"), "ASL (AEE), [cls] alignment"),
+        (
+            replace(ASL, share_decoder=False, aee_depth=2),
+            "ASL (AEE), share_decoder no, aee_depth 2",
+        ),
+        (replace(ASL, aee_norm=True), "ASL (AEE), aee_norm yes"),
+        (
+            replace(ASL, design="dle", dle_both=False, dle_rate=0.25),
+            "ASL (DLE), dle_rate 0.25, dle_both no",
+        ),
     ],
 )
 def test_a_label_names_the_design_and_what_is_not_default(

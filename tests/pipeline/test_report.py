@@ -15,7 +15,7 @@ from pipeline.jobs.mlflow_link import RunLink, write_link
 from pipeline.jobs.run_page import LOCAL_SERVER, run_page
 from pipeline.stages.report import run, write_report
 from pipeline.stages.request import StageRequest
-from pipeline.tables.figures import PICTURE_WIDTH, embed_picture
+from pipeline.tables.figures.pictures import PICTURE_WIDTH, embed_picture
 from pipeline.tables.html import duration, page
 from pipeline.tables.paper import load_paper
 

@@ -1,0 +1,141 @@
+"""What a result table is made of, ready to be printed in any format."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from pipeline.tables.collect import StageResult
+from pipeline.tables.paper import Metric
+
+Status = Literal["result", "missing", "absent"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method's number under one metric: the paper's, ours, the difference."""
+
+    metric: Metric
+    paper: float | str | None = None
+    """As text where the paper prints no plain number: ~1.5x."""
+    runs: tuple[StageResult, ...] = ()
+    """The stage runs that the suite asks for, one for each pre-training seed."""
+    values: tuple[float | None, ...] = ()
+    """What each of them measured; None where it left no number."""
+    replicates: int = 1
+    """Experiments in the row; more than runs where the task is not asked of all."""
+    detail: str = ""
+    """What stands behind the number, for a tooltip."""
+
+    @property
+    def measured(self) -> tuple[float, ...]:
+        """The numbers that exist."""
+        return tuple(value for value in self.values if value is not None)
+
+    @property
+    def status(self) -> Status:
+        """result; missing: the suite asks for it and no run left it; absent: not asked for."""
+        if self.measured:
+            return "result"
+        return "missing" if self.runs and not self.metric.optional else "absent"
+
+    @property
+    def ours(self) -> float | None:
+        """The mean over the runs."""
+        return fmean(self.measured) if self.measured else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over the runs; None for one run, or where nothing varies."""
+        if len(self.measured) < 2 or self.metric.exact:
+            return None
+        return stdev(self.measured)
+
+    @property
+    def decimals(self) -> int:
+        """Of our number: one more than the paper prints where there is a spread to read."""
+        return self.metric.decimals + (self.spread is not None)
+
+    @property
+    def delta(self) -> float | None:
+        """Ours minus the paper's, both as printed, so that the row adds up for a reader."""
+        if self.ours is None or not isinstance(self.paper, float):
+            return None
+        return round(round(self.ours, self.decimals) - self.paper, self.decimals)
+
+    @property
+    def counted(self) -> tuple[StageResult, ...]:
+        """The runs whose numbers are in ours."""
+        return tuple(run for run, value in self._pairs() if value is not None)
+
+    @property
+    def missing(self) -> tuple[StageResult, ...]:
+        """The runs without a number that the suite asks for."""
+        if self.metric.optional:
+            return ()
+        return tuple(run for run, value in self._pairs() if value is None)
+
+    @property
+    def reduced(self) -> bool:
+        return any(run.scale != "paper" for run in self.counted)
+
+    @property
+    def states(self) -> frozenset[str]:
+        """Which of current, outdated and unrecorded the counted runs are."""
+        return frozenset(run.state for run in self.counted)
+
+    def _pairs(self) -> Iterator[tuple[StageResult, float | None]]:
+        return zip(self.runs, self.values, strict=True)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """One metric's column group."""
+
+    metric: Metric
+    header: str
+    group: str = ""
+    paper_table: str = ""
+    """Number of the table that the paper's values come from; empty: the paper has none."""
+    paper_data: str = ""
+
+    @property
+    def subheads(self) -> tuple[str, ...]:
+        """The columns of the group: what a method costs has no delta, as if it were better."""
+        if not self.paper_table:
+            return ("ours",)
+        return ("paper", "ours") if self.metric.exact else ("paper", "ours", "delta")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a result table."""
+
+    label: str
+    keys: tuple[str, ...]
+    """Experiments that fill it; none for a row that this suite does not run."""
+    given: tuple[str, ...]
+    source: Literal["run", "quoted", "own"]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table ready to be printed in any format."""
+
+    title: str
+    caption: str
+    reduced: bool
+    given: tuple[str, ...]
+    headings: tuple[Heading, ...]
+    lines: tuple[Line, ...]
+    warnings: tuple[str, ...] = ()
+    """What a reader must know before reading a number: a branch that has collapsed."""
+    remarks: tuple[str, ...] = ()
+    """What else the runs and the prepared data say about themselves."""
+
+    def cells(self) -> Iterator[tuple[Line, Heading, Cell]]:
+        """Yield every cell, row by row."""
+        for line in self.lines:
+            for heading, cell in zip(self.headings, line.cells, strict=True):
+                yield line, heading, cell

@@ -1,0 +1,103 @@
+"""How every chart of the report is drawn: style, colours, thinning, SVG.
+
+The charts take text and axes from the page (`currentColor`), so they read on light and dark.
+The same figure gives the same bytes.
+"""
+
+import re
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from asl_core.engine.records import effective_points
+from pipeline.tables.collect import Suite
+
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
+MARKERS = "osD^vPX*"
+CURVE_POINTS = 300  # a curve is averaged to this many points; more do not show at this width
+LEGEND_ROWS = 4  # a chart with more rows has its legend beside it
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a label with two dollar signs is no formula
+    "font.size": 10,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+Points = dict[str, list[tuple[int, float, int]]]
+"""Metric -> (step, value, time in ms), by step."""
+
+
+def colour(index: int) -> str:
+    """Return the colour of a row, the same in every chart."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def marker(index: int) -> str:
+    """Return the marker of a row; rows that share a colour have different ones."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+
+
+def read_journals(suite: Suite, keys: Sequence[str]) -> dict[str, Points]:
+    """Return what each experiment's pre-training logged; nothing for one without a journal."""
+    folders = {key: suite.run_folder("pretrain", key) / "journal" for key in keys}
+    return {key: effective_points(path) if path.is_dir() else {} for key, path in folders.items()}
+
+
+def thin(points: Sequence[tuple[int, float, int]]) -> tuple[list[float], list[float]]:
+    """Average neighbouring points so that at most CURVE_POINTS remain."""
+    width = -(-len(points) // CURVE_POINTS)
+    groups = [points[start : start + width] for start in range(0, len(points), width)]
+    steps = [sum(step for step, *_ in group) / len(group) for group in groups]
+    values = [sum(value for _, value, *_ in group) / len(group) for group in groups]
+    return steps, values
+
+
+def log_scale(axis: Axes) -> None:
+    """Plain numbers at 1, 2, 5: a loss rarely spans a decade, and then powers of ten say little."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """Name the rows inside the chart where they are few, else beside it."""
+    handles, labels = axis.get_legend_handles_labels()
+    if len(handles) > LEGEND_ROWS:
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8.5)
+    elif handles:
+        axis.legend(fontsize=8.5)
+
+
+def svg(figure: Figure, name: str, description: str) -> str:
+    """Return a figure as an SVG element whose ids are its own and whose ink is the page's."""
+    buffer = StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    content = buffer.getvalue()
+    content = content[content.index("<svg") :]
+    content = re.sub(r'\bid="', f'id="{name}-', content)
+    content = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", content)
+    content = content.replace(INK, "currentColor")
+    return content.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

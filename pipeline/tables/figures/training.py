@@ -1,0 +1,73 @@
+"""Pre-training by step: what is minimised, its terms, and whether the second branch is one."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.tables.figures.drawing import INK, STYLE, Points, colour, legend, log_scale, svg, thin
+from pipeline.tables.health import COLLAPSED_BELOW
+from pipeline.tables.replicates import Replicates
+
+
+def loss_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) -> str | None:
+    """Draw the pre-training loss of every experiment, and beside it the pixel loss in it.
+
+    Args:
+        journals: Experiment -> what its pre-training logged.
+        groups: The suite's rows; replicates have one colour.
+
+    Returns:
+        SVG; None where no experiment has logged a loss yet.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+        whole, pixels = figure.subplots(1, 2)
+        _draw(whole, journals, groups, "train/loss")
+        _draw(pixels, journals, groups, "train/loss_mae")
+        if not whole.lines:
+            return None
+        whole.set(title="total loss", xlabel="step", ylabel="loss")
+        pixels.set(title="reconstruction", xlabel="step")
+        for axis in (whole, pixels):
+            if axis.lines:
+                log_scale(axis)
+        legend(figure, whole)
+        return svg(figure, "loss", "Pre-training loss by step, one curve per experiment")
+
+
+def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) -> str | None:
+    """Draw the alignment loss and the distance of the branches of every ASL experiment.
+
+    Returns:
+        SVG; None where no experiment has logged a distance.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+        alignment, distance = figure.subplots(1, 2)
+        _draw(alignment, journals, groups, "train/loss_sem")
+        _draw(distance, journals, groups, "train/branch_distance")
+        if not distance.lines:
+            return None
+        alignment.set(title="alignment loss", xlabel="step", ylabel="loss")
+        distance.set(title="distance of the branches", xlabel="step", ylabel="share of the norm")
+        for axis in (alignment, distance):
+            if axis.lines:
+                log_scale(axis)
+        distance.axhline(COLLAPSED_BELOW, color=INK, linestyle=":", linewidth=1.2)
+        legend(figure, distance)
+        return svg(figure, "branch", "Alignment loss and distance of the branches by step")
+
+
+def _draw(
+    axis: Axes, journals: Mapping[str, Points], groups: Sequence[Replicates], name: str
+) -> None:
+    """Draw one term of every experiment; DLE dashed, for its ratio is not that of AEE."""
+    for index, group in enumerate(groups):
+        dash = "--" if getattr(group.recipe, "design", "") == "dle" else "-"
+        label: str | None = group.label
+        for key in group.keys:
+            if points := journals.get(key, {}).get(name):
+                axis.plot(*thin(points), dash, color=colour(index), label=label)
+                label = None  # the replicates' curves share an entry of the legend

@@ -1,0 +1,81 @@
+"""Whether the second branch of an ASL run is still one: the ratio of methods: 2.2.
+
+AEE's alignment loss has a trivial minimum, the extra layer as identity; then |fea_aug - fea_ori|
+over |fea_ori| goes to 0. DLE has noise in both branches and no such layer; there a ratio near 0
+says that the encoder lets no trace of the dropout through. Above that the two designs' ratios do
+not compare with each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.tables.collect import Suite
+from pipeline.tables.cost import flops_ratio
+from pipeline.tables.replicates import Replicates
+
+COLLAPSED_BELOW = 0.01
+"""Of the norm of fea_ori. bfloat16 keeps 8 bits, so the features alone are rounded by up to 0.004
+of their size: below 0.01 the branches differ by little more than that, and the decoder cannot be
+said to see two inputs. The demo's runs end between 0.05 (DLE) and 0.8 (AEE); the dropout of DLE, at
+its rate of 0.1, moves the two branches' embeddings apart by 0.47 of their norm."""
+
+DISTANCE = "pretrain_branch_distance"
+
+_MEANING = {
+    "aee": "the extra layer has become the identity: this run is MAE at {cost} times the cost",
+    "dle": "the encoder lets no trace of the dropout through, and both branches are one: this run "
+    "is MAE at {cost} times the cost",
+}
+_COST_AT_VIT_B = {"aee": "1.6", "dle": "2.0"}  # methods: 2.6: where a suite has not counted
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The second branch of one run, at the end of pre-training."""
+
+    name: str
+    design: str
+    distance: float
+    """|fea_aug - fea_ori| / |fea_ori| over the last logged batch."""
+    cost: str
+    """Of the run, as a multiple of MAE's."""
+
+    @property
+    def collapsed(self) -> bool:
+        return self.distance < COLLAPSED_BELOW
+
+    @property
+    def warning(self) -> str:
+        """What a collapse means, with the run and its number."""
+        meaning = _MEANING[self.design].format(cost=self.cost)
+        return (
+            f"Collapsed branch: {self.name}: |fea_aug - fea_ori| / |fea_ori| is "
+            f"{self.distance:.2g} at the end of pre-training, below {COLLAPSED_BELOW:g}; {meaning}."
+        )
+
+
+def find_branches(suite: Suite, groups: Sequence[Replicates]) -> list[Branch]:
+    """Return the second branch of every ASL run that has logged its distance."""
+    found = []
+    for group in groups:
+        for experiment in group.experiments:
+            result = suite.results.get(("pretrain", experiment.key))
+            distance = result.metrics.get(DISTANCE) if result else None
+            design = getattr(experiment.recipe, "design", None)
+            if distance is None or design not in _MEANING:
+                continue
+            ratio = flops_ratio(suite, experiment.key, experiment.recipe)
+            cost = _COST_AT_VIT_B[design] if ratio is None else f"{ratio:.1f}"
+            found.append(Branch(f"{group.label} ({experiment.key})", design, distance, cost))
+    return found
+
+
+def watched_remark(branches: Sequence[Branch]) -> tuple[str, ...]:
+    """Return one line that says which branches were watched and have not collapsed."""
+    fine = [f"{branch.name} {branch.distance:.2g}" for branch in branches if not branch.collapsed]
+    if not fine:
+        return ()
+    return (
+        "Watched for collapse, |fea_aug - fea_ori| / |fea_ori| at the end of pre-training "
+        f"(collapsed below {COLLAPSED_BELOW:g}): {', '.join(fine)}.",
+    )
