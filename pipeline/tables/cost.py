@@ -91,21 +91,26 @@ def cost_remarks(suite: Suite, rows: Iterable[tuple[str, Replicates]]) -> tuple[
         suite: Its results.
         rows: Name and experiments of each row of a table that is run.
     """
-    absolute = []
+    absolute: dict[str, list[str]] = {}
+    counted = False
     for label, group in rows:
         train, forward, activations = (
             _of_group(suite, group, name) for name in (TRAIN, FORWARD, ACTIVATIONS)
         )
-        if train is not None and forward is not None:
-            memory = f", {_digits(activations)} MiB" if activations is not None else ""
-            absolute.append(f"{label} {_digits(train)} / {_digits(forward)}{memory}")
+        if train is None or forward is None:
+            continue
+        cost = f"{_digits(train)} / {_digits(forward)}"
+        if activations is not None:
+            cost, counted = f"{cost} / {_digits(activations)} MiB", True
+        absolute.setdefault(cost, []).append(label)
     if not absolute:
         return ()
-    memory = ", activations" if any("MiB" in row for row in absolute) else ""
+    listed = "; ".join(f"{cost} ({' and '.join(labels)})" for cost, labels in absolute.items())
     return (
         "FLOPs: multiply-adds of a training step, and of a forward pass, as multiples of MAE's "
         "with the same model and mask ratio; the paper does not say which of the two it counts. "
-        f"Absolute, GMAC an image, training / forward{memory}: {'; '.join(absolute)}.",
+        f"Absolute, GMAC an image, training / forward{' / activations' if counted else ''}: "
+        f"{listed}.",
     )
 
 

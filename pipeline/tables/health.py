@@ -33,7 +33,9 @@ _COST_AT_VIT_B = {"aee": "1.6", "dle": "2.0"}  # methods: 2.6: where a suite has
 class Branch:
     """The second branch of one run, at the end of pre-training."""
 
-    name: str
+    label: str
+    """Of the row that the run belongs to."""
+    key: str
     design: str
     distance: float
     """|fea_aug - fea_ori| / |fea_ori| over the last logged batch."""
@@ -49,7 +51,8 @@ class Branch:
         """What a collapse means, with the run and its number."""
         meaning = _MEANING[self.design].format(cost=self.cost)
         return (
-            f"Collapsed branch: {self.name}: |fea_aug - fea_ori| / |fea_ori| is "
+            f"Collapsed branch: {self.label}, experiment {self.key}: "
+            "|fea_aug - fea_ori| / |fea_ori| is "
             f"{self.distance:.2g} at the end of pre-training, below {COLLAPSED_BELOW:g}; {meaning}."
         )
 
@@ -66,16 +69,20 @@ def find_branches(suite: Suite, groups: Sequence[Replicates]) -> list[Branch]:
                 continue
             ratio = flops_ratio(suite, experiment.key, experiment.recipe)
             cost = _COST_AT_VIT_B[design] if ratio is None else f"{ratio:.1f}"
-            found.append(Branch(f"{group.label} ({experiment.key})", design, distance, cost))
+            found.append(Branch(group.label, experiment.key, design, distance, cost))
     return found
 
 
 def watched_remark(branches: Sequence[Branch]) -> tuple[str, ...]:
     """Return one line that says which branches were watched and have not collapsed."""
-    fine = [f"{branch.name} {branch.distance:.2g}" for branch in branches if not branch.collapsed]
+    fine: dict[str, list[str]] = {}
+    for branch in branches:
+        if not branch.collapsed:
+            fine.setdefault(branch.label, []).append(f"{branch.distance:.2g}")
     if not fine:
         return ()
+    rows = "; ".join(f"{label} {', '.join(distances)}" for label, distances in fine.items())
     return (
         "Watched for collapse, |fea_aug - fea_ori| / |fea_ori| at the end of pre-training "
-        f"(collapsed below {COLLAPSED_BELOW:g}): {', '.join(fine)}.",
+        f"(collapsed below {COLLAPSED_BELOW:g}): {rows}.",
     )

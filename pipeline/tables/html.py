@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from asl_core.data.manifest import Manifest
 from pipeline.tables import render
 from pipeline.tables.cells import Cell, ResultTable
 from pipeline.tables.collect import Suite
@@ -175,18 +176,25 @@ def _scale_rows(suite: Suite, paper: Paper, groups: Sequence[Replicates]) -> lis
     ]  # fmt: skip
     for group in groups:
         recipe = group.recipe
-        manifest = suite.datasets.get(recipe.dataset)
+        # an imported encoder has a size, and epochs if its authors state them; nothing else
+        seeds = [str(getattr(e.recipe, "seed", render.DASH)) for e in group.experiments]
         rows.append(
             ScaleRow(
                 group.label,
                 _model(recipe.model),
-                recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else ""),
-                str(recipe.epochs),
-                str(recipe.batch_size),
-                ", ".join(str(experiment.recipe.seed) for experiment in group.experiments),
+                _trained_on(recipe, suite.datasets.get(recipe.dataset)),
+                str(recipe.epochs or render.DASH),
+                str(getattr(recipe, "batch_size", render.DASH)),
+                ", ".join(seeds),
             )
         )
     return rows
+
+
+def _trained_on(recipe: Any, manifest: Manifest | None) -> str:
+    if recipe.method == "imported":
+        return "trained elsewhere"
+    return recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else "")
 
 
 def _model(model: Any) -> str:

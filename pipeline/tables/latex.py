@@ -21,7 +21,6 @@ from pipeline.tables.render import (
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"$\sim$", "^": r"\^{}",
-    "[": "{[}",  # after the end of a row, LaTeX would read [cls] as an argument
     "|": "$|$", "<": "$<$", ">": "$>$", PLUS_MINUS: r"$\pm$",
 }  # fmt: skip
 
@@ -78,7 +77,9 @@ def _header(table: ResultTable, widths: Sequence[int]) -> list[str]:
 
 
 def _row(table: ResultTable, line: Line) -> str:
-    cells = [tex(label(line)), *(tex(text) for text in line.given)]
+    name = tex(label(line))
+    # the end of the row before takes an argument: [cls] would be it
+    cells = ["{}" + name if name[:1] in "[*" else name, *(tex(text) for text in line.given)]
     prints = []
     for heading, cell in zip(table.headings, line.cells, strict=True):
         forms = {"paper": _paper, "ours": _ours, "delta": _delta}

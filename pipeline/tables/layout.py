@@ -6,13 +6,14 @@ differ in the seed alone as one, every metric that it measures as a column, and 
 from the first named table that has one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from pipeline.tables.cells import Cell, Heading, Line, ResultTable
+from pipeline.tables.cells import Heading, Line, ResultTable
 from pipeline.tables.collect import Suite
-from pipeline.tables.cost import TRAIN, cost_cell, cost_headings, cost_remarks
-from pipeline.tables.health import find_branches, watched_remark
-from pipeline.tables.paper import FLOPS, Column, Paper, Row, Table
+from pipeline.tables.cost import TRAIN, cost_cell, cost_headings
+from pipeline.tables.filling import remarks, result_cell, warnings
+from pipeline.tables.paper import Paper, Table
+from pipeline.tables.paper_scale import paper_table
 from pipeline.tables.replicates import Replicates, find_replicates
 
 
@@ -26,7 +27,7 @@ def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
     groups = find_replicates(suite, paper)
     if suite.reduced or not tables:
         return [_suite_table(suite, paper, tables, groups)]
-    return [_paper_table(suite, paper, table, groups) for table in tables]
+    return [paper_table(suite, paper, table, groups) for table in tables]
 
 
 def similarity_table(suite: Suite, paper: Paper) -> ResultTable | None:
@@ -56,7 +57,7 @@ def _own_table(suite: Suite, paper: Paper, names: Sequence[str], title: str) -> 
             keys=group.keys,
             given=(),
             source="own",
-            cells=tuple(_cell(suite, paper, group, name, None) for name in shown),
+            cells=tuple(result_cell(suite, paper, group, name, None) for name in shown),
         )
         for group in find_replicates(suite, paper)
         if any((paper.metrics[names[0]].stage, key) in suite.results for key in group.keys)
@@ -77,18 +78,17 @@ def _suite_table(
     asked = {stage for stage, _ in suite.results}
     names = [name for name in paper.headline if paper.metrics[name].stage in asked]
     compared = {name: _compared_tables(name, suite, tables, groups) for name in names}
-    priced = next((table for table in tables if FLOPS in table.given), None)
+    priced = next((t for t in tables if any(_paper_flops(t, suite, g) for g in groups)), None)
     costs = cost_headings(suite, paper, priced)
     lines = []
     for group in groups:
-        place = None if priced is None else _place(priced, suite, group)
-        printed = None if priced is None or place is None else priced.flops(place)
+        printed = None if priced is None else _paper_flops(priced, suite, group)
         cells = [
             cost_cell(suite, paper, group, name, printed if name == TRAIN else None)
             for name in costs
         ]
         cells += [
-            _cell(suite, paper, group, name, _paper_value(compared[name], name, suite, group))
+            result_cell(suite, paper, group, name, _paper_value(compared[name], name, suite, group))
             for name in names
         ]
         lines.append(Line(group.label, group.keys, (), "own", tuple(cells)))
@@ -103,8 +103,8 @@ def _suite_table(
             *(_suite_heading(paper, name, compared[name]) for name in names),
         ),
         lines=tuple(lines),
-        warnings=_warnings(suite, groups),
-        remarks=_remarks(suite, groups, zip((g.label for g in groups), groups, strict=True)),
+        warnings=warnings(suite, groups),
+        remarks=remarks(suite, [(group.label, group) for group in groups]),
     )
 
 
@@ -142,6 +142,11 @@ def _paper_value(
     return None
 
 
+def _paper_flops(table: Table, suite: Suite, group: Replicates) -> str | None:
+    row = _place(table, suite, group)
+    return None if row is None else table.flops(row)
+
+
 def _place(table: Table, suite: Suite, group: Replicates) -> int | None:
     """Return the index of the paper's row that a row of the suite compares with."""
     return table.row_of(group.recipe, group.row, full_scale=not suite.reduced)
@@ -160,112 +165,3 @@ def _suite_heading(paper: Paper, name: str, tables: Sequence[Table]) -> Heading:
     numbers = ", ".join(table.number for table in tables)
     data = tables[0].columns[column].data
     return Heading(metric, metric.header, paper_table=numbers, paper_data=data)
-
-
-def _paper_table(
-    suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]
-) -> ResultTable:
-    costs = cost_headings(suite, paper, table)
-    # where our FLOPs are counted, the paper's stand beside them and not among what is given
-    kept = [i for i, name in enumerate(table.given) if name != FLOPS or TRAIN not in costs]
-    lines, filled = [], []
-    for index, row in enumerate(table.rows):
-        filling = [group for group in groups if _place(table, suite, group) == index]
-        for columns in _share_lines(table, filling):
-            present = list({group.label: group for group in columns if group}.values())
-            first = present[0] if present else None
-            cells = [
-                cost_cell(suite, paper, first, name, table.flops(index) if name == TRAIN else None)
-                for name in costs
-            ]
-            cells += [
-                _cell(suite, paper, group, column.metric, value)
-                for column, value, group in zip(table.columns, row.values, columns, strict=True)
-            ]
-            keys = tuple(key for group in present for key in group.keys)
-            given = tuple(row.given[i] for i in kept)
-            lines.append(Line(_row_name(row), keys, given, row.source, tuple(cells)))
-            filled += [(_row_name(row), group) for group in present]
-    shown = [group for _, group in filled]
-    return ResultTable(
-        title=f"{table.number}: {table.title}",
-        caption=f"Pre-trained on: {table.pretrained_on}. {table.model}, epochs: {table.epochs}.",
-        reduced=suite.reduced,
-        given=tuple(table.given[i] for i in kept),
-        headings=(*costs.values(), *(_heading(paper, table, c) for c in table.columns)),
-        lines=tuple(lines),
-        warnings=_warnings(suite, shown),
-        remarks=_remarks(suite, shown, filled),
-    )
-
-
-def _row_name(row: Row) -> str:
-    return row.name if row.cite is None else f"{row.name} [{row.cite}]"
-
-
-def _share_lines(table: Table, groups: Sequence[Replicates]) -> list[tuple[Replicates | None, ...]]:
-    """Distribute what fills a row over lines, one group of replicates a column and line.
-
-    In a table with parts (CIFAR-10, CIFAR-100) an experiment fills the part that is named after
-    its data, so the two share a line; otherwise each has its own.
-    """
-    lines: list[dict[int, Replicates]] = []
-    for group in groups:
-        filled = {
-            index: group
-            for index, column in enumerate(table.columns)
-            if column.part in ("", group.recipe.dataset)
-        }
-        line = next((line for line in lines if not line.keys() & filled.keys()), None)
-        if line is None:
-            lines.append(filled)
-        else:
-            line.update(filled)
-    return [tuple(map(line.get, range(len(table.columns)))) for line in lines or [{}]]
-
-
-def _warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
-    branches = find_branches(suite, groups)
-    return tuple(branch.warning for branch in branches if branch.collapsed)
-
-
-def _remarks(
-    suite: Suite, groups: Sequence[Replicates], rows: Iterable[tuple[str, Replicates]]
-) -> tuple[str, ...]:
-    data = (
-        f"Data {name}: {note}"
-        for name, manifest in suite.datasets.items()
-        for note in manifest.notes
-    )
-    watched = watched_remark(find_branches(suite, groups))
-    return (*cost_remarks(suite, rows), *watched, *data)
-
-
-def _heading(paper: Paper, table: Table, column: Column) -> Heading:
-    return Heading(
-        metric=paper.metrics[column.metric],
-        header=column.header,
-        group=column.group,
-        paper_table=table.number,
-        paper_data=column.data,
-    )
-
-
-def _cell(
-    suite: Suite, paper: Paper, group: Replicates | None, name: str, value: float | None
-) -> Cell:
-    metric = paper.metrics[name]
-    if group is None:
-        return Cell(metric, paper=value)
-    runs = tuple(
-        suite.results[metric.stage, key]
-        for key in group.keys
-        if (metric.stage, key) in suite.results
-    )
-    return Cell(
-        metric,
-        paper=value,
-        runs=runs,
-        values=tuple(run.metrics.get(name) for run in runs),
-        replicates=len(group.experiments),
-    )

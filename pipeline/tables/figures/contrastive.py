@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from pipeline.tables.contrastive import Contrastive, Measured, column
 from pipeline.tables.figures.drawing import INK, STYLE, colour, legend, marker, svg
@@ -27,39 +28,48 @@ def contrastive_view(
     if not views:
         return None
     trained = any(view.over_training for view in views.values())
+    columns = ["batch", "temperature", *(["step"] if trained else [])]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
-        axes: list[Axes] = list(figure.subplots(1, 3 if trained else 2))
+        figure = Figure(figsize=(10.5, 5.4), layout="constrained")
+        axes = figure.subplot_mosaic([
+            [f"pearson {x}" if x != "step" else x for x in columns],
+            [f"spearman {x}" if x != "step" else x for x in columns],
+        ])  # fmt: skip
         for place, group in enumerate(groups):
             label: str | None = group.label
             for view in (views[key] for key in group.keys if key in views):
-                _draw(axes[0], view.by_batch, "batch", ("pearson", "spearman"), place, label)
-                _draw(axes[1], view.by_temperature, "temperature", ("pearson", "spearman"), place)
+                for name in ("pearson", "spearman"):
+                    _draw(axes[f"{name} batch"], view.by_batch, "batch", name, place, label)
+                    _draw(
+                        axes[f"{name} temperature"], view.by_temperature, "temperature", name, place
+                    )
+                    label = None  # one entry of the legend for a row
                 if trained:
-                    _draw(axes[2], view.over_training, "step", ("retrieval_acc1",), place)
-                label = None
-        for axis, name in zip(axes, ("batch [images]", "temperature"), strict=False):
-            axis.set_xscale("log", base=2 if axis is axes[0] else 10)
-            axis.set(title="agreement of the losses", xlabel=name)
-        axes[0].xaxis.set_major_formatter("{x:g}")
-        axes[0].set_ylabel("correlation over patches")
+                    _draw(axes["step"], view.over_training, "step", "retrieval_acc1", place)
+        for name in ("pearson", "spearman"):
+            axes[f"{name} batch"].set_ylabel(f"{name.capitalize()} correlation")
+            _log_axis(axes[f"{name} batch"], "batch [images]", 2)
+            _log_axis(axes[f"{name} temperature"], "temperature", 10)
         if trained:
-            axes[2].set(title="retrieval", xlabel="step", ylabel="nearest is own patch [%]")
+            axes["step"].set(title="retrieval", xlabel="step", ylabel="nearest is own patch [%]")
             for chance in chances:
-                axes[2].axhline(chance, color=INK, linestyle=":", linewidth=1.2)
-        legend(figure, axes[0])
+                axes["step"].axhline(chance, color=INK, linestyle=":", linewidth=1.2)
+        legend(figure, axes["pearson batch"])
         return svg(figure, "contrastive", "Squared error against the contrastive loss of Eq. 8")
 
 
 def _draw(
-    axis: Axes, measured: Measured, x: str, names: Sequence[str], place: int,
-    label: str | None = None,
-) -> None:  # fmt: skip
-    """Draw columns over a column, the first solid, the second dashed."""
-    for name, dash in zip(names, ("-", "--"), strict=False):
-        if measured:
-            axis.plot(
-                column(measured, x), column(measured, name), dash + marker(place), markersize=4,
-                color=colour(place), label=label,
-            )  # fmt: skip
-        label = None
+    axis: Axes, measured: Measured, x: str, y: str, place: int, label: str | None = None
+) -> None:
+    if measured:
+        axis.plot(
+            column(measured, x), column(measured, y), "-" + marker(place), markersize=4,
+            color=colour(place), label=label,
+        )  # fmt: skip
+
+
+def _log_axis(axis: Axes, name: str, base: int) -> None:
+    axis.set_xscale("log", base=base)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(name)

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from asl_core.engine.records import effective_points
 from pipeline.tables.collect import Suite
@@ -21,7 +21,8 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
 MARKERS = "osD^vPX*"
 CURVE_POINTS = 300  # a curve is averaged to this many points; more do not show at this width
-LEGEND_ROWS = 4  # a chart with more rows has its legend beside it
+LEGEND_ROWS = 4  # a chart with more has its legend below it
+LEGEND_WIDTH, LEGEND_HEIGHT = 2.6, 0.2  # inches of one entry
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -73,20 +74,25 @@ def thin(points: Sequence[tuple[int, float, int]]) -> tuple[list[float], list[fl
 
 
 def log_scale(axis: Axes) -> None:
-    """Plain numbers at 1, 2, 5: a loss rarely spans a decade, and then powers of ten say little."""
+    """Plain numbers at 1, 2, 5, closer where the curves span less than that: few powers of ten."""
+    if not any(max(line.get_ydata()) > 0 for line in axis.lines):
+        return  # nothing drawn, or a term that is 0 all along
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(6))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(NullLocator())
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """Name the rows inside the chart where they are few, else beside it."""
+    """Name the rows inside the chart where they are few, else below it, where it then grows."""
     handles, labels = axis.get_legend_handles_labels()
-    if len(handles) > LEGEND_ROWS:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8.5)
-    elif handles:
+    if len(handles) <= LEGEND_ROWS:
         axis.legend(fontsize=8.5)
+        return
+    columns = max(1, int(figure.get_figwidth() / LEGEND_WIDTH))
+    figure.set_figheight(figure.get_figheight() + LEGEND_HEIGHT * -(-len(handles) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5)
 
 
 def svg(figure: Figure, name: str, description: str) -> str:

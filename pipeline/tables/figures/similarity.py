@@ -70,7 +70,7 @@ def similarity_against_probe(points: Sequence[Point]) -> str | None:
 
 
 def similarity_by_layer(suite: Suite, groups: Sequence[Replicates]) -> str | None:
-    """Draw the token similarity after every block, a curve per row: the mean over its seeds."""
+    """Draw the token similarity layer by layer, a curve per row: the mean over its seeds."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.0), layout="constrained")
         axis = figure.subplots()
@@ -88,7 +88,7 @@ def similarity_by_layer(suite: Suite, groups: Sequence[Replicates]) -> str | Non
         if not axis.lines:
             return None
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(xlabel="block", ylabel="token similarity (mean cosine)")
+        axis.set(xlabel="block (0: embedded patches)", ylabel="token similarity (mean cosine)")
         legend(figure, axis)
         return svg(figure, "layers", "Token similarity by block, one curve per row")
 

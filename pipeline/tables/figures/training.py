@@ -31,8 +31,7 @@ def loss_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) ->
         whole.set(title="total loss", xlabel="step", ylabel="loss")
         pixels.set(title="reconstruction", xlabel="step")
         for axis in (whole, pixels):
-            if axis.lines:
-                log_scale(axis)
+            log_scale(axis)
         legend(figure, whole)
         return svg(figure, "loss", "Pre-training loss by step, one curve per experiment")
 
@@ -52,10 +51,9 @@ def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) 
             return None
         alignment.set(title="alignment loss", xlabel="step", ylabel="loss")
         distance.set(title="distance of the branches", xlabel="step", ylabel="share of the norm")
-        for axis in (alignment, distance):
-            if axis.lines:
-                log_scale(axis)
         distance.axhline(COLLAPSED_BELOW, color=INK, linestyle=":", linewidth=1.2)
+        for axis in (alignment, distance):
+            log_scale(axis)
         legend(figure, distance)
         return svg(figure, "branch", "Alignment loss and distance of the branches by step")
 

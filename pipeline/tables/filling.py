@@ -1,0 +1,61 @@
+"""What the runs of a table's rows put into it: numbers, warnings, remarks."""
+
+from collections.abc import Sequence
+
+from pipeline.tables.cells import Cell
+from pipeline.tables.collect import Suite
+from pipeline.tables.cost import cost_remarks
+from pipeline.tables.health import find_branches, watched_remark
+from pipeline.tables.paper import Paper
+from pipeline.tables.replicates import Replicates
+
+
+def result_cell(
+    suite: Suite, paper: Paper, group: Replicates | None, name: str, value: float | None
+) -> Cell:
+    """Return a row's number under one metric beside the paper's.
+
+    Args:
+        suite: Its results.
+        paper: The metrics.
+        group: The row's experiments; absent for a row that is not run.
+        name: The metric.
+        value: The paper's number.
+    """
+    metric = paper.metrics[name]
+    if group is None:
+        return Cell(metric, paper=value)
+    runs = tuple(
+        suite.results[metric.stage, key]
+        for key in group.keys
+        if (metric.stage, key) in suite.results
+    )
+    return Cell(
+        metric,
+        paper=value,
+        runs=runs,
+        values=tuple(run.metrics.get(name) for run in runs),
+        replicates=len(group.experiments),
+    )
+
+
+def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
+    """Return what a reader must know of these rows first: branches that have collapsed."""
+    branches = find_branches(suite, groups)
+    return tuple(branch.warning for branch in branches if branch.collapsed)
+
+
+def remarks(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
+    """Return what stands behind a table: absolute costs, watched branches, notes on the data.
+
+    Args:
+        suite: Its results.
+        rows: Name and experiments of each row that is run.
+    """
+    data = (
+        f"Data {name}: {note}"
+        for name, manifest in suite.datasets.items()
+        for note in manifest.notes
+    )
+    watched = watched_remark(find_branches(suite, [group for _, group in rows]))
+    return (*cost_remarks(suite, rows), *watched, *data)

@@ -1,0 +1,119 @@
+"""A table of the paper laid out whole, our runs at its scale in its rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.tables.cells import Heading, Line, ResultTable
+from pipeline.tables.collect import Suite
+from pipeline.tables.cost import TRAIN, cost_cell, cost_headings
+from pipeline.tables.filling import remarks, result_cell, warnings
+from pipeline.tables.paper import FLOPS, Column, Paper, Table
+from pipeline.tables.replicates import Replicates
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What the paper says in a row, and who fills it."""
+
+    name: str
+    given: tuple[str, ...]
+    source: Literal["run", "quoted", "own"]
+    values: tuple[float | None, ...]
+    flops: str | None
+    filling: tuple[Replicates, ...]
+
+
+def paper_table(
+    suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]
+) -> ResultTable:
+    """Return a table of the paper with all its rows, and behind them those that only we run."""
+    costs = cost_headings(suite, paper, table)
+    # where our FLOPs are counted, the paper's stand beside them and not among what is given
+    kept = [i for i, name in enumerate(table.given) if name != FLOPS or TRAIN not in costs]
+    lines, filled = [], []
+    for row in _rows(suite, paper, table, groups):
+        for columns in _share_lines(table, row.filling):
+            present = list({group.label: group for group in columns if group}.values())
+            first = present[0] if present else None
+            cells = [
+                cost_cell(suite, paper, first, name, row.flops if name == TRAIN else None)
+                for name in costs
+            ]
+            cells += [
+                result_cell(suite, paper, group, column.metric, value)
+                for column, value, group in zip(table.columns, row.values, columns, strict=True)
+            ]
+            keys = tuple(key for group in present for key in group.keys)
+            given = tuple(row.given[i] for i in kept)
+            lines.append(Line(row.name, keys, given, row.source, tuple(cells)))
+            filled += [(row.name, group) for group in present]
+    return ResultTable(
+        title=f"{table.number}: {table.title}",
+        caption=f"Pre-trained on: {table.pretrained_on}. {table.model}, epochs: {table.epochs}.",
+        reduced=suite.reduced,
+        given=tuple(table.given[i] for i in kept),
+        headings=(*costs.values(), *(_heading(paper, table, c) for c in table.columns)),
+        lines=tuple(lines),
+        warnings=warnings(suite, [group for _, group in filled]),
+        remarks=remarks(suite, filled),
+    )
+
+
+def _rows(suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]) -> list[_Row]:
+    rows = [
+        _Row(
+            row.name if row.cite is None else f"{row.name} [{row.cite}]",
+            row.given,
+            row.source,
+            row.values,
+            table.flops(index),
+            tuple(group for group in groups if _place(table, group) == index),
+        )
+        for index, row in enumerate(table.rows)
+    ]
+    tables = [paper.table(reference) for reference in suite.tables]
+    stages = {paper.metrics[column.metric].stage for column in table.columns}
+    own = (
+        group
+        for group in groups
+        if all(_place(other, group) is None for other in tables)
+        and any((stage, key) in suite.results for stage in stages for key in group.keys)
+    )
+    given, values = ("-",) * len(table.given), (None,) * len(table.columns)
+    return rows + [_Row(group.label, given, "own", values, None, (group,)) for group in own]
+
+
+def _place(table: Table, group: Replicates) -> int | None:
+    return table.row_of(group.recipe, group.row, full_scale=True)
+
+
+def _share_lines(table: Table, groups: Sequence[Replicates]) -> list[tuple[Replicates | None, ...]]:
+    """Distribute what fills a row over lines, one group of replicates a column and line.
+
+    In a table with parts (CIFAR-10, CIFAR-100) an experiment fills the part that is named after
+    its data, so the two share a line; otherwise each has its own.
+    """
+    lines: list[dict[int, Replicates]] = []
+    for group in groups:
+        filled = {
+            index: group
+            for index, column in enumerate(table.columns)
+            if column.part in ("", group.recipe.dataset)
+        }
+        line = next((line for line in lines if not line.keys() & filled.keys()), None)
+        if line is None:
+            lines.append(filled)
+        else:
+            line.update(filled)
+    return [tuple(map(line.get, range(len(table.columns)))) for line in lines or [{}]]
+
+
+def _heading(paper: Paper, table: Table, column: Column) -> Heading:
+    return Heading(
+        metric=paper.metrics[column.metric],
+        header=column.header,
+        group=column.group,
+        paper_table=table.number,
+        paper_data=column.data,
+    )
