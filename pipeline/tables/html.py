@@ -104,8 +104,8 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
             "contrastive": _contrastive_chart(suite, groups),
         }.items()},  # made by our own figures, which escape their text
         galleries=[
-            Gallery(_caption(stage, name), found)
-            for (stage, name), found in pictures(suite, groups).items()
+            Gallery(_caption(stage, name), shown)
+            for (stage, name), shown in pictures(suite, groups).items()
         ],
         origins=found,
         states=_STATES,

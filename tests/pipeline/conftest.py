@@ -30,6 +30,36 @@ analyze:
   asl: {dataset: icons}
 """
 
+SEEDS = """
+suite: seeds
+title: Two seeds
+scale: reduced
+tables: [table7, alignment]
+datasets:
+  icons: {source: icons, train: 8, test: 4}
+experiments:
+  mae: &mae
+    {method: mae, dataset: icons, model: vit-demo, epochs: 2, batch_size: 4, warmup_epochs: 0}
+  mae-s1: {<<: *mae, seed: 1}
+  aee: {<<: *mae, method: asl}
+  aee-s1: {<<: *mae, method: asl, seed: 1}
+  dle: {<<: *mae, method: asl, design: dle}
+linprobe:
+  mae: {dataset: icons}
+  mae-s1: {dataset: icons}
+  aee: {dataset: icons}
+  aee-s1: {dataset: icons}
+  dle: {dataset: icons}
+finetune: {}
+detect: {}
+segment: {}
+analyze:
+  mae: {dataset: icons}
+  mae-s1: {dataset: icons}
+  aee: {dataset: icons}
+  aee-s1: {dataset: icons}
+"""
+
 
 class ResultSuite:
     """A suite's folder with whatever results a test puts there; no DVC, no stage is run."""
@@ -94,3 +124,10 @@ def results(tmp_path: Path) -> ResultSuite:
     """A project whose root is a suite of two experiments without results."""
     (tmp_path / ".dvc").mkdir()
     return ResultSuite(tmp_path)
+
+
+@pytest.fixture
+def seeds(results: ResultSuite) -> ResultSuite:
+    """A suite of MAE and AEE with two seeds each, DLE with one, without results."""
+    results.write(SEEDS)
+    return results
