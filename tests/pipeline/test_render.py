@@ -116,6 +116,12 @@ def test_latex_escapes_what_latex_would_read(half_done: Any) -> None:
     assert r"\caption{Tiny \& small. \textbf{Reduced scale.}" in content
 
 
+def test_latex_does_not_take_a_label_for_the_argument_of_the_row_before(half_done: Any) -> None:
+    half_done.edit("asl: {method: asl,", 'asl: {row: "[cls] align", method: asl,')
+    content = render_tables(find_project(half_done.folder), "latex")
+    assert lines_with(content, "[cls] align")[0].startswith("{}[cls] align & ")
+
+
 def test_latex_rows_have_as_many_cells_as_the_tabular_has_columns(half_done: Any) -> None:
     content = render_tables(find_project(half_done.folder), "latex")
     columns = lines_with(content, r"\begin{tabular}")[0].rpartition("{")[2].rstrip("}")

@@ -10,6 +10,7 @@ from io import StringIO
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -75,7 +76,7 @@ def thin(points: Sequence[tuple[int, float, int]]) -> tuple[list[float], list[fl
 
 def log_scale(axis: Axes) -> None:
     """Plain numbers at 1, 2, 5, closer where the curves span less than that: few powers of ten."""
-    if not any(max(line.get_ydata()) > 0 for line in axis.lines):
+    if not any(np.any(np.asarray(line.get_ydata()) > 0) for line in axis.lines):
         return  # nothing drawn, or a term that is 0 all along
     axis.set_yscale("log")
     low, high = axis.get_ylim()
