@@ -230,8 +230,9 @@ def _exclusive(job: JobPaths, name: str) -> Iterator[None]:
     job.folder.mkdir(parents=True, exist_ok=True)
     with job.lock.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # not flock: loader workers would inherit it and hold it for seconds after a SIGKILL
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise NotFinishedError(
                 f"{name} is being run by another process on this machine; wait for its end"
             ) from None

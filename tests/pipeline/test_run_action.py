@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -240,13 +242,40 @@ def test_a_result_whose_inputs_changed_meanwhile_is_not_published(project: Proje
     assert not (project.root / "runs/pretrain/asl.json").exists()
 
 
-def test_a_second_process_does_not_share_the_scratch_folder(project: Project) -> None:
-    def again(request: StageRequest) -> dict[str, float]:
-        run_stage(project, "pretrain", "asl", services())
-        return {}
+HOLD = """
+import os, signal, sys, time
+from pathlib import Path
+from pipeline.actions.run import _exclusive
+from pipeline.jobs.layout import JobPaths
 
-    with pytest.raises(NotFinishedError, match="another process"):
-        run_stage(project, "pretrain", "asl", services(again))
+with _exclusive(JobPaths(Path(sys.argv[1])), "pretrain@asl"):
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(60)
+    print(worker, flush=True)
+    time.sleep(60)
+"""
+"""Runs the job in the folder for a minute, with a loader worker."""
+
+
+def test_two_processes_never_share_the_scratch_folder_and_a_kill_frees_it(
+    project: Project,
+) -> None:
+    job = JobPaths.of(project.scratch, "f" * 64)
+    command = [sys.executable, "-c", HOLD, str(job.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        worker = int(holder.stdout.readline())
+        try:
+            with pytest.raises(NotFinishedError, match="another process"):
+                run_stage(project, "pretrain", "asl", services())
+            holder.kill()
+            holder.wait()
+            os.kill(worker, 0)  # an orphan for now; it must not stand in the way
+            run_stage(project, "pretrain", "asl", services())
+        finally:
+            holder.kill()
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_a_tracking_store_that_is_down_is_one_warning(
