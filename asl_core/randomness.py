@@ -10,11 +10,22 @@ import contextlib
 import hashlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def not_compiled(function: Function) -> Function:
+    """Keep torch.compile out of a function that draws.
+
+    Seeds are hashes of the step: compiled, they would be compiled again for every step.
+    """
+    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:

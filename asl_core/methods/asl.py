@@ -27,7 +27,7 @@ from asl_core.modules.patches import pixel_target
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.precision import at_least_float32
 from asl_core.protocol import Draw, Step, Views
-from asl_core.randomness import derive_seed, uniform
+from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.normalisation import Rgb
 
@@ -65,8 +65,7 @@ class ArbitrarySelfSupervised(nn.Module):
         noise = self.draw_dropout(batch.indices, mask, draw) if self.training else None
         return self.step(images, mask, noise)
 
-    # draws hash the step: compiled, they would be compiled again for every step
-    @torch.compiler.disable
+    @not_compiled
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
         """Return the normalised images, (B, 3, H, W), and their mask in this step."""
         vit = self.recipe.model
@@ -165,7 +164,7 @@ class ArbitrarySelfSupervised(nn.Module):
         recipe = self.recipe
         return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
 
-    @torch.compiler.disable  # as `masked`
+    @not_compiled
     def draw_dropout(self, indices: Tensor, mask: Mask, draw: Draw) -> Tensor | None:
         """Draw what DLE multiplies each value of the visible embeddings with: 0 or 1 / (1 - rate).
 

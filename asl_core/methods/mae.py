@@ -1,6 +1,5 @@
 """MAE: reconstruct removed patches from visible ones (Section 3.1.1, Eq. 1-2)."""
 
-import torch
 from torch import Tensor, nn
 
 from asl_core.data.views import denormalise, normalise
@@ -11,6 +10,7 @@ from asl_core.modules.masking import Mask, draw_mask
 from asl_core.modules.patches import pixel_target
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.protocol import Draw, Step, Views
+from asl_core.randomness import not_compiled
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.normalisation import Rgb
 
@@ -36,8 +36,7 @@ class MaskedAutoencoder(nn.Module):
         """Draw a mask and do the step."""
         return self.step(*self.masked(batch, draw))
 
-    # draws hash the step: compiled, they would be compiled again for every step
-    @torch.compiler.disable
+    @not_compiled
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
         """Return the normalised images, (B, 3, H, W), and their mask in this step."""
         vit = self.recipe.model
