@@ -1,9 +1,18 @@
 """What actions need of the world outside, without naming who provides it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from pipeline.config.cluster import SlurmResources
+from pipeline.errors import AslPipeError
+from pipeline.jobs.queue import ENDED_STATES, QueuedJob, QueueState
+
+__all__ = [
+    "ENDED_STATES", "BatchJob", "CodeHistory", "Identity", "Limits", "QueueState", "QueuedJob",
+    "ResultCache", "Scheduler", "SchedulerError", "SubmitError", "Tracker",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,4 +55,101 @@ class Tracker(Protocol):
         Raises:
             TrackingError: The store cannot be reached.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What is handed to the scheduler.
+
+    Attributes:
+        name: `pretrain@asl`, for people.
+        folder: The job's folder; logs go to `log/`, the scheduler's own files beside them.
+        comment: `asl:<first 8 of the fingerprint>:<token>`; by it a job is found again.
+        command: What every task of the job executes, after the setup lines and in their
+            environment: a task *is* this process, so that signals reach it.
+        resources: Partition, nodes, memory, time, ...
+        setup: Lines of shell before the command.
+        after: Ids of jobs that must have succeeded (`afterok`).
+    """
+
+    name: str
+    folder: Path
+    comment: str
+    command: tuple[str, ...]
+    resources: SlurmResources
+    setup: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the scheduler allows; None where it does not say.
+
+    Attributes:
+        max_array_size: Largest index of an array, plus one.
+        max_jobs: Jobs that the whole cluster holds at once.
+    """
+
+    max_array_size: int | None = None
+    max_jobs: int | None = None
+
+
+class SchedulerError(AslPipeError):
+    """Raised when the scheduler cannot be asked or refuses; nothing follows from silence."""
+
+
+class SubmitError(SchedulerError):
+    """Raised when jobs were not, or perhaps not, taken.
+
+    Attributes:
+        ambiguous: They may be in the queue all the same: look for their comments.
+    """
+
+    def __init__(self, message: str, *, ambiguous: bool) -> None:
+        super().__init__(message)
+        self.ambiguous = ambiguous
+
+
+class Scheduler(Protocol):
+    """Starts jobs on machines and knows what it was given."""
+
+    def submit(self, jobs: Sequence[BatchJob]) -> list[str]:
+        """Hand jobs over and return their ids, in order; equal resources become arrays.
+
+        Raises:
+            SubmitError: Some of them were refused, or it is not known whether they were.
+        """
+        ...
+
+    def queue(self) -> list[QueuedJob]:
+        """Return this user's jobs, ended ones too as long as they are remembered.
+
+        Raises:
+            SchedulerError: The queue cannot be asked. It is never empty for that reason.
+        """
+        ...
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """End jobs; ids of jobs that have ended are no error.
+
+        Raises:
+            SchedulerError: The scheduler cannot be reached.
+        """
+        ...
+
+    def requeue(self, job_id: str) -> None:
+        """Put a running job back into the queue under its id.
+
+        Raises:
+            SchedulerError: It cannot be requeued, or is waiting already.
+        """
+        ...
+
+    def explain(self, job_id: str) -> str | None:
+        """Return why a job ended, None where nobody knows."""
+        ...
+
+    def limits(self) -> Limits:
+        """Return what the cluster allows."""
         ...

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -12,6 +12,33 @@ from pipeline.config.files import STRICT, FieldNames, Problems, read_yaml, valid
 STAGES = (
     "prepare", "pretrain", "linprobe", "finetune", "detect", "segment", "analyze", "report",
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlurmResources:
+    """What a job asks of Slurm. Nothing here changes a result or is part of its identity."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus: int = 0
+    """Per node."""
+    cpus: int = 1
+    """Per task."""
+    memory: str | None = None
+    time: str | None = None
+    constraint: str | None = None
+    setup: tuple[str, ...] = ()
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    max_restarts: int = 20
+    """After preemption or a time limit; one more is a failure."""
+    max_queued: int = 1000
+    """Jobs of this user that may be in the queue at once."""
+    requeue: Literal["allowed", "resubmit"] = "allowed"
+    """allowed: an interrupted job goes back into the queue itself; resubmit: as a new job."""
+
 
 Resources.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
