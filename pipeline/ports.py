@@ -7,11 +7,13 @@ from typing import Protocol
 
 from pipeline.config.cluster import SlurmResources
 from pipeline.errors import AslPipeError
+from pipeline.jobs.documents import Document, Hashes
 from pipeline.jobs.queue import ENDED_STATES, QueuedJob, QueueState
 
 __all__ = [
-    "ENDED_STATES", "BatchJob", "CodeHistory", "Identity", "Limits", "QueueState", "QueuedJob",
-    "ResultCache", "Scheduler", "SchedulerError", "SubmitError", "Tracker",
+    "ENDED_STATES", "BatchJob", "CodeHistory", "Filing", "Identity", "Limits", "QueueState",
+    "QueuedJob", "ResultCache", "Scheduler", "SchedulerError", "StageFacts", "SubmitError",
+    "Tracker",
 ]  # fmt: skip
 
 
@@ -28,11 +30,87 @@ class Identity:
     inputs: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class StageFacts:
+    """What DVC and its caches know of a stage of a suite, at one moment.
+
+    Attributes:
+        name: `pretrain@asl`.
+        document: What the result would be filed under; inputs that do not exist have no hash.
+        fingerprint: DVC's key of it; None as long as an input does not exist.
+        recipe: See `pipeline.jobs.documents.recipe_id`.
+        upstream: Path of each input that another stage makes -> that stage's name.
+        outputs: The result where there is one: path -> {md5, size, nfiles}, all in DVC's cache.
+        locked: What dvc.lock says of the stage.
+    """
+
+    name: str
+    document: Document
+    fingerprint: str | None
+    recipe: str
+    upstream: Mapping[str, str]
+    outputs: Hashes | None
+    locked: Document | None
+
+
+@dataclass(frozen=True)
+class Filing:
+    """A result that is to be filed in DVC's caches.
+
+    Attributes:
+        root: Folder that has `.dvc`.
+        suite: Folder with dvc.yaml.
+        document: What it was made from, all inputs with their hashes.
+        outputs: Path of each output, as dvc.yaml has it -> where it lies now.
+        code: Folder with the code that made it.
+        inputs: Folder with its inputs, at their paths.
+        params: The suite's params.yaml as it was.
+        scratch: Folder for files that are only needed meanwhile.
+    """
+
+    root: Path
+    suite: Path
+    document: Document
+    outputs: Mapping[str, Path]
+    code: Path
+    inputs: Path
+    params: Path
+    scratch: Path
+
+
 class ResultCache(Protocol):
-    """Knows the identity of results."""
+    """Knows the identity of results, and keeps them under it."""
 
     def identify(self, suite: Path, name: str) -> Identity:
         """Return the identity that the stage `name` (`pretrain@asl`) of a suite has now."""
+        ...
+
+    def survey(self, suite: Path, names: Sequence[str]) -> dict[str, StageFacts]:
+        """Return the facts of stages and of all that they need, those that come first first."""
+        ...
+
+    def key(self, document: Document) -> str:
+        """Return the fingerprint of a document whose inputs all have hashes."""
+        ...
+
+    def find(self, root: Path, fingerprint: str) -> Hashes | None:
+        """Return the newest result under a fingerprint if all of it is in the cache."""
+        ...
+
+    def holds(self, root: Path, hashes: Hashes) -> bool:
+        """Say whether the cache has all these files and folders, whole."""
+        ...
+
+    def add(self, root: Path, paths: Mapping[str, Path]) -> Hashes:
+        """Put files and folders into the cache and return their hashes under the same names."""
+        ...
+
+    def link(self, root: Path, hashes: Hashes, target: Path) -> None:
+        """Lay files and folders out under `target`, at their paths, from the cache."""
+        ...
+
+    def file(self, filing: Filing) -> Hashes:
+        """File a result as DVC would have filed it, and return its outputs' hashes."""
         ...
 
 

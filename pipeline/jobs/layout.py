@@ -39,6 +39,15 @@ class JobPaths:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
+    @property
+    def metrics(self) -> Path:
+        """Metrics file of a run whose outputs go to DVC's cache and not to the suite."""
+        return self.folder / "metrics.json"
+
+    @property
+    def fence(self) -> Path:
+        return self.folder / "fence.json"
+
     def rank_folder(self, rank: int) -> Path:
         """Return the scratch of a process that helps the first one."""
         return self.folder / f"rank-{rank}"
@@ -46,6 +55,69 @@ class JobPaths:
     @property
     def lock(self) -> Path:
         return self.folder / "lock"
+
+
+@dataclass(frozen=True)
+class RecordPaths:
+    """What is kept of a run that was handed to a scheduler, in the same folder.
+
+    Attributes:
+        folder: `.asl/jobs/<fingerprint>`.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, scratch: Path, fingerprint: str) -> "RecordPaths":
+        """Return the paths of a job; `scratch` is the project's `.asl`."""
+        return cls(scratch / "jobs" / fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder.parents[1]
+
+    @property
+    def job(self) -> Path:
+        return self.folder / "job.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.folder / "attempts"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def params(self) -> Path:
+        return self.folder / "params.yaml"
+
+    @property
+    def source(self) -> Path:
+        """Link to the newest attempt's code, for people."""
+        return self.folder / "src"
+
+    @property
+    def inputs(self) -> Path:
+        return self.folder / "in"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what the scheduler caught of standard output and error."""
+        return self.folder / "log"
+
+    @property
+    def ready(self) -> Path:
+        """What the first process of a job tells the others before they begin."""
+        return self.folder / "ready.json"
+
+    def rank_error(self, rank: int) -> Path:
+        """Return where a process other than the first leaves its traceback."""
+        return self.folder / f"rank-{rank}.error.json"
 
 
 @dataclass(frozen=True)

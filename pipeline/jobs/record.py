@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ class JobRecord:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a sibling, flush it to the disk, and rename it into place."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
+    """Write JSON to a sibling, flush it to the disk, and rename it into place.
+
+    The sibling is this process's own: of two writers at once one wins, whole.
+    """
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
+        json.dump(content, file, indent=2, sort_keys=sort_keys)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

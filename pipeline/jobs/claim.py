@@ -1,0 +1,147 @@
+"""Who may submit a fingerprint now: a folder beside the record, there or not there at once.
+
+A claim covers looking once more and handing over, seconds. It is made by renaming a folder that
+holds the owner's name already: a client killed at any moment leaves a whole claim or none.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.jobs.record import write_json
+
+STALE_S = 300.0
+"""A claim from another machine is taken for abandoned after so long."""
+
+OWNER = "owner.json"
+_OWNER_KEYS = {"token", "host", "pid", "process_started", "time"}
+_IS_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to submit one fingerprint.
+
+    Attributes:
+        folder: `.asl/jobs/<fingerprint>.claim`.
+        token: Random, in its owner.json.
+    """
+
+    folder: Path
+    token: str
+
+    def is_held(self) -> bool:
+        """Say whether nobody has taken it over; asked right before handing over."""
+        owner = _read_owner(self.folder)
+        return owner is not None and owner.get("token") == self.token
+
+    def release(self) -> None:
+        """Give it back, if it still is this process's to give."""
+        if self.is_held():
+            grave = self.folder.with_name(f".{self.folder.name}.{self.token}")
+            with contextlib.suppress(OSError):
+                os.rename(self.folder, grave)
+                shutil.rmtree(grave, ignore_errors=True)
+
+
+def claim(jobs: Path, fingerprint: str, now: float, stale_s: float = STALE_S) -> Claim | None:
+    """Take the right to submit a fingerprint, None while somebody else has it.
+
+    A claim whose owner is dead (on this machine) or that is older than `stale_s` is taken over.
+
+    Args:
+        jobs: `.asl/jobs`.
+        fingerprint: Of the run.
+        now: Seconds since 1970.
+        stale_s: Age from which a claim counts as abandoned.
+    """
+    jobs.mkdir(parents=True, exist_ok=True)
+    mine = Claim(jobs / f"{fingerprint}.claim", secrets.token_hex(8))
+    prepared = jobs / f".{fingerprint}.claim.{mine.token}.new"
+    prepared.mkdir()
+    process = psutil.Process()
+    owner = {"token": mine.token, "host": socket.gethostname(), "pid": process.pid,
+             "process_started": process.create_time(), "time": now}  # fmt: skip
+    try:
+        write_json(prepared / OWNER, owner)
+        for _ in range(2):  # a second time after an abandoned one is out of the way
+            if _rename_into_place(prepared, mine):
+                return mine
+            if not _clear_abandoned(mine.folder, now, stale_s):
+                return None
+        return None
+    finally:
+        shutil.rmtree(prepared, ignore_errors=True)
+
+
+def _rename_into_place(prepared: Path, mine: Claim) -> bool:
+    try:
+        os.rename(prepared, mine.folder)
+    except OSError as error:
+        if error.errno in _IS_TAKEN or error.errno == errno.ENOENT:
+            return mine.is_held()  # a network filesystem may do it and say it did not
+        raise
+    return mine.is_held()
+
+
+def _clear_abandoned(folder: Path, now: float, stale_s: float) -> bool:
+    """Move an abandoned claim out of the way and say whether the way is free.
+
+    It goes to a name made of its owner's token: of two that clear it one succeeds. Who finds that
+    it has moved a claim made meanwhile puts it back; its owner looks before it hands over.
+    """
+    owner = _read_owner(folder)
+    if owner is None:
+        return not folder.exists()
+    if not _is_abandoned(owner, now, stale_s):
+        return False
+    grave = folder.with_name(f".{folder.name}.{owner['token']}")
+    try:
+        os.rename(folder, grave)
+    except OSError:
+        return True  # somebody else did; try again
+    moved = _read_owner(grave)
+    if moved is not None and moved["token"] != owner["token"]:
+        with contextlib.suppress(OSError):
+            os.rename(grave, folder)
+        return False
+    # the grave stays for a moment: as long as it is there nobody can clear this owner twice
+    _remove_old_graves(folder, keep=grave)
+    return True
+
+
+def _remove_old_graves(folder: Path, keep: Path) -> None:
+    for grave in folder.parent.glob(f".{folder.name}.*"):
+        if grave != keep and not grave.name.endswith(".new"):
+            shutil.rmtree(grave, ignore_errors=True)
+
+
+def _is_abandoned(owner: dict[str, Any], now: float, stale_s: float) -> bool:
+    if now - owner["time"] > stale_s:
+        return True
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        started = psutil.Process(owner["pid"]).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    return abs(started - owner["process_started"]) > 1  # a younger process has the number now
+
+
+def _read_owner(folder: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return (
+            owner if {"token", "host", "pid", "process_started", "time"} <= owner.keys() else None
+        )
+    except (OSError, ValueError, AttributeError):
+        return None

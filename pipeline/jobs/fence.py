@@ -1,0 +1,94 @@
+"""Keeps a process that was given up from writing over what its successor does.
+
+A machine that was lost may still run its process; the scheduler has started the job elsewhere.
+Every start puts its name into fence.json; who finds another name there stops without a word.
+"""
+
+import json
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import AslPipeError
+from pipeline.jobs.job import read_attempts
+from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.record import write_json
+
+
+class SupersededError(AslPipeError):
+    """Raised when a newer start does this work: stop, write nothing."""
+
+    exit_code = 75
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The right of one start of a job to write in a folder.
+
+    Attributes:
+        file: fence.json of the folder that holds checkpoints, journal and outputs.
+        record: The job.
+        attempt: Number of the attempt.
+        restart: How often the scheduler has requeued it.
+        start: Random name of this start.
+    """
+
+    file: Path
+    record: RecordPaths
+    attempt: int
+    restart: int
+    start: str
+
+    @classmethod
+    def put_up(cls, file: Path, record: RecordPaths, attempt: int, restart: int) -> "Fence":
+        """Take a folder over from earlier starts.
+
+        Raises:
+            SupersededError: A newer start of the same job is there already.
+        """
+        fence = cls(file, record, attempt, restart, secrets.token_hex(8))
+        fence._check_attempts()
+        there = _read(file)
+        if there.get("record") == record.fingerprint:
+            newest = (there.get("attempt", 0), there.get("restart", 0))
+            if newest > (attempt, restart):
+                raise SupersededError(f"{record.fingerprint}: start {newest} has taken over")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {
+            "record": record.fingerprint, "attempt": attempt, "restart": restart,
+            "start": fence.start, "host": socket.gethostname(), "pid": os.getpid(),
+        })  # fmt: skip
+        return fence
+
+    def check(self) -> None:
+        """Make sure that no newer start has taken over; before everything that is written.
+
+        Raises:
+            SupersededError: One has.
+        """
+        there = _read(self.file)
+        if there.get("start") != self.start:
+            raise SupersededError(
+                f"attempt {self.attempt} of {self.record.fingerprint} was given up; attempt "
+                f"{there.get('attempt')} on {there.get('host')} goes on"
+            )
+        self._check_attempts()
+
+    def _check_attempts(self) -> None:
+        attempts = read_attempts(self.record)
+        if attempts and attempts[-1].number > self.attempt and not attempts[-1].refused:
+            raise SupersededError(
+                f"attempt {self.attempt} of {self.record.fingerprint} was given up; attempt "
+                f"{attempts[-1].number} was submitted"
+            )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}

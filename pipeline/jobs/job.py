@@ -1,0 +1,141 @@
+"""job.json and attempts/NNN.json: what was handed to the scheduler, when, as what."""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.record import write_json
+
+SCHEMA = 1
+PROVISIONAL = "p-"
+"""Begins the fingerprint of a run whose inputs do not exist yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a job is to make. Written once, at its first submission.
+
+    Attributes:
+        stage: `pretrain`.
+        key: `asl`.
+        name: `pretrain@asl`, as dvc.yaml has it.
+        suite: Folder of the suite, relative to the root; `.` for the demo.
+        fingerprint: DVC's run-cache key, or `p-` and the recipe.
+        recipe: Identifies command, code, parameters and, through the recipes of the runs that
+            make them, inputs: known before any result is.
+        document: What DVC would file the result under: cmd, deps, params, outs; without the
+            hashes of the outs, and of the deps that do not exist yet.
+        upstream: Path of an input that another stage makes -> fingerprint of that run.
+        external: Paths that the stage reads and DVC does not track -> {md5, size, nfiles}.
+        data_root: Where relative paths of datasets lead.
+        submitted: Seconds since 1970.
+        code: Tags that name the commit.
+    """
+
+    stage: str
+    key: str
+    name: str
+    suite: str
+    fingerprint: str
+    recipe: str
+    document: dict[str, Any]
+    upstream: dict[str, str]
+    external: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data_root: str
+    submitted: float
+    host: str
+    user: str
+    code: dict[str, str]
+    schema: int = SCHEMA
+
+    @property
+    def is_provisional(self) -> bool:
+        return self.fingerprint.startswith(PROVISIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One time that a job was handed over. Written before that, its id added afterwards.
+
+    Attributes:
+        number: From 1.
+        token: Random; it is in the job's comment, so that a job can be found in the queue
+            although nobody heard the scheduler's answer.
+        job_id: The scheduler's; None until it answered.
+        submitted: Seconds since 1970.
+        snapshot: Digest of the frozen code.
+        resources: Of the stage itself (device, threads, ...).
+        slurm: What was asked of the scheduler.
+        restarts: How often the run had been interrupted before this attempt began.
+        after: Ids of the jobs that it waits for.
+        refused: Why the scheduler did not take it; None if it did, or if that is not known.
+    """
+
+    number: int
+    token: str
+    job_id: str | None = None
+    submitted: float
+    host: str
+    user: str
+    snapshot: str
+    resources: dict[str, Any]
+    slurm: dict[str, Any]
+    restarts: int = 0
+    after: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+def new_token() -> str:
+    """Return a token that no other attempt has."""
+    return secrets.token_hex(6)
+
+
+def comment_of(fingerprint: str, token: str) -> str:
+    """Return the comment by which an attempt is found in the queue."""
+    return f"asl:{fingerprint.removeprefix(PROVISIONAL)[:8]}:{token}"
+
+
+def token_in(comment: str) -> str | None:
+    """Return the token in a comment; None if it is not one of ours."""
+    parts = comment.split(":")
+    return parts[2] if len(parts) == 3 and parts[0] == "asl" else None
+
+
+def write_job(paths: RecordPaths, job: Job) -> None:
+    """Write job.json; parameters keep the order in which DVC will write them."""
+    write_json(paths.job, dataclasses.asdict(job), sort_keys=False)
+
+
+def read_job(paths: RecordPaths) -> Job | None:
+    """Return the job, None where there is none or it is not readable."""
+    return _read(paths.job, Job)
+
+
+def write_attempt(paths: RecordPaths, attempt: Attempt) -> None:
+    """Write or replace an attempt's file."""
+    paths.attempts.mkdir(parents=True, exist_ok=True)
+    write_json(paths.attempts / f"{attempt.number:03d}.json", dataclasses.asdict(attempt))
+
+
+def read_attempts(paths: RecordPaths) -> list[Attempt]:
+    """Return all attempts, the first one first."""
+    found = [_read(path, Attempt) for path in sorted(paths.attempts.glob("[0-9]*.json"))]
+    attempts = [attempt for attempt in found if attempt is not None]
+    return sorted(attempts, key=lambda attempt: attempt.number)
+
+
+def _read(path: Path, kind: type[Any]) -> Any:
+    try:
+        raw: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in dataclasses.fields(kind)}
+        values = {key: value for key, value in raw.items() if key in known}
+        if "after" in values:
+            values["after"] = tuple(values["after"])
+        return kind(**values)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None

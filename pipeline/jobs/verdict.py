@@ -1,0 +1,148 @@
+"""What became of a job, decided from evidence and never from one source. Pure.
+
+| own account | queue | verdict |
+|---|---|---|
+| SUCCEEDED, outputs in the cache | any | SUCCEEDED |
+| SUCCEEDED, outputs not visible | any | SETTLING for five minutes, then LOST |
+| any other | does not answer | UNKNOWN |
+| FAILED | no longer there | FAILED |
+| FAILED | ending | SETTLING |
+| none, or not final | waits for what cannot succeed | BLOCKED |
+| none, or not final | there | ACTIVE |
+| not final, heartbeat under two minutes old | not there | SETTLING |
+| not final, older | not there | LOST |
+| none, handed over a moment ago | not there | SETTLING |
+| none | not there | LOST |
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pipeline.jobs.job import Attempt
+from pipeline.jobs.queue import QueuedJob, QueueState
+from pipeline.jobs.state import JobState, Status
+
+NEVER_SATISFIED = "DependencyNeverSatisfied"
+
+
+class Verdict(StrEnum):
+    """What a job's evidence amounts to. Only FAILED and LOST may be submitted again."""
+
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    ACTIVE = "ACTIVE"
+    BLOCKED = "BLOCKED"
+    SETTLING = "SETTLING"
+    """It is ending or beginning: look again later."""
+    LOST = "LOST"
+    """Nothing lives and nothing was finished: what is done so far is in its checkpoints."""
+    UNKNOWN = "UNKNOWN"
+    """The scheduler does not answer: show it, act on nothing."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long silence means nothing, in seconds.
+
+    Attributes:
+        submitted_s: A job that was handed over may show in the queue so much later.
+        silence_s: Twelve missed heartbeats.
+        settling_s: Until a file that another machine has written is seen here.
+    """
+
+    submitted_s: float = 60.0
+    silence_s: float = 120.0
+    settling_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a job.
+
+    Attributes:
+        attempt: The newest; None if the submitter died before it wrote one.
+        state: What the job says, of whichever attempt.
+        queued: The newest attempt's line in the queue.
+        queue_answers: False if the queue could not be asked.
+        outputs_visible: All files of the state's manifest are in the cache.
+    """
+
+    attempt: Attempt | None
+    state: JobState | None
+    queued: QueuedJob | None
+    queue_answers: bool
+    outputs_visible: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict and, for people, what it rests on."""
+
+    verdict: Verdict
+    detail: str = ""
+
+
+def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> Finding:
+    """Decide what became of a job; `now` in seconds since 1970."""
+    patience = patience or Patience()
+    attempt, queued = evidence.attempt, evidence.queued
+    state = evidence.state
+    if attempt is not None and state is not None and state.token != attempt.token:
+        state = None  # an older attempt's words are void
+    if state is not None and state.status is Status.SUCCEEDED:
+        return _judge_success(evidence, state, now, patience)
+    if not evidence.queue_answers:
+        return Finding(Verdict.UNKNOWN, "the scheduler does not answer")
+    if queued is not None and not queued.has_ended:
+        return _judge_queued(queued, state)
+    if state is not None and state.status is Status.FAILED:
+        return Finding(Verdict.FAILED, _last_line(state.error))
+    if attempt is None:
+        return Finding(Verdict.LOST, "it was never handed over")
+    if attempt.refused is not None:
+        return Finding(Verdict.LOST, f"the scheduler refused it: {attempt.refused}")
+    if state is None:
+        return _judge_unheard(attempt, queued, now, patience)
+    silence = now - state.heartbeat
+    stopped = f", stopped by {'+'.join(state.stopped_by)}" if state.stopped_by else ""
+    ended = f", {queued.state}" if queued is not None else ""
+    detail = f"not in the queue{ended}{stopped}; last heard of {max(0, round(silence))} s ago"
+    settling = silence < patience.silence_s
+    return Finding(Verdict.SETTLING if settling else Verdict.LOST, detail)
+
+
+def _judge_success(evidence: Evidence, state: JobState, now: float, patience: Patience) -> Finding:
+    if evidence.outputs_visible and state.manifest:
+        return Finding(Verdict.SUCCEEDED)
+    if now - (state.ended or state.heartbeat) < patience.settling_s:
+        return Finding(Verdict.SETTLING, "succeeded; its outputs are not seen here yet")
+    return Finding(Verdict.LOST, "it succeeded, but its outputs are gone from DVC's cache")
+
+
+def _judge_queued(queued: QueuedJob, state: JobState | None) -> Finding:
+    waits = queued.state == QueueState.PENDING
+    if waits and queued.reason == NEVER_SATISFIED:
+        return Finding(Verdict.BLOCKED, "what it waits for did not succeed")
+    if state is not None and state.status is Status.FAILED and not waits:
+        return Finding(Verdict.SETTLING, f"failed, ending: {_last_line(state.error)}")
+    reason = queued.reason if queued.reason not in ("", "None") else ""
+    return Finding(Verdict.ACTIVE, f"{queued.state} {reason}".strip())
+
+
+def _judge_unheard(
+    attempt: Attempt, queued: QueuedJob | None, now: float, patience: Patience
+) -> Finding:
+    """Judge a job that is not in the queue and has not said a word."""
+    age = now - attempt.submitted
+    known = attempt.job_id is not None
+    if age < (patience.silence_s if known else patience.submitted_s):
+        detail = "just handed over" if known else "handed over; the scheduler's answer is not known"
+        return Finding(Verdict.SETTLING, detail)
+    if queued is not None:
+        return Finding(Verdict.LOST, f"{queued.state} before it began")
+    return Finding(Verdict.LOST, "it left the queue before it began" if known else "never taken")
+
+
+def _last_line(error: str | None) -> str:
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else ""
