@@ -1,6 +1,6 @@
 """What actions need of the world outside, without naming who provides it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -85,8 +85,13 @@ class ResultCache(Protocol):
         """Return the identity that the stage `name` (`pretrain@asl`) of a suite has now."""
         ...
 
-    def survey(self, suite: Path, names: Sequence[str]) -> dict[str, StageFacts]:
-        """Return the facts of stages and of all that they need, those that come first first."""
+    def survey(
+        self, suite: Path, names: Sequence[str], anew: Collection[str] = ()
+    ) -> dict[str, StageFacts]:
+        """Return the facts of stages and of all that they need, those that come first first.
+
+        Results of the stages in `anew` are taken for absent.
+        """
         ...
 
     def key(self, document: Document) -> str:

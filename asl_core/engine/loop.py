@@ -50,12 +50,15 @@ class RunContext:
         journal: Where metrics go.
         resources: Device, threads, how often to checkpoint and to log.
         label: Name on the progress bar.
+        before_checkpoint: Called by the first process before each one; raises if this process
+            must not write any more.
     """
 
     checkpoints: Path
     journal: Journal
     resources: Resources
     label: str = "train"
+    before_checkpoint: Callable[[], None] = lambda: None
 
 
 def fit(
@@ -97,7 +100,7 @@ def fit(
         state.restore(*saved, device)
         logger.info("%s: resumed after step %d", context.label, state.step)
     # points that an earlier attempt logged after this step are void
-    context.journal.resume(state.step)
+    context.journal.resume(state.step, loader.total_steps)
     if context.resources.compile:
         model.compile()
     run = _Run(distribute(model, device), schedule, recipe, context, device, at_steps or {})
@@ -247,6 +250,7 @@ class _Run:
             return
         self.check_finite(checkpoints)  # weights that a bad step has spoilt must not be kept
         if distributed.rank() == 0:
+            self.context.before_checkpoint()
             self.context.journal.sync()
             checkpoints.save(state.step, state.to_dict())
         distributed.barrier()

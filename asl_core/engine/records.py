@@ -102,9 +102,15 @@ class Journal:
         """Record a file for people to look at; `path` is relative to the stage's out folder."""
         self._write("artifact", path=path)
 
-    def resume(self, step: int) -> None:
-        """Declare that training goes on from `step`: later points of earlier attempts are void."""
-        self._write("resume", step=int(step))
+    def resume(self, step: int, total_steps: int | None = None) -> None:
+        """Declare that training goes on from `step`: later points of earlier attempts are void.
+
+        Args:
+            step: Optimiser steps done.
+            total_steps: How many there are to do in all, where that is known.
+        """
+        total = {} if total_steps is None else {"total_steps": int(total_steps)}
+        self._write("resume", step=int(step), **total)
 
     def sync(self) -> None:
         """Make everything written so far survive a crash of the machine."""

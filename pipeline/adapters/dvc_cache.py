@@ -8,7 +8,7 @@ filed through DVC's commands instead (`dvc_command`).
 import copy
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ class DvcCache:
             }
             return Identity(_get_stage_hash(stage), inputs)
 
-    def survey(self, suite: Path, names: Sequence[str]) -> dict[str, StageFacts]:
+    def survey(
+        self, suite: Path, names: Sequence[str], anew: Collection[str] = ()
+    ) -> dict[str, StageFacts]:
         """Return the facts of stages and of all that they need, those that come first first.
 
         What another stage makes is known from that stage's result and not from the workspace,
@@ -60,12 +62,13 @@ class DvcCache:
         Args:
             suite: Folder with dvc.yaml.
             names: Stages with key.
+            anew: Those whose results are taken for absent.
 
         Raises:
             UserError: dvc.yaml has no such stage, or an input is missing that no stage makes.
         """
         with _stages(suite, ", ".join(names), with_lock=True) as (repo, stages):
-            return _Survey(repo, stages).of(names)
+            return _Survey(repo, stages, anew).of(names)
 
     def key(self, document: Document) -> str:
         """Return DVC's run-cache key of a document whose inputs all have hashes."""
@@ -157,8 +160,8 @@ class DvcCache:
 class _Survey:
     """Goes through a suite's stages, each after what it needs."""
 
-    def __init__(self, repo: Any, stages: Any) -> None:
-        self.repo, self.stages = repo, stages
+    def __init__(self, repo: Any, stages: Any, anew: Collection[str]) -> None:
+        self.repo, self.stages, self.anew = repo, stages, anew
         self.loaded: dict[str, Any] = {}
         self.facts: dict[str, StageFacts] = {}
         self.makers: dict[str, str] | None = None
@@ -191,7 +194,7 @@ class _Survey:
             fingerprint=key,
             recipe=recipe_id(document, {p: self.facts[m].recipe for p, m in upstream.items()}),
             upstream=upstream,
-            outputs=None if key is None else self._find(key, locked),
+            outputs=None if key is None or name in self.anew else self._find(key, locked),
             locked=None if locked is None else _plain(locked),
         )
 

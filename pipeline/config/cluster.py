@@ -40,6 +40,7 @@ class SlurmResources:
     """allowed: an interrupted job goes back into the queue itself; resubmit: as a new job."""
 
 
+SlurmResources.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 Resources.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
@@ -65,6 +66,7 @@ class Cluster(BaseModel):
     model_config = STRICT
 
     local: Local = Local()
+    slurm: dict[str, dict[str, Any]] = {}
 
 
 _ADAPTER: TypeAdapter[Cluster] = TypeAdapter(Cluster)
@@ -86,6 +88,14 @@ def load_resources(path: Path, stage: str) -> Resources:
     local = raw.get("local", {})
     settings = {**local.get("default", {}), **local.get(stage, {})}
     return validate(TypeAdapter(Resources), settings)
+
+
+def load_slurm(path: Path, stage: str) -> SlurmResources:
+    """Return what a stage's jobs ask of Slurm: its own settings over `default`."""
+    raw: dict[str, Any] = read_yaml(path) if path.is_file() else {}
+    slurm = raw.get("slurm", {})
+    settings = {**slurm.get("default", {}), **slurm.get(stage, {})}
+    return validate(TypeAdapter(SlurmResources), settings)
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:

@@ -30,11 +30,7 @@ class Job:
             make them, inputs: known before any result is.
         document: What DVC would file the result under: cmd, deps, params, outs; without the
             hashes of the outs, and of the deps that do not exist yet.
-        upstream: Path of an input that another stage makes -> fingerprint of that run.
-        external: Paths that the stage reads and DVC does not track -> {md5, size, nfiles}.
-        data_root: Where relative paths of datasets lead.
         submitted: Seconds since 1970.
-        code: Tags that name the commit.
     """
 
     stage: str
@@ -44,18 +40,39 @@ class Job:
     fingerprint: str
     recipe: str
     document: dict[str, Any]
-    upstream: dict[str, str]
-    external: dict[str, dict[str, Any]] = field(default_factory=dict)
-    data_root: str
     submitted: float
     host: str
     user: str
-    code: dict[str, str]
     schema: int = SCHEMA
 
     @property
     def is_provisional(self) -> bool:
         return self.fingerprint.startswith(PROVISIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Under which an attempt was submitted; a later one may have others and makes the same.
+
+    Attributes:
+        snapshot: Digest of the frozen code.
+        resources: Of the stage itself (device, threads, ...).
+        slurm: What was asked of the scheduler.
+        upstream: Path of an input that another stage makes -> fingerprint of that run.
+        data_root: Where relative paths of datasets lead.
+        external: Paths that the stage reads and DVC does not track -> {md5, size, nfiles}.
+        code: Tags that name the commit.
+        force: Run although there is a result.
+    """
+
+    snapshot: str
+    resources: dict[str, Any]
+    slurm: dict[str, Any]
+    upstream: dict[str, str]
+    data_root: str
+    external: dict[str, dict[str, Any]] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+    force: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +85,7 @@ class Attempt:
             although nobody heard the scheduler's answer.
         job_id: The scheduler's; None until it answered.
         submitted: Seconds since 1970.
-        snapshot: Digest of the frozen code.
-        resources: Of the stage itself (device, threads, ...).
-        slurm: What was asked of the scheduler.
+        terms: Code, resources, inputs.
         restarts: How often the run had been interrupted before this attempt began.
         after: Ids of the jobs that it waits for.
         refused: Why the scheduler did not take it; None if it did, or if that is not known.
@@ -82,9 +97,7 @@ class Attempt:
     submitted: float
     host: str
     user: str
-    snapshot: str
-    resources: dict[str, Any]
-    slurm: dict[str, Any]
+    terms: Terms
     restarts: int = 0
     after: tuple[str, ...] = ()
     refused: str | None = None
@@ -124,18 +137,23 @@ def write_attempt(paths: RecordPaths, attempt: Attempt) -> None:
 
 def read_attempts(paths: RecordPaths) -> list[Attempt]:
     """Return all attempts, the first one first."""
-    found = [_read(path, Attempt) for path in sorted(paths.attempts.glob("[0-9]*.json"))]
+    found = [_read(path, Attempt) for path in paths.attempts.glob("[0-9]*.json")]
     attempts = [attempt for attempt in found if attempt is not None]
     return sorted(attempts, key=lambda attempt: attempt.number)
 
 
 def _read(path: Path, kind: type[Any]) -> Any:
     try:
-        raw: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = {f.name for f in dataclasses.fields(kind)}
-        values = {key: value for key, value in raw.items() if key in known}
-        if "after" in values:
-            values["after"] = tuple(values["after"])
-        return kind(**values)
-    except (OSError, ValueError, TypeError, AttributeError):
+        return _build(kind, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _build(kind: type[Any], raw: Mapping[str, Any]) -> Any:
+    """Build a record; what a newer version has added is left out."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    values = {key: value for key, value in raw.items() if key in known}
+    if kind is Attempt:
+        values["terms"] = _build(Terms, values["terms"])
+        values["after"] = tuple(values.get("after", ()))
+    return kind(**values)

@@ -111,6 +111,11 @@ class RecordPaths:
         return self.folder / "log"
 
     @property
+    def fence(self) -> Path:
+        """Which start of the job may write."""
+        return self.folder / "fence.json"
+
+    @property
     def ready(self) -> Path:
         """What the first process of a job tells the others before they begin."""
         return self.folder / "ready.json"

@@ -35,10 +35,15 @@ def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
 
     The sibling is this process's own: of two writers at once one wins, whole.
     """
+    text = json.dumps(content, indent=2, sort_keys=sort_keys)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file to a sibling, flush it to the disk, and rename it into place."""
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=sort_keys)
-        file.write("\n")
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -31,8 +31,9 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the detector; write its weights, the test split's detections, and pictures."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"detect {request.key}"
-    )
+        request.work / "ckpt", request.journal, request.resources, f"detect {request.key}",
+        request.before_checkpoint,
+    )  # fmt: skip
     dataset = request.inputs["dataset"]
     model = train_detector(request.recipe, request.inputs["encoder"], dataset, context)
     metrics, results = evaluate_detector(model, request.recipe, dataset, request.resources)

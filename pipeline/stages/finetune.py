@@ -15,8 +15,9 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the classifier; write its weights and the confusion matrix."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"finetune {request.key}"
-    )
+        request.work / "ckpt", request.journal, request.resources, f"finetune {request.key}",
+        request.before_checkpoint,
+    )  # fmt: skip
     model, predictions = finetune(
         request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
     )

@@ -15,8 +15,9 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the probe; write its weights and the confusion matrix."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"linprobe {request.key}"
-    )
+        request.work / "ckpt", request.journal, request.resources, f"linprobe {request.key}",
+        request.before_checkpoint,
+    )  # fmt: skip
     head, predictions = linprobe(
         request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
     )

@@ -27,8 +27,9 @@ def run(request: StageRequest) -> dict[str, float]:
         return _take_over(request)
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}"
-    )
+        request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}",
+        request.before_checkpoint,
+    )  # fmt: skip
     # in `work`, as what is in `out` is lost when the run is killed and goes on
     held_out = request.work / HELD_OUT_FOLDER
     method = pretrain(request.recipe, request.inputs["dataset"], context, held_out=held_out)

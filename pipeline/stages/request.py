@@ -25,6 +25,8 @@ class StageRequest:
         out: Empty folder; what is written here becomes the stage's output.
         journal: Where metrics, datasets and pictures are recorded.
         resources: Device, threads, workers.
+        before_checkpoint: To be called before each checkpoint; raises if another process has
+            taken this run over.
     """
 
     stage: str
@@ -35,6 +37,7 @@ class StageRequest:
     out: Path
     journal: Journal
     resources: Resources
+    before_checkpoint: Callable[[], None] = lambda: None
 
 
 StageFunction = Callable[[StageRequest], dict[str, float]]

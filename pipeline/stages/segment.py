@@ -27,8 +27,9 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the segmenter; write its weights, the IoU of each class, and segmentations."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"segment {request.key}"
-    )
+        request.work / "ckpt", request.journal, request.resources, f"segment {request.key}",
+        request.before_checkpoint,
+    )  # fmt: skip
     folder = request.inputs["dataset"]
     model = train_segmenter(request.recipe, request.inputs["encoder"], folder, context)
     test = semantic_dataset(folder, "test")

@@ -17,7 +17,8 @@ from asl_core.errors import InputError, InterruptedRun, TrainingError
 from asl_core.recipes.optimisation import Resources
 from pipeline import stages
 from pipeline.actions.inputs import data_root
-from pipeline.actions.run import Services, Terminated, run_stage, set_threads
+from pipeline.actions.perform import Terminated, set_threads
+from pipeline.actions.run import Services, run_stage
 from pipeline.adapters.git import Git
 from pipeline.config.cluster import STAGES
 from pipeline.errors import NotFinishedError, TrackingError, UserError
@@ -245,7 +246,7 @@ def test_a_result_whose_inputs_changed_meanwhile_is_not_published(project: Proje
 HOLD = """
 import os, signal, sys, time
 from pathlib import Path
-from pipeline.actions.run import _exclusive
+from pipeline.actions.perform import _exclusive
 from pipeline.jobs.layout import JobPaths
 
 with _exclusive(JobPaths(Path(sys.argv[1])), "pretrain@asl"):

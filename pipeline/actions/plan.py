@@ -1,0 +1,342 @@
+"""What a submission would do: which runs are stale and why, what lives already. Reads only."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from asl_core.recipes.optimisation import Resources
+from pipeline.actions.inputs import stage_name
+from pipeline.actions.states import JobReport, Queue, report_on
+from pipeline.config.cluster import SlurmResources, load_resources, load_slurm
+from pipeline.config.params import SECTIONS, Params, load_params
+from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
+from pipeline.jobs.documents import differences, missing_deps
+from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.snapshot import Code, read_code
+from pipeline.jobs.verdict import Patience, Verdict
+from pipeline.ports import CodeHistory, QueueState, ResultCache, Scheduler, StageFacts
+from pipeline.project import Project
+
+SUBMITTED_STAGES = tuple(SECTIONS)
+"""The report is made where dvc.lock is: it reads all of them."""
+
+TRIES = 3
+
+
+class Action(StrEnum):
+    """What a submission does about a run."""
+
+    NOTHING = "nothing"
+    """Its result is there: `dvc repro` adopts it."""
+    ATTACH = "attach"
+    """A job for it lives."""
+    SUBMIT = "submit"
+    REPLACE = "replace"
+    """Its job waits for one that cannot succeed: end it and submit it again."""
+    WAIT = "wait"
+    """Not known yet what became of its job."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The world outside, as a submission needs it.
+
+    Attributes:
+        cache: Which results there are.
+        scheduler: Which jobs there are.
+        code: Names the commit.
+        patience: How long silence means nothing.
+        clock: Seconds since 1970.
+        pause: Waits so many seconds.
+    """
+
+    cache: ResultCache
+    scheduler: Scheduler
+    code: CodeHistory
+    patience: Patience = field(default_factory=Patience)
+    clock: Callable[[], float] = time.time
+    pause: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which runs a submission is about.
+
+    Attributes:
+        stage: `pretrain`; None for all of them.
+        names: Entries of params.yaml; none: all that the stage has.
+        downstream: What needs them too.
+        force: Run them although there are results.
+    """
+
+    stage: str | None = None
+    names: tuple[str, ...] = ()
+    downstream: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a plan.
+
+    Attributes:
+        facts: What DVC knows of it.
+        stage: `pretrain`.
+        key: `asl`.
+        fingerprint: Of its job: DVC's key, or `p-` and the recipe.
+        action: What to do.
+        why: Why its result is not there; empty if it is.
+        detail: What the action rests on.
+        resources: Of the stage.
+        slurm: What to ask for.
+        needs: Names of the runs whose results it needs and which are not there yet.
+        report: The job that lives or has ended under its fingerprint.
+        others: Live jobs of the same run under other fingerprints: made from what the params,
+            the code or the inputs were.
+        force: Run although there is a result.
+    """
+
+    facts: StageFacts
+    stage: str
+    key: str
+    fingerprint: str
+    action: Action
+    why: tuple[str, ...]
+    detail: str
+    resources: Resources
+    slurm: SlurmResources
+    needs: tuple[str, ...]
+    report: JobReport | None = None
+    others: tuple[tuple[JobReport, tuple[str, ...]], ...] = ()
+    force: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submission would do.
+
+    Attributes:
+        project: The project and the suite.
+        entries: Those that come first first.
+        code: All of it, as it was when the plan was made.
+        params: params.yaml, likewise.
+        queue_error: Why the scheduler could not be asked; then nothing can be submitted.
+    """
+
+    project: Project
+    entries: tuple[Entry, ...]
+    code: Code
+    params: bytes
+    queue_error: str | None = None
+
+    def entry(self, name: str) -> Entry:
+        """Return an entry by its name."""
+        return next(entry for entry in self.entries if entry.name == name)
+
+    def fingerprint_of(self, name: str) -> str:
+        """Return the fingerprint of an entry."""
+        return self.entry(name).fingerprint
+
+
+def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
+    """Find out what is stale, what lives, and what would be submitted.
+
+    Code and parameters are read before and after DVC is asked: what is frozen is what was planned.
+
+    Raises:
+        UserError: A name or a file is wrong, or files change all the time.
+    """
+    for _ in range(TRIES):
+        code, files = read_code(project.root), _read_files(project)
+        params = load_params(project.params_file)
+        facts = _survey(project, params, wanted, services.cache)
+        if (read_code(project.root).digest, _read_files(project)) == (code.digest, files):
+            break
+    else:
+        raise UserError(
+            f"files of {project.root} change while they are read; submit when they rest"
+        )
+    forced = set(choose(params, wanted)) if wanted.force else set()
+    queue = Queue(services.scheduler)
+    live = _live_reports(project, queue, services)
+    entries: dict[str, Entry] = {}
+    for name, known in facts.items():
+        entry = _plan_entry(project, known, entries, queue, services)
+        others = tuple(
+            (report, tuple(differences(report.job.document, known.document)))
+            for report in live
+            if report.job.name == name and report.paths.fingerprint not in fingerprints_of(known)
+        )
+        entries[name] = replace(entry, others=others, force=name in forced)
+    error = None if queue.error is None else str(queue.error)
+    return Plan(project, tuple(entries.values()), code, files[0], error)
+
+
+def choose(params: Params, wanted: Wanted) -> list[str]:
+    """Return the names of the runs that are asked for, without what they need.
+
+    Raises:
+        UserError: No such stage or entry.
+    """
+    if wanted.stage is None:
+        return [stage_name(s, key) for s in SUBMITTED_STAGES for key in params.section(s)]
+    if wanted.stage == "report":
+        raise UserError("the report is made where dvc.lock is, not by a job: dvc repro makes it")
+    if wanted.stage not in SUBMITTED_STAGES:
+        raise UserError(unknown_name("stage", wanted.stage, SUBMITTED_STAGES))
+    section = params.section(wanted.stage)
+    for key in wanted.names:
+        if key not in section:
+            kind = f"entry of stage {wanted.stage} in suite {params.suite}:"
+            raise UserError(unknown_name(kind, key, section))
+    return [stage_name(wanted.stage, key) for key in wanted.names or section]
+
+
+def judge_entry(
+    project: Project, facts: StageFacts, queue: Queue, services: Services
+) -> tuple[Action, str, JobReport | None]:
+    """Decide what to do about a run that has no result: (action, why, the job it rests on).
+
+    A run may live under its key, or under its recipe from the time when its inputs were not there.
+    """
+    reports = [
+        report
+        for fingerprint in fingerprints_of(facts)
+        if (report := _report(project, fingerprint, queue, services)) is not None
+    ]
+    for report in reports:
+        said = f"{report.verdict} {report.finding.detail}".strip()
+        if report.verdict is Verdict.ACTIVE:
+            return Action.ATTACH, said, report
+        if report.verdict is Verdict.BLOCKED:
+            return Action.REPLACE, said, report
+        if report.verdict in (Verdict.SETTLING, Verdict.UNKNOWN):
+            return Action.WAIT, said, report
+    if queue.error is not None:
+        return Action.WAIT, "the scheduler does not answer", None
+    newest = reports[0] if reports else None
+    said = "" if newest is None else f"{newest.verdict} {newest.finding.detail}".strip()
+    return Action.SUBMIT, said, newest
+
+
+def fingerprints_of(facts: StageFacts) -> list[str]:
+    """Return the fingerprints under which jobs of a run may have been submitted."""
+    provisional = PROVISIONAL + facts.recipe
+    return [provisional] if facts.fingerprint is None else [facts.fingerprint, provisional]
+
+
+def _survey(
+    project: Project, params: Params, wanted: Wanted, cache: ResultCache
+) -> dict[str, StageFacts]:
+    chosen = choose(params, wanted)
+    anew = chosen if wanted.force else ()
+    if not wanted.downstream:
+        return cache.survey(project.suite, chosen, anew)
+    everything = cache.survey(project.suite, choose(params, Wanted()), anew)
+    reached = set(chosen)
+    for name, facts in everything.items():  # in order, so that one pass is enough
+        if reached & set(facts.upstream.values()):
+            reached.add(name)
+    needed = set(_with_upstream(reached, everything))
+    return {name: facts for name, facts in everything.items() if name in needed}
+
+
+def _with_upstream(names: Iterable[str], facts: dict[str, StageFacts]) -> list[str]:
+    found: list[str] = []
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.append(name)
+            todo += facts[name].upstream.values()
+    return found
+
+
+def _plan_entry(
+    project: Project,
+    facts: StageFacts,
+    before: dict[str, Entry],
+    queue: Queue,
+    services: Services,
+) -> Entry:
+    stage, _, key = facts.name.partition("@")
+    needs = tuple(
+        name for name in dict.fromkeys(facts.upstream.values())
+        if before[name].action is not Action.NOTHING
+    )  # fmt: skip
+    if facts.outputs is not None:
+        action, detail, report = Action.NOTHING, "", None
+    else:
+        action, detail, report = judge_entry(project, facts, queue, services)
+        action = _replace_if_orphaned(action, report, [before[name] for name in needs])
+    return Entry(
+        facts=facts, stage=stage, key=key,
+        fingerprint=report.paths.fingerprint if report is not None and action is Action.ATTACH
+        else fingerprints_of(facts)[0],
+        action=action,
+        why=() if action is Action.NOTHING else _why(facts),
+        detail=detail,
+        resources=load_resources(project.cluster_file, stage),
+        slurm=load_slurm(project.cluster_file, stage),
+        needs=needs, report=report,
+    )  # fmt: skip
+
+
+def _replace_if_orphaned(
+    action: Action, report: JobReport | None, needs: Sequence[Entry]
+) -> Action:
+    """Replace a job that waits for one which has ended and is about to be submitted again."""
+    queued = report.queued if report is not None else None
+    waits = queued is not None and queued.state == QueueState.PENDING
+    again = any(entry.action in (Action.SUBMIT, Action.REPLACE) for entry in needs)
+    return Action.REPLACE if action is Action.ATTACH and waits and again else action
+
+
+def _why(facts: StageFacts) -> tuple[str, ...]:
+    """Say why a run has no result."""
+    missing = missing_deps(facts.document)
+    made = [f"{path} is not made yet" for path in missing]
+    if facts.locked is None:
+        return ("never run", *made)
+    changed = [text for text in differences(facts.locked, facts.document) if text not in missing]
+    return (*changed, *made) or ("its result is not wanted or not in DVC's cache",)
+
+
+def _report(
+    project: Project, fingerprint: str, queue: Queue, services: Services
+) -> JobReport | None:
+    paths = RecordPaths.of(project.scratch, fingerprint)
+    return report_on(
+        paths, project.root, queue, services.cache, services.patience, services.clock()
+    )
+
+
+def _live_reports(project: Project, queue: Queue, services: Services) -> list[JobReport]:
+    """Return reports on all jobs of the suite that wait or run."""
+    suite = relative_suite(project)
+    beginnings = {line.comment.split(":")[1] for line in queue.live}
+    found: list[JobReport] = []
+    for beginning in sorted(beginnings):
+        for pattern in (f"{beginning}*", f"{PROVISIONAL}{beginning}*"):
+            for folder in (project.scratch / "jobs").glob(pattern):
+                report = _report(project, folder.name, queue, services)
+                if report and report.job.suite == suite and report.verdict is Verdict.ACTIVE:
+                    found.append(report)
+    return found
+
+
+def _read_files(project: Project) -> tuple[bytes, bytes]:
+    return project.params_file.read_bytes(), (project.suite / "dvc.yaml").read_bytes()
+
+
+def relative_suite(project: Project) -> str:
+    """Return the suite's folder relative to the root, `.` for the demo."""
+    return Path(project.suite).relative_to(project.root).as_posix()

@@ -1,0 +1,139 @@
+"""What became of every job: all records and one question to the scheduler. Reads only."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.jobs.job import Attempt, Job, read_attempts, read_job, token_in
+from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.state import JobState, Status, read_state
+from pipeline.jobs.verdict import Evidence, Finding, Patience, Verdict, judge
+from pipeline.ports import QueuedJob, ResultCache, Scheduler, SchedulerError
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """A job with its evidence and the verdict on it.
+
+    Attributes:
+        paths: Its record.
+        job: What it is to make.
+        attempts: How often it was handed over, the first time first.
+        state: What it says of itself.
+        queued: The newest attempt's line in the queue, ended or not.
+        finding: The verdict, and what it rests on.
+    """
+
+    paths: RecordPaths
+    job: Job
+    attempts: Sequence[Attempt]
+    state: JobState | None
+    queued: QueuedJob | None
+    finding: Finding
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.finding.verdict
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def own_state(self) -> JobState | None:
+        """What the newest attempt says of itself; None before it begins."""
+        matches = self.state and self.attempt and self.state.token == self.attempt.token
+        return self.state if matches else None
+
+    @property
+    def job_id(self) -> str | None:
+        """The scheduler's id of the newest attempt, whoever knows it."""
+        if self.attempt is not None and self.attempt.job_id is not None:
+            return self.attempt.job_id
+        if self.queued is not None:
+            return self.queued.job_id
+        return self.own_state.job_id if self.own_state else None
+
+
+class Queue:
+    """The scheduler's answer at one moment.
+
+    Args:
+        scheduler: Asked once, at once.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.error: SchedulerError | None = None
+        self.jobs: list[QueuedJob] = []
+        try:
+            self.jobs = scheduler.queue()
+        except SchedulerError as error:
+            self.error = error
+        tokens = [(token_in(job.comment), job) for job in self.jobs]
+        self._by_token = {token: job for token, job in tokens if token is not None}
+        # where a site's rules take comments away; ids alone would match another cluster's jobs
+        self._by_id = {job.job_id: job for job in self.jobs if not job.comment}
+
+    def line_of(self, attempt: Attempt | None) -> QueuedJob | None:
+        """Return an attempt's line."""
+        if attempt is None:
+            return None
+        return self._by_token.get(attempt.token) or self._by_id.get(attempt.job_id or "")
+
+    @property
+    def live(self) -> list[QueuedJob]:
+        """Jobs of this project that wait or run."""
+        return [job for job in self.jobs if token_in(job.comment) and not job.has_ended]
+
+
+def job_reports(
+    root: Path,
+    scheduler: Scheduler,
+    cache: ResultCache,
+    *,
+    patience: Patience | None = None,
+    clock: Callable[[], float] = time.time,
+) -> list[JobReport]:
+    """Return a report on every job of a project, the oldest first.
+
+    Args:
+        root: Folder that has `.dvc`.
+        scheduler: Asked once; if it does not answer, verdicts that need it are UNKNOWN.
+        cache: Asked whether results are there.
+        patience: How long silence means nothing.
+        clock: Seconds since 1970.
+    """
+    queue = Queue(scheduler)
+    folders = [path.parent for path in (root / ".asl" / "jobs").glob("*/job.json")]
+    found = [report_on(RecordPaths(f), root, queue, cache, patience, clock()) for f in folders]
+    reports = [report for report in found if report is not None]
+    return sorted(reports, key=lambda report: report.job.submitted)
+
+
+def report_on(
+    paths: RecordPaths,
+    root: Path,
+    queue: Queue,
+    cache: ResultCache,
+    patience: Patience | None,
+    now: float,
+) -> JobReport | None:
+    """Return the report on one job, None where there is no record of it."""
+    job = read_job(paths)
+    if job is None:
+        return None
+    attempts = read_attempts(paths)
+    newest = attempts[-1] if attempts else None
+    state = read_state(paths)  # after the queue was asked: what has ended by now has said so
+    succeeded = state is not None and state.status is Status.SUCCEEDED
+    queued = queue.line_of(newest)
+    evidence = Evidence(
+        attempt=newest,
+        state=state,
+        queued=queued,
+        queue_answers=queue.error is None,
+        outputs_visible=succeeded and bool(state.manifest) and cache.holds(root, state.manifest),
+    )
+    return JobReport(paths, job, attempts, state, queued, judge(evidence, now, patience))

@@ -1,0 +1,115 @@
+"""Whether what a job needs is there, asked when the job begins."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from pipeline.actions.states import Queue, report_on
+from pipeline.errors import AslPipeError
+from pipeline.jobs.documents import Document, Hashes, missing_deps, with_deps
+from pipeline.jobs.job import PROVISIONAL, Job
+from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.verdict import Patience, Verdict
+from pipeline.ports import ResultCache, Scheduler
+
+LIVE = (Verdict.ACTIVE, Verdict.SETTLING)
+
+
+class UpstreamError(AslPipeError):
+    """Raised when an input does not exist and nothing is making it."""
+
+
+class UpstreamPending(AslPipeError):
+    """Raised when an input is still being made, by other jobs than the one waited for.
+
+    Attributes:
+        job_ids: Those jobs.
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, job_ids: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.job_ids = job_ids
+
+
+class Services(Protocol):
+    """What is needed of the world outside."""
+
+    @property
+    def cache(self) -> ResultCache: ...
+    @property
+    def scheduler(self) -> Scheduler: ...
+    @property
+    def patience(self) -> Patience: ...
+    @property
+    def clock(self) -> Callable[[], float]: ...
+    @property
+    def pause(self) -> Callable[[float], None]: ...
+
+
+def resolve(
+    job: Job, upstream: Mapping[str, str], paths: RecordPaths, services: Services
+) -> Document:
+    """Return a job's document with the hashes of all inputs.
+
+    Args:
+        job: The job.
+        upstream: Path of an input that another stage makes -> fingerprint of that run.
+        paths: The job's record.
+        services: Where results and jobs are found.
+
+    Raises:
+        UpstreamError: An input was not made.
+        UpstreamPending: It is being made.
+    """
+    missing = missing_deps(job.document)
+    hashes: dict[str, dict[str, object]] = {}
+    pending: dict[str, str] = {}
+    for path in missing:
+        fingerprint = upstream[path]
+        found, job_id = _wait_for_output(path, fingerprint, paths, services)
+        if found is not None:
+            hashes[path] = dict(found[path])
+        elif job_id is not None:
+            pending[path] = job_id
+    if pending:
+        ids = tuple(sorted(set(pending.values())))
+        raise UpstreamPending(
+            f"{job.name} needs {', '.join(pending)}; being made by {', '.join(ids)}", ids
+        )
+    return with_deps(job.document, hashes)
+
+
+def _wait_for_output(
+    path: str, fingerprint: str, paths: RecordPaths, services: Services
+) -> tuple[Hashes | None, str | None]:
+    """Return the outputs of the run that makes `path`, or the id of the job that still does.
+
+    What another machine has written may show here a little later: it is looked for again.
+    """
+    root, upstream = paths.scratch.parent, RecordPaths.of(paths.scratch, fingerprint)
+    give_up = services.clock() + services.patience.submitted_s
+    while True:
+        report = report_on(
+            upstream, root, Queue(services.scheduler), services.cache, services.patience,
+            services.clock(),
+        )  # fmt: skip
+        if report is not None and report.verdict is Verdict.SUCCEEDED:
+            assert report.state is not None
+            return report.state.manifest, None
+        if report is not None and report.verdict is Verdict.ACTIVE and report.job_id:
+            return None, report.job_id
+        provisional = fingerprint.startswith(PROVISIONAL)
+        found = None if provisional else services.cache.find(root, fingerprint)
+        if found is not None:
+            return found, None
+        if (
+            report is None
+            or report.verdict not in (*LIVE, Verdict.UNKNOWN)
+            or (services.clock() > give_up)
+        ):
+            said = "there is no record of it" if report is None else (
+                f"{report.verdict} {report.finding.detail}".strip()
+            )  # fmt: skip
+            raise UpstreamError(f"{path} was not made: {fingerprint[:12]}: {said}")
+        services.pause(2.0)

@@ -1,0 +1,62 @@
+"""Stages that train nothing, for tests of what surrounds them.
+
+A test copies this file over stages of a project; jobs run it from their frozen code. What it does
+is said by $STUB, JSON: steps, step_s, fail (a message), full (a folder to fill), hang (a rank).
+"""
+
+import errno
+import json
+import os
+import time
+
+from asl_core.engine.signals import catch_stop_signals
+from asl_core.errors import InterruptedRun
+from pipeline.stages.request import StageRequest
+
+SALT = 0
+
+
+def run(request: StageRequest) -> dict[str, float]:
+    """Add numbers up, one a step, with checkpoints, and write the sum."""
+    orders = json.loads(os.environ.get("STUB", "{}"))
+    rank = int(os.environ.get("RANK", "0"))
+    if orders.get("fail") == rank:
+        raise ZeroDivisionError(f"the stub of rank {rank} fails")
+    if request.stage == "prepare":
+        (request.out / "shard").write_text(request.key)
+        digests = {"train": "0123456789abcdef"}
+        (request.out / "manifest.json").write_text(json.dumps({"digests": digests}))
+        return {}
+    seed = len((request.inputs["dataset"] / "shard").read_text()) + SALT
+    total, steps = seed, orders.get("steps", 3)
+    folder = request.work / "ckpt"
+    folder.mkdir(parents=True, exist_ok=True)
+    step = 0
+    if rank == 0:
+        for path in sorted(folder.glob("*.json")):
+            step, total = json.loads(path.read_text())
+        request.journal.resume(step, steps)
+    (request.out / "resumed_at").write_text("")  # touched, so that every start writes here
+    with catch_stop_signals() as stop:
+        while step < steps:
+            time.sleep(orders.get("step_s", 0.0))
+            step, total = step + 1, total + (step + 1) ** 2
+            request.journal.metrics(step, {"train/loss": 1.0 / step, "train/images_per_s": 8.0})
+            if orders.get("full") and step == 2:
+                with open(orders["full"], "wb") as file:
+                    while True:
+                        file.write(b"x" * 4096)
+            if rank == 0 and (stop or step % 5 == 0) and step < steps:
+                request.before_checkpoint()
+                (folder / f"{step:06d}.json").write_text(json.dumps([step, total]))
+            if stop:
+                raise InterruptedRun(f"stopped by {stop.signal_name} after step {step}")
+            if rank == 0 and orders.get("wait_for_ranks"):
+                time.sleep(0.1)
+    if rank > 0:
+        return {}
+    (request.out / "encoder.safetensors").write_text(str(total))
+    return {"pretrain_loss": float(total)}
+
+
+assert errno.ENOSPC
