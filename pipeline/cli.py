@@ -10,9 +10,15 @@ import sys
 import typer
 
 from asl_core.errors import InputError, InterruptedRun, TrainingError
+from pipeline.commands.cancel import cancel
 from pipeline.commands.export_encoder import export_encoder
+from pipeline.commands.gc import gc
 from pipeline.commands.import_encoder import import_encoder
+from pipeline.commands.logs import logs
+from pipeline.commands.plan import plan
 from pipeline.commands.run import run
+from pipeline.commands.status import status
+from pipeline.commands.submit import submit
 from pipeline.commands.sync import sync
 from pipeline.commands.tables import tables
 from pipeline.commands.ui import ui
@@ -41,7 +47,10 @@ app = typer.Typer(
         "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, try later."
     ),
 )
-for command in (run, tables, ui, sync, validate, import_encoder, export_encoder):
+for command in (
+    run, plan, submit, status, logs, cancel, tables, ui, sync, gc, import_encoder, export_encoder,
+    validate,
+):  # fmt: skip
     app.command()(command)
 
 

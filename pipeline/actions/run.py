@@ -6,11 +6,13 @@ At the end writes `runs/<stage>/<key>` (or `data/<key>`, `reports`) and the metr
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from asl_core.errors import InterruptedRun
+from pipeline.actions.attend import Attendance
 from pipeline.actions.inputs import find_inputs, recipe_of, stage_name
 from pipeline.actions.perform import (
     BusyError,
@@ -22,11 +24,12 @@ from pipeline.actions.perform import (
     write_metrics,
 )
 from pipeline.config.cluster import load_resources
-from pipeline.config.params import load_params
+from pipeline.config.params import Params, load_params
 from pipeline.errors import NotFinishedError, TrackingError
+from pipeline.jobs.documents import Hashes
 from pipeline.jobs.layout import JobPaths, OutputPaths
 from pipeline.jobs.publish import publish
-from pipeline.jobs.record import JobRecord
+from pipeline.jobs.record import JobRecord, read_record
 from pipeline.ports import CodeHistory, Identity, ResultCache, Tracker
 from pipeline.project import Project
 from pipeline.stages.request import StageFunction
@@ -43,12 +46,14 @@ class Services:
         code: Which code is running.
         tracker: Where the journal is shown; absent: nowhere.
         load: Finds a stage's function.
+        jobs: Attends to runs that were handed to the scheduler; absent: there are none.
     """
 
     cache: ResultCache
     code: CodeHistory
     tracker: Tracker | None = None
     load: Callable[[str], StageFunction] = load_stage
+    jobs: Attendance | None = None
 
 
 def run_stage(
@@ -75,6 +80,10 @@ def run_stage(
     name = stage_name(stage, key)
     identity = services.cache.identify(project.suite, name)
     rank = int(os.environ.get("RANK", "0"))
+    if services.jobs is not None and rank == 0:
+        outputs = services.jobs.result_of(project, name, identity)
+        if outputs is not None:
+            return _adopt(project, params, stage, key, services.cache, identity, outputs)
     run = StageRun(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
         identity=identity, job=JobPaths.of(project.scratch, identity.fingerprint),
@@ -95,6 +104,29 @@ def run_stage(
     _publish(project, run, record)
     _show(services.tracker, run.job, OutputPaths.of(project.suite, stage, key).folder)
     return record
+
+
+def _adopt(
+    project: Project,
+    params: Params,
+    stage: str,
+    key: str,
+    cache: ResultCache,
+    identity: Identity,
+    outputs: Hashes,
+) -> JobRecord:
+    """Lay out what a job has made, as if it had been made here.
+
+    Raises:
+        NotFinishedError: The inputs changed while it was waited for.
+    """
+    _check_unchanged(cache, project.suite, stage_name(stage, key), identity)
+    cache.link(project.root, outputs, project.suite)
+    done = read_record(JobPaths.of(project.scratch, identity.fingerprint).record)
+    return done or JobRecord(
+        stage=stage, key=key, suite=params.suite, fingerprint=identity.fingerprint,
+        status="FINISHED", started=time.time(), ended=time.time(),
+    )  # fmt: skip
 
 
 def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identity) -> None:

@@ -23,6 +23,21 @@ class Git:
             tags["git.patch"] = hashlib.sha256(status + patch).hexdigest()[:12]
         return tags
 
+    def fingerprints(self, root: Path) -> set[str]:
+        """Return the fingerprints in the results that branches, tags and the working tree have."""
+        refs = (_git(root, "for-each-ref", "--format=%(objectname)") or b"").decode().split()
+        found: set[str] = set()
+        for places in ([], *([ref] for ref in dict.fromkeys(refs))):
+            untracked = [] if places else ["--untracked"]
+            lines = _git(
+                root, "grep", "-h", "-o", "-E", *untracked, _FINGERPRINT, *places, "--", "*.json"
+            )
+            found |= {line.split(b'"')[-2].decode() for line in (lines or b"").splitlines()}
+        return found
+
+
+_FINGERPRINT = '"fingerprint": *"[0-9a-f]{64}"'
+
 
 def _git(root: Path, *arguments: str) -> bytes | None:
     try:

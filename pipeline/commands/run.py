@@ -10,6 +10,7 @@ import typer
 from pipeline.actions.names import REPORT_KEY
 
 if TYPE_CHECKING:
+    from pipeline.actions.attend import Attendance
     from pipeline.ports import Tracker
 
 
@@ -23,7 +24,8 @@ def run(
 
     To be called in the folder of a suite. Writes runs/STAGE/NAME and runs/STAGE/NAME.json
     (prepare: data/NAME; report: reports), and scratch under .asl/. Started again after a kill,
-    it goes on from its newest checkpoint.
+    it goes on from its newest checkpoint. Where a job of Slurm makes this result, it exits with 75
+    and names the job; with ASL_WAIT=1 in the environment it waits for its end.
 
     Example: asl-pipe run pretrain asl
     """
@@ -36,7 +38,8 @@ def run(
     project = find_project(Path.cwd())
     first = int(os.environ.get("RANK", "0")) == 0
     tracker = find_tracker(project.root, stage) if first else None
-    services = Services(cache=DvcCache(), code=Git(), tracker=tracker)
+    jobs = find_attendance(project.scratch) if first else None
+    services = Services(cache=DvcCache(), code=Git(), tracker=tracker, jobs=jobs)
     record = run_stage(project, stage, name, services, load_paper().references())
     if not first:
         return  # the first process speaks for all
@@ -46,6 +49,24 @@ def run(
         "%s %s: done in %.1f s, peak memory %.2f GiB%s",
         stage, name, took, record.peak_memory_gib or 0.0, f"; {shown}" if shown else "",
     )  # fmt: skip
+
+
+def find_attendance(scratch: Path) -> "Attendance | None":
+    """Return what attends to jobs; None where none was ever submitted."""
+    if next((scratch / "jobs").glob("*/job.json"), None) is None:
+        return None
+    from pipeline.actions.attend import HERE, WAIT, Attendance
+    from pipeline.actions.plan import Services
+    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.adapters.git import Git
+    from pipeline.adapters.schedulers import find_scheduler
+
+    services = Services(DvcCache(), find_scheduler(), Git())
+    return Attendance(services, wait=_is_set(WAIT), here=_is_set(HERE))
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
 
 
 def find_tracker(root: Path, stage: str) -> "Tracker | None":

@@ -13,6 +13,8 @@ class Progress:
     total_steps: int | None = None
     loss: float | None = None
     images_per_s: float | None = None
+    seconds_left: float | None = None
+    """At the pace of this start."""
 
 
 class ProgressReader:
@@ -27,6 +29,7 @@ class ProgressReader:
         self._file: Path | None = None
         self._offset = 0
         self._progress = Progress()
+        self._begin: tuple[int, int] | None = None  # step and milliseconds of the first metrics
 
     def read(self) -> Progress:
         """Return the newest numbers."""
@@ -35,6 +38,7 @@ class ProgressReader:
             return self._progress
         if newest != self._file:
             self._file, self._offset, self._progress = newest, 0, Progress()
+            self._begin = None
         with newest.open("rb") as file:
             file.seek(self._offset)
             content = file.read()
@@ -60,6 +64,16 @@ class ProgressReader:
                     step=int(record["step"]),
                     loss=float(values["train/loss"]),
                     images_per_s=float(values.get("train/images_per_s", "nan")),
+                    seconds_left=self._seconds_left(int(record["step"]), int(record["t"])),
                 )
         except (ValueError, KeyError, TypeError):
             return
+
+    def _seconds_left(self, step: int, now_ms: int) -> float | None:
+        if self._begin is None:
+            self._begin = (step, now_ms)
+        first, begin_ms = self._begin
+        total = self._progress.total_steps
+        if total is None or step <= first:
+            return None
+        return (total - step) * (now_ms - begin_ms) / 1000 / (step - first)

@@ -58,6 +58,7 @@ class JobState:
     total_steps: int | None = None
     loss: float | None = None
     images_per_s: float | None = None
+    seconds_left: float | None = None
     nodes: str = ""
     gpus: tuple[str, ...] = ()
     driver: str | None = None

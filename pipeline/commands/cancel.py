@@ -1,0 +1,44 @@
+"""asl-pipe cancel."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def cancel(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="pretrain@asl, a job's id, or a fingerprint."),
+    ] = None,
+    blocked: Annotated[
+        bool, typer.Option("--blocked", help="All that wait for a job that did not succeed.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All jobs of this project.")] = False,
+) -> None:
+    """End jobs. What they have done so far stays; submitted again, they go on from there.
+
+    Examples: asl-pipe cancel pretrain@asl; asl-pipe cancel --blocked
+    """
+    from pipeline.actions.cancel import cancel as end
+    from pipeline.actions.pick import pick
+    from pipeline.actions.plan import relative_suite
+    from pipeline.actions.states import job_reports
+    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.adapters.schedulers import find_scheduler
+    from pipeline.errors import UserError
+    from pipeline.jobs.verdict import Verdict
+    from pipeline.project import find_project
+
+    if not (names or blocked or everything):
+        raise UserError("name what to cancel: NAME..., --blocked or --all")
+    project = find_project(Path.cwd())
+    scheduler = find_scheduler()
+    reports = job_reports(project.root, scheduler, DvcCache())
+    chosen = [pick(reports, name, relative_suite(project)) for name in names or ()]
+    chosen += [r for r in reports if everything or (blocked and r.verdict is Verdict.BLOCKED)]
+    ended = end(chosen, scheduler)
+    for report in ended:
+        typer.echo(f"{report.job.name}: job {report.job_id} is told to end")
+    if not ended:
+        typer.echo("none of them has a live job")

@@ -1,0 +1,62 @@
+"""asl-pipe status."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SECONDS = 5.0
+
+
+def status(
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay, and look again every five seconds.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also jobs that ended longer than a day ago.")
+    ] = False,
+) -> None:
+    """Show every job: state, node, step, loss, time left, restarts.
+
+    States rest on evidence: what the job wrote, the queue, the files in the cache. UNKNOWN means
+    that the scheduler does not answer; SETTLING, that a job begins or ends just now.
+
+    Example: asl-pipe status --watch
+    """
+    import time
+
+    from rich.live import Live
+
+    from pipeline.commands.printing import console
+
+    if not watch:
+        table = _table(everything)
+        if table is None:
+            typer.echo("no jobs; asl-pipe submit makes them")
+        else:
+            console().print(table)
+        return
+    with Live(console=console(), auto_refresh=False) as live:
+        while True:
+            live.update(_table(everything) or "no jobs", refresh=True)
+            time.sleep(SECONDS)
+
+
+def _table(everything: bool) -> "Table | None":
+    import time
+
+    from pipeline.actions.states import job_reports
+    from pipeline.actions.status import HEADINGS, recent, status_rows
+    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.adapters.schedulers import find_scheduler
+    from pipeline.commands.printing import text_table
+    from pipeline.project import find_project
+
+    root = find_project(Path.cwd(), "demo").root
+    reports = job_reports(root, find_scheduler(), DvcCache())
+    now = time.time()
+    shown = reports if everything else recent(reports, now)
+    return text_table(HEADINGS, status_rows(shown, now)) if shown else None

@@ -1,0 +1,67 @@
+"""asl-pipe submit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def submit(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Entries of the stage; none: all of them."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="prepare, pretrain, linprobe, finetune, ...")
+    ] = None,
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="Also what needs them, after them.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All stages of the suite but the report.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run the named ones although they have results.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and submit nothing.")
+    ] = False,
+) -> None:
+    """Hand stages to Slurm and return.
+
+    To be called in the folder of a suite. What has a result is left alone, what has a live job is
+    attached to, what was lost goes on from its checkpoint. Code and parameters are frozen: later
+    edits do not reach a job. When jobs have ended, `dvc repro` adopts their results.
+
+    Examples: asl-pipe submit --stage pretrain asl; asl-pipe submit --all --dry-run
+    """
+    from pipeline.actions.plan import Services, Wanted, make_plan
+    from pipeline.actions.submit import Outcome
+    from pipeline.actions.submit import submit as carry_out
+    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.adapters.git import Git
+    from pipeline.adapters.schedulers import find_scheduler
+    from pipeline.commands.plan import plan_table
+    from pipeline.commands.printing import console, text_table
+    from pipeline.errors import UserError
+    from pipeline.project import find_project
+
+    if everything == (stage is not None):
+        raise UserError("name what to submit: --stage STAGE [NAME...] or --all")
+    if names and stage is None:
+        raise UserError("names are entries of a stage: add --stage")
+    project = find_project(Path.cwd())
+    services = Services(DvcCache(), find_scheduler(), Git())
+    wanted = Wanted(stage, tuple(names or ()), downstream, force)
+    plan = make_plan(project, wanted, services)
+    if dry_run:
+        console().print(plan_table(plan))
+        return
+    results = carry_out(plan, services)
+    rows = [(r.name, str(r.outcome), r.job_id or "", r.fingerprint[:10], r.detail) for r in results]
+    console().print(text_table(("stage", "outcome", "job", "fingerprint", ""), rows))
+    if any(result.outcome is Outcome.REFUSED for result in results):
+        raise typer.Exit(1)
+    if any(result.outcome in (Outcome.HELD, Outcome.WAITING) for result in results):
+        typer.echo("not all of it is submitted yet: the same command goes on", err=True)
+        raise typer.Exit(75)
