@@ -25,8 +25,9 @@ HERE = "ASL_HERE"
 """Environment variables, for `dvc repro` hands no options on: wait for jobs; run in this process
 what a job has failed to do."""
 
-POLL_S = 5.0
+FIRST_POLL_S, POLL_S = 0.5, 5.0
 LINE_S = 60.0
+"""How often a line is printed while nothing changes, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class Attendance:
         if paths is None:
             return None
         report = self._look(project, paths)
-        said = 0.0
+        said, pause = -LINE_S, FIRST_POLL_S
         while self.wait and report.verdict in _LIVES:
             if self.services.clock() - said >= LINE_S:
                 logger.info("%s: %s", name, describe(report))
                 said = self.services.clock()
-            self.services.pause(POLL_S)
+            self.services.pause(pause)
+            pause = min(2 * pause, POLL_S)
             report = self._look(project, paths)
         if report.verdict is Verdict.SUCCEEDED and report.state is not None:
             if report.state.fingerprint not in (None, identity.fingerprint):
