@@ -127,13 +127,13 @@ def report_on(
     attempts = read_attempts(paths)
     newest = attempts[-1] if attempts else None
     state = read_state(paths)  # after the queue was asked: what has ended by now has said so
-    succeeded = state is not None and state.status is Status.SUCCEEDED
+    manifest = state.manifest if state and state.status is Status.SUCCEEDED else {}
     queued = queue.line_of(newest)
     evidence = Evidence(
         attempt=newest,
         state=state,
         queued=queued,
         queue_answers=queue.error is None,
-        outputs_visible=succeeded and bool(state.manifest) and cache.holds(root, state.manifest),
+        outputs_visible=bool(manifest) and cache.holds(root, manifest),
     )
     return JobReport(paths, job, attempts, state, queued, judge(evidence, now, patience))

@@ -97,10 +97,10 @@ class DvcCache:
         Raises:
             UserError: One of them is not in the cache.
         """
-        from dvc.fs import localfs
         from dvc_data.hashfile import load
         from dvc_data.hashfile.checkout import CheckoutError, checkout
         from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_objects.fs.local import localfs
 
         with _repo(root) as repo:
             odb = repo.cache.local
@@ -287,15 +287,15 @@ def _folders_of(hashes: Hashes) -> Hashes:
 
 def _put(repo: Any, place: Path, shown: Path) -> dict[str, Any]:
     """Put what lies at `place` into the cache as if it lay at `shown`; return its hashes."""
-    from dvc.fs import localfs
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.transfer import transfer
+    from dvc_objects.fs.local import localfs
 
     for file in place.rglob("*") if place.is_dir() else [place]:
         if file.is_file():
             _flush(file)
     odb = repo.cache.local
-    ignore = _IgnoreAs(repo.dvcignore, str(place), str(shown))
+    ignore: Any = _IgnoreAs(repo.dvcignore, str(place), str(shown))
     staging, meta, obj = build(odb, str(place), localfs, "md5", ignore=ignore)
     result = transfer(staging, odb, {obj.hash_info}, shallow=False, hardlink=True)
     if result.failed:

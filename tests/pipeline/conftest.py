@@ -1,13 +1,28 @@
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.actions.plan import Plan, Services, Wanted, make_plan
+from pipeline.actions.states import JobReport, job_reports
+from pipeline.actions.submit import Submitted, submit
+from pipeline.adapters.dvc_cache import DvcCache
+from pipeline.adapters.fake_scheduler import FakeCluster
+from pipeline.adapters.git import Git
 from pipeline.config.files import read_yaml
 from pipeline.config.params import Params, load_params
+from pipeline.jobs.state import JobState
+from pipeline.jobs.verdict import Patience, Verdict
+from pipeline.project import Project, find_project
 from pipeline.tables.collect import Suite, collect
+
+ROOT = Path(__file__).parents[2]
 
 PARAMS = """
 suite: tiny
@@ -131,3 +146,138 @@ def seeds(results: ResultSuite) -> ResultSuite:
     """A suite of MAE and AEE with two seeds each, DLE with one, without results."""
     results.write(SEEDS)
     return results
+
+
+STUB = Path(__file__).with_name("stub_stages.py")
+SITE_PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: []
+datasets: {icons: {source: icons, train: 8, test: 4}}
+experiments:
+  asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}
+linprobe:
+  asl: {dataset: icons, epochs: 12}
+finetune: {}
+detect: {}
+segment: {}
+analyze: {}
+"""
+IMPATIENT = Patience(submitted_s=1.5, silence_s=1.0, settling_s=1.0)
+
+
+class Site:
+    """A project whose stages are stubs, and a cluster that runs its jobs."""
+
+    def __init__(self, root: Path, call: Any) -> None:
+        self.root, self._call = root, call
+        self.cluster = FakeCluster(root.parent / "cluster")
+        self.cache = DvcCache()
+
+    @property
+    def project(self) -> Project:
+        return find_project(self.root)
+
+    @property
+    def services(self) -> Services:
+        return Services(self.cache, self.cluster, Git(), IMPATIENT)
+
+    def stub(self, **orders: Any) -> None:
+        """Say what stages do from now on, see stub_stages.py."""
+        self.cluster.environment["STUB"] = json.dumps(orders)
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Change a file of the project."""
+        text = (self.root / path).read_text()
+        assert old in text
+        (self.root / path).write_text(text.replace(old, new))
+
+    def plan(self, stage: str | None = None, *names: str, **wanted: Any) -> Plan:
+        return make_plan(self.project, Wanted(stage, names, **wanted), self.services)
+
+    def submit(self, stage: str | None = None, *names: str, **wanted: Any) -> dict[str, Submitted]:
+        """Submit and return what became of each run, by its name."""
+        done = submit(self.plan(stage, *names, **wanted), self.services)
+        return {each.name: each for each in done}
+
+    def reports(self) -> dict[str, JobReport]:
+        """Return the newest job of each run, by its name."""
+        found = job_reports(self.root, self.cluster, self.cache, patience=IMPATIENT)
+        return {report.job.name: report for report in found}
+
+    def verdict(self, name: str) -> Verdict:
+        return self.reports()[name].verdict
+
+    def state(self, name: str) -> JobState:
+        state = self.reports()[name].state
+        assert state is not None
+        return state
+
+    def run(self, **options: Any) -> None:
+        """Let the cluster work until nothing is left to do."""
+        self.cluster.run(**options)
+
+    def run_until_step(self, name: str, step: int) -> str:
+        """Let the cluster work until a run has done so many steps; return its job's id."""
+
+        def far_enough() -> bool:
+            files = (self.root / ".asl/jobs").glob("*/journal/attempt-*.jsonl")
+            lines = [line for file in files for line in file.read_text().splitlines()]
+            return any(f'"step": {step},' in line for line in lines)
+
+        self.cluster.run(until=far_enough)
+        job_id = self.reports()[name].job_id
+        assert job_id is not None
+        return job_id
+
+    def dvc(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        done = self._call("dvc", *arguments, cwd=self.root, **environment)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    def encoder(self) -> str:
+        """Return what `dvc repro` puts into the workspace; nothing may run for it."""
+        said = self.dvc("repro", "pretrain@asl")
+        assert "Stage 'pretrain@asl' is cached - skipping run" in said
+        assert "Running stage" not in said
+        return (self.root / "runs/pretrain/asl/encoder.safetensors").read_text()
+
+    def work(self, name: str) -> Path:
+        """Return the folder in which a run works."""
+        state = self.state(name)
+        return self.root / ".asl/jobs" / str(state.fingerprint)
+
+
+@pytest.fixture(scope="session")
+def site_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a project once; a test gets a copy."""
+    root = tmp_path_factory.mktemp("template") / "project"
+    root.mkdir()
+    for command in (
+        ("git", "init", "-q"), ("git", "config", "user.email", "nobody@localhost"),
+        ("git", "config", "user.name", "nobody"),
+        (sys.executable, "-m", "dvc", "init", "-q"),
+        (sys.executable, "-m", "dvc", "config", "core.analytics", "false"),
+    ):  # fmt: skip
+        subprocess.run(command, cwd=root, check=True)
+    for name in ("dvc.yaml", "cluster.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("asl_core", "pipeline"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "params.yaml").write_text(SITE_PARAMS)
+    return root
+
+
+@pytest.fixture
+def site(site_template: Path, tmp_path: Path, call: Any) -> Iterator[Site]:
+    """Return a project with stub stages and a cluster."""
+    root = tmp_path / "project"
+    shutil.copytree(site_template, root)
+    for stage in ("prepare", "pretrain", "linprobe"):
+        shutil.copy(STUB, root / "pipeline/stages" / f"{stage}.py")
+    with (root / ".dvc/config").open("a") as file:
+        file.write(f"    site_cache_dir = {tmp_path / 'site'}\n")
+    made = Site(root, call)
+    yield made
+    made.cluster.close()

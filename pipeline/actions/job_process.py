@@ -1,0 +1,141 @@
+"""What the processes of a job have in common: who they are, where, and what they run."""
+
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asl_core.recipes.optimisation import Resources
+from pipeline.actions.inputs import find_inputs, recipe_of
+from pipeline.actions.perform import StageRun, load_stage, set_threads
+from pipeline.config.params import load_params
+from pipeline.errors import AslPipeError
+from pipeline.jobs.documents import Document, hashes_of
+from pipeline.jobs.job import Attempt, Job
+from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.state import HEARTBEAT_S
+from pipeline.jobs.verdict import Patience
+from pipeline.ports import Identity, ResultCache, Scheduler
+from pipeline.project import Project
+from pipeline.stages.request import StageFunction
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
+"""Exit codes."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The world outside, as a job needs it.
+
+    Attributes:
+        cache: Where inputs come from and results go.
+        scheduler: Asked to requeue.
+        load: Finds a stage's function.
+        gpus: UUIDs of the GPUs and the driver's version.
+        patience: How long to wait for what other machines have written.
+        heartbeat_s: Seconds between heartbeats.
+        clock: Seconds since 1970.
+        pause: Waits so many seconds.
+    """
+
+    cache: ResultCache
+    scheduler: Scheduler
+    load: Callable[[str], StageFunction] = load_stage
+    gpus: Callable[[], tuple[tuple[str, ...], str | None]] = lambda: ((), None)
+    patience: Patience = dataclasses.field(default_factory=Patience)
+    heartbeat_s: float = HEARTBEAT_S
+    clock: Callable[[], float] = time.time
+    pause: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the scheduler has put this process.
+
+    Attributes:
+        job_id: `27`, or `27_3`.
+        restart: How often the scheduler has requeued the job.
+        nodes: Of the whole job.
+        rank: Of this process; 0 keeps the record.
+        local_rank: Of this process on its node.
+        world_size: Number of processes.
+    """
+
+    job_id: str | None
+    restart: int
+    nodes: str
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Place":
+        """Read it from the environment of a job step."""
+        array, task = (environment.get(f"SLURM_ARRAY_{n}_ID") for n in ("JOB", "TASK"))
+        return cls(
+            job_id=f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID"),
+            restart=int(environment.get("SLURM_RESTART_COUNT") or 0),
+            nodes=environment.get("SLURM_JOB_NODELIST") or socket.gethostname(),
+            rank=int(environment.get("RANK") or 0),
+            local_rank=int(environment.get("LOCAL_RANK") or 0),
+            world_size=int(environment.get("WORLD_SIZE") or 1),
+        )
+
+
+class JobFailure(AslPipeError):
+    """Raised when a job must not go on; its message is all there is to say."""
+
+
+class JobProcess:
+    """One process of a job.
+
+    Args:
+        paths: The job's record.
+        job: What it is to make.
+        attempt: As which it was started.
+        place: Where it was started.
+        services: The world outside.
+    """
+
+    def __init__(
+        self, paths: RecordPaths, job: Job, attempt: Attempt, place: Place, services: Services
+    ) -> None:
+        self.paths, self.job, self.attempt, self.place = paths, job, attempt, place
+        self.services = services
+        self.root = paths.scratch.parent
+        self.start = {"token": attempt.token, "restart": place.restart}
+
+    def stage_run(self, fingerprint: str, document: Document) -> StageRun:
+        """Return the run: frozen parameters, inputs laid out for this job, its own scratch."""
+        os.environ["ASL_DATA"] = self.attempt.terms.data_root
+        params = load_params(self.paths.params)
+        recipe = recipe_of(params, self.job.stage, self.job.key)
+        resources = Resources(**self.attempt.terms.resources)
+        cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+        if cpus and resources.threads is None:
+            threads = max(1, int(cpus) - resources.num_workers)
+            resources = dataclasses.replace(resources, threads=threads)
+        set_threads(resources)
+        project = Project(self.paths.inputs, self.paths.inputs)
+        inputs = {path: str(hashed["md5"]) for path, hashed in
+                  hashes_of(document.get("deps", [])).items()}  # fmt: skip
+        return StageRun(
+            stage=self.job.stage, key=self.job.key, params=params, recipe=recipe,
+            inputs=find_inputs(project, self.job.stage, self.job.key, recipe),
+            resources=resources, identity=Identity(fingerprint, inputs),
+            job=JobPaths.of(self.paths.scratch, fingerprint),
+        )  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a file says, nothing where it is not there or not readable."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,428 @@
+"""Runs that are handed to a cluster: their results come home, whatever happens on the way.
+
+The cluster is a fake that starts real processes; DVC is real; stages add numbers up.
+"""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from asl_core.engine.records import effective_points, read_records
+from pipeline.actions.plan import Action
+from pipeline.actions.submit import Outcome
+from pipeline.jobs.state import Status
+from pipeline.jobs.verdict import Verdict
+
+DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
+SEVEN_STEPS = str(5 + sum(step**2 for step in range(1, 8)))
+"""What the stub's encoder is after seven undisturbed steps on the data of `icons`."""
+
+
+def outcomes(done) -> dict[str, Outcome]:
+    return {name: each.outcome for name, each in done.items()}
+
+
+def test_a_dag_submitted_from_nothing_is_adopted_by_dvc(site) -> None:
+    site.stub(steps=7)
+    plan = site.plan()
+    assert [entry.name for entry in plan.entries] == DAG
+    assert [entry.action for entry in plan.entries] == [Action.SUBMIT] * 3
+    assert plan.entry("linprobe@asl").needs == ("prepare@icons", "pretrain@asl")
+    assert plan.entry("pretrain@asl").why == ("never run", "data/icons is not made yet")
+    assert outcomes(site.submit()) == dict.fromkeys(DAG, Outcome.SUBMITTED)
+    assert len(site.cluster.all()) == 3
+    assert [job["after"] for job in site.cluster.all()] == [[], ["1"], ["1", "2"]]
+    site.run()
+    assert {name: report.verdict for name, report in site.reports().items()} == dict.fromkeys(
+        DAG, Verdict.SUCCEEDED
+    )
+    assert not (site.root / "data").exists()
+    assert not (site.root / "runs").exists()
+    assert not (site.root / "dvc.lock").exists()
+    said = site.dvc("repro", "linprobe@asl")
+    assert said.count("is cached - skipping run") == 3
+    assert (site.root / "runs/pretrain/asl/encoder.safetensors").read_text() == SEVEN_STEPS
+    for name in DAG:
+        assert "up to date" in site.dvc("status", name)
+    metrics = json.loads((site.root / "runs/linprobe/asl.json").read_text())
+    assert metrics["fingerprint"] == site.cache.identify(site.root, "linprobe@asl").fingerprint
+    assert outcomes(site.submit()) == dict.fromkeys(DAG, Outcome.DONE)
+    assert len(site.cluster.all()) == 3
+
+
+def test_a_job_says_how_far_it_is_and_where(site) -> None:
+    site.stub(steps=7)
+    site.submit("pretrain")
+    site.run()
+    state = site.state("pretrain@asl")
+    assert (state.status, state.step, state.total_steps) == (Status.SUCCEEDED, 7, 7)
+    assert (state.nodes, state.job_id, state.exit_code) == ("n1", "2", 0)
+    assert state.images_per_s == 8.0
+    work = site.work("pretrain@asl")
+    tags = {}
+    for record in read_records(work / "journal"):
+        tags |= record.body["values"] if record.kind == "tags" else {}
+    assert tags["fingerprint"] == state.fingerprint
+    assert tags["slurm.job_id"] == "2"
+    assert tags["encoder_fingerprint" if "encoder_fingerprint" in tags else "stage"]
+    assert not (work / "ckpt").exists()
+    assert not (site.reports()["pretrain@asl"].paths.inputs).exists()
+
+
+def test_a_linear_probe_knows_which_run_made_its_encoder(site) -> None:
+    site.stub(steps=2)
+    site.submit()
+    site.run()
+    tags = {}
+    for record in read_records(site.work("linprobe@asl") / "journal"):
+        tags |= record.body["values"] if record.kind == "tags" else {}
+    assert tags["encoder_fingerprint"] == site.state("pretrain@asl").fingerprint
+
+
+def test_what_is_submitted_twice_is_one_job(site) -> None:
+    first = site.submit("pretrain")
+    second = site.submit("pretrain")
+    assert outcomes(second) == {
+        "prepare@icons": Outcome.ATTACHED, "pretrain@asl": Outcome.ATTACHED,
+    }  # fmt: skip
+    assert second["pretrain@asl"].job_id == first["pretrain@asl"].job_id
+    site.cluster.run(until=lambda: site.cluster.read("1")["state"] == "COMPLETED")
+    # prepare has ended: the same run has DVC's key now, and its job the name from before
+    third = site.submit("pretrain")
+    assert third["prepare@icons"].outcome is Outcome.DONE
+    assert third["pretrain@asl"].outcome is Outcome.ATTACHED
+    assert third["pretrain@asl"].fingerprint == first["pretrain@asl"].fingerprint
+    site.run()
+    assert len(site.cluster.all()) == 2
+
+
+def test_params_edited_while_a_job_runs_do_not_reach_it(site) -> None:
+    site.stub(steps=30, step_s=0.05)
+    site.submit("prepare")
+    site.run()
+    site.dvc("repro", "prepare@icons")
+    site.submit("pretrain")
+    site.run_until_step("pretrain@asl", 3)
+    lock = (site.root / "dvc.lock").read_bytes()
+    old = site.plan("pretrain").fingerprint_of("pretrain@asl")
+    site.edit("params.yaml", "epochs: 2", "epochs: 3")
+    entry = site.plan("pretrain").entry("pretrain@asl")
+    assert entry.action is Action.SUBMIT
+    assert entry.fingerprint != old
+    ((other, differs),) = entry.others
+    assert other.paths.fingerprint == old
+    assert differs == ("experiments.asl.epochs 2 -> 3",)
+    site.run()
+    assert site.state("pretrain@asl").fingerprint == old
+    assert (site.root / "dvc.lock").read_bytes() == lock
+    assert site.plan("pretrain").entry("pretrain@asl").action is Action.SUBMIT
+    site.edit("params.yaml", "epochs: 3", "epochs: 2")
+    assert site.plan("pretrain").entry("pretrain@asl").action is Action.NOTHING
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 31)))
+    assert len(site.cluster.all()) == 2
+
+
+def test_code_broken_after_submission_does_not_reach_a_job(site) -> None:
+    site.stub(steps=7)
+    site.submit("pretrain")
+    kept = {}
+    for path in ("pipeline/stages/pretrain.py", "pipeline/runner.py", "asl_core/errors.py"):
+        kept[path] = (site.root / path).read_text()
+        (site.root / path).write_text("this is no Python\n")
+    site.run()
+    for path, text in kept.items():
+        (site.root / path).write_text(text)
+    assert site.verdict("pretrain@asl") is Verdict.SUCCEEDED
+    assert site.encoder() == SEVEN_STEPS
+    report = site.reports()["pretrain@asl"]
+    assert report.attempt is not None
+    assert report.paths.source.resolve().name == report.attempt.terms.snapshot
+
+
+def test_a_job_warned_of_its_time_limit_goes_on_where_it_was(site) -> None:
+    site.stub(steps=40, step_s=0.05)
+    site.submit("pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.signal(job_id, signal.SIGUSR1)
+    site.run(until=lambda: site.cluster.read(job_id)["restarts"] == 1)
+    interrupted = site.state("pretrain@asl")
+    assert (interrupted.status, interrupted.stopped_by) == (Status.INTERRUPTED, ("SIGUSR1",))
+    assert site.verdict("pretrain@asl") is Verdict.ACTIVE
+    assert site.submit("pretrain")["pretrain@asl"].outcome is Outcome.ATTACHED
+    site.run()
+    state = site.state("pretrain@asl")
+    assert (state.status, state.restarts, state.job_id) == (Status.SUCCEEDED, 1, job_id)
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
+    journal = site.root / "runs/pretrain/asl/journal"
+    starts = [r.body["step"] for r in read_records(journal) if r.kind == "resume"]
+    assert starts[0] == 0
+    assert starts[1] >= 3
+    assert [step for step, _, _ in effective_points(journal)["train/loss"]] == [*range(1, 41)]
+
+
+def test_a_preempted_job_goes_on_where_it_was(site) -> None:
+    site.stub(steps=40, step_s=0.05)
+    site.submit("pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.preempt(job_id)
+    site.run()
+    state = site.state("pretrain@asl")
+    assert (state.status, state.restarts) == (Status.SUCCEEDED, 1)
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
+    assert len(site.cluster.all()) == 2
+
+
+def test_where_requeueing_is_forbidden_a_new_job_goes_on_and_what_waits_follows_it(site) -> None:
+    with (site.root / "cluster.yaml").open("a") as file:
+        file.write("slurm:\n  default: {requeue: resubmit}\n")
+    site.stub(steps=40, step_s=0.05)
+    done = site.submit()
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.signal(job_id, signal.SIGUSR2)
+    site.run()
+    assert {report.verdict for report in site.reports().values()} == {Verdict.SUCCEEDED}
+    report = site.reports()["pretrain@asl"]
+    assert [attempt.restarts for attempt in report.attempts] == [0, 1]
+    assert report.job_id != done["pretrain@asl"].job_id
+    assert report.state is not None
+    assert report.state.restarts == 1
+    probe = site.reports()["linprobe@asl"]
+    assert [attempt.after for attempt in probe.attempts][-1] == (report.job_id,)
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
+
+
+def test_a_cancelled_job_stays_where_it_was_until_it_is_submitted_again(site) -> None:
+    site.stub(steps=40, step_s=0.05)
+    site.submit("pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.cancel([job_id])
+    site.run()
+    state = site.state("pretrain@asl")
+    assert (state.status, state.stopped_by) == (Status.INTERRUPTED, ("SIGTERM",))
+    assert site.cluster.read(job_id)["state"] == "CANCELLED"
+    time.sleep(1.1)
+    assert site.verdict("pretrain@asl") is Verdict.LOST
+    again = site.submit("pretrain")["pretrain@asl"]
+    assert again.outcome is Outcome.SUBMITTED
+    site.run()
+    starts = [
+        record.body["step"]
+        for record in read_records(site.work("pretrain@asl") / "journal")
+        if record.kind == "resume"
+    ]
+    assert starts[1] >= 3
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
+
+
+def test_a_job_that_is_interrupted_too_often_fails(site) -> None:
+    with (site.root / "cluster.yaml").open("a") as file:
+        file.write("slurm:\n  pretrain: {max_restarts: 1}\n")
+    site.stub(steps=4000, step_s=0.05)
+    site.submit("pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.signal(job_id, signal.SIGUSR1)
+    site.run(until=lambda: site.cluster.read(job_id)["restarts"] == 1)
+    site.run_until_step("pretrain@asl", 30)
+    site.cluster.signal(job_id, signal.SIGUSR1)
+    site.run()
+    state = site.state("pretrain@asl")
+    assert state.status is Status.FAILED
+    assert "max_restarts is 1" in (state.error or "")
+    assert site.verdict("pretrain@asl") is Verdict.FAILED
+
+
+def test_a_process_of_a_lost_node_cannot_write_over_its_successor(site) -> None:
+    site.stub(steps=60, step_s=0.05)
+    site.submit("pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.lose_node(job_id)
+    (orphan,) = site.cluster.orphans
+    assert orphan.poll() is None
+    site.run()
+    assert orphan.wait(20) == 75
+    state = site.state("pretrain@asl")
+    assert (state.status, state.restarts) == (Status.SUCCEEDED, 1)
+    assert state.pid != orphan.pid
+    records = read_records(site.work("pretrain@asl") / "journal")
+    ends = {r.attempt: r.body["status"] for r in records if r.kind == "end"}
+    assert ends == {0: "KILLED", 1: "FINISHED"}
+    log = (site.reports()["pretrain@asl"].paths.logs / f"{job_id}_0.log").read_text()
+    assert "was given up" in log
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 61)))
+
+
+def test_a_failed_job_leaves_its_traceback_and_what_waits_for_it_is_shown(site) -> None:
+    site.stub(fail=0)
+    site.submit("prepare")
+    site.run()
+    state = site.state("prepare@icons")
+    assert (state.status, state.exit_code) == (Status.FAILED, 1)
+    assert "in run" in (state.error or "")
+    assert (state.error or "").rstrip().endswith("ZeroDivisionError: the stub of rank 0 fails")
+    done = site.submit()
+    assert outcomes(done) == dict.fromkeys(DAG, Outcome.SUBMITTED)
+    site.run()
+    assert {name: r.verdict for name, r in site.reports().items()} == {
+        "prepare@icons": Verdict.FAILED,
+        "pretrain@asl": Verdict.BLOCKED,
+        "linprobe@asl": Verdict.BLOCKED,
+    }
+    assert "rank 0 fails" in site.reports()["prepare@icons"].finding.detail
+    # once the cause is gone, all of it goes on
+    site.stub(steps=7)
+    plan = site.plan()
+    assert [entry.action for entry in plan.entries] == [
+        Action.SUBMIT, Action.REPLACE, Action.REPLACE,
+    ]  # fmt: skip
+    site.submit()
+    site.run()
+    assert site.encoder() == SEVEN_STEPS
+    assert [job["state"] for job in site.cluster.all()].count("CANCELLED") == 2
+
+
+def test_an_input_that_is_wrong_is_one_line_and_no_traceback(site) -> None:
+    site.submit("prepare")
+    record = site.reports()["prepare@icons"].paths
+    text = record.params.read_text()
+    record.params.write_text(text.replace("source: icons", "source: icnos"))
+    site.run()
+    state = site.state("prepare@icons")
+    assert (state.status, state.exit_code) == (Status.FAILED, 2)
+    assert "Traceback" not in (state.error or "")
+    assert "did you mean 'icons'" in (state.error or "")
+
+
+def test_a_full_disk_is_a_failure_that_says_so_and_what_was_done_is_kept(site) -> None:
+    site.stub(steps=7, full="/dev/full")
+    site.submit("pretrain")
+    site.run()
+    state = site.state("pretrain@asl")
+    assert state.status is Status.FAILED
+    assert "No space left on device" in (state.error or "")
+    assert not list((site.root / ".dvc/cache/runs").glob(f"*/{state.fingerprint}"))
+    site.stub(steps=7)
+    site.submit("pretrain")
+    site.run()
+    assert site.encoder() == SEVEN_STEPS
+
+
+@pytest.mark.parametrize("how", ["raises", "is killed"])
+def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
+    with (site.root / "cluster.yaml").open("a") as file:
+        file.write("slurm:\n  pretrain: {tasks_per_node: 2}\n")
+    site.stub(steps=4000, step_s=0.05, **({"fail": 1} if how == "raises" else {}))
+    site.submit("pretrain")
+    if how == "is killed":
+        job_id = site.run_until_step("pretrain@asl", 3)
+        site.cluster.signal(job_id, signal.SIGKILL, rank=1)
+    started = time.monotonic()
+    site.run(until=lambda: site.cluster.is_idle())
+    assert time.monotonic() - started < 30  # it would run for more than three minutes
+    if how == "raises":
+        state = site.state("pretrain@asl")
+        assert state.status is Status.FAILED
+        assert "process 1" in (state.error or "")
+        assert "ZeroDivisionError: the stub of rank 1 fails" in (state.error or "")
+        assert site.verdict("pretrain@asl") is Verdict.FAILED
+        ends = [r for r in read_records(site.work("pretrain@asl") / "journal") if r.kind == "end"]
+        assert ends[-1].body["status"] == "FAILED"
+    else:
+        time.sleep(1.1)
+        assert site.verdict("pretrain@asl") is Verdict.LOST
+
+
+def test_several_processes_of_a_job_are_interrupted_and_go_on_together(site) -> None:
+    with (site.root / "cluster.yaml").open("a") as file:
+        file.write("slurm:\n  pretrain: {tasks_per_node: 2}\n")
+    site.stub(steps=40, step_s=0.05)
+    site.submit("pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.signal(job_id, signal.SIGUSR1)
+    site.run()
+    state = site.state("pretrain@asl")
+    assert (state.status, state.restarts) == (Status.SUCCEEDED, 1)
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
+
+
+def test_a_result_that_is_there_when_a_job_begins_is_taken(site) -> None:
+    site.submit("prepare")
+    site.run()
+    site.dvc("repro", "prepare@icons")
+    site.submit("pretrain")
+    fingerprint = site.plan("pretrain").fingerprint_of("pretrain@asl")
+    # meanwhile somebody makes the same here
+    site.stub(fail=0)
+    site.dvc("repro", "pretrain@asl", STUB=json.dumps({"steps": 7}), PYTHONPATH=str(site.root))
+    site.run()
+    assert site.verdict("pretrain@asl") is Verdict.SUCCEEDED
+    assert site.state("pretrain@asl").fingerprint == fingerprint
+
+
+def test_a_run_can_be_made_anew_although_there_is_a_result(site) -> None:
+    site.stub(steps=7)
+    site.submit()
+    site.run()
+    site.dvc("repro", "linprobe@asl")
+    first = site.state("pretrain@asl").manifest["runs/pretrain/asl"]
+    done = site.submit("pretrain", force=True, downstream=True)
+    assert outcomes(done) == {
+        "prepare@icons": Outcome.DONE,
+        "pretrain@asl": Outcome.SUBMITTED,
+        "linprobe@asl": Outcome.SUBMITTED,
+    }
+    site.run()
+    assert {report.verdict for report in site.reports().values()} == {Verdict.SUCCEEDED}
+    second = site.state("pretrain@asl").manifest["runs/pretrain/asl"]
+    assert second != first  # its journal says another time
+    folder = site.root / ".dvc/cache/runs"
+    key = str(site.state("pretrain@asl").fingerprint)
+    assert len(list((folder / key[:2] / key).iterdir())) == 2
+
+
+def test_runs_for_which_there_is_no_room_wait_for_another_submission(site) -> None:
+    with (site.root / "cluster.yaml").open("a") as file:
+        file.write("slurm:\n  default: {max_queued: 2}\n")
+    site.stub(steps=2)
+    done = site.submit()
+    assert outcomes(done) == dict(
+        zip(DAG, (Outcome.SUBMITTED, Outcome.SUBMITTED, Outcome.HELD), strict=True)
+    )
+    site.run()
+    assert site.submit()["linprobe@asl"].outcome is Outcome.SUBMITTED
+    site.run()
+    assert site.verdict("linprobe@asl") is Verdict.SUCCEEDED
+
+
+def test_a_sweep_is_handed_over_at_once_each_run_with_a_record_of_its_own(site) -> None:
+    entry = "  asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}\n"
+    more = "".join(entry.replace("asl:", f"asl-{n}:").replace("epochs: 2", f"epochs: {n}")
+                   for n in range(3, 7))  # fmt: skip
+    site.edit("params.yaml", entry, entry + more)
+    site.stub(steps=2)
+    done = site.submit("pretrain")
+    ids = [each.job_id for name, each in done.items() if name.startswith("pretrain")]
+    assert sorted(ids) == [f"2_{n}" for n in range(5)]
+    site.run()
+    verdicts = {name: report.verdict for name, report in site.reports().items()}
+    assert list(verdicts.values()) == [Verdict.SUCCEEDED] * 6
+    assert len({site.state(name).fingerprint for name in verdicts}) == 6
+
+
+def test_a_report_is_no_job(site) -> None:
+    from pipeline.errors import UserError
+
+    with pytest.raises(UserError, match="dvc repro makes it"):
+        site.plan("report")
+    with pytest.raises(UserError, match="did you mean 'pretrain'"):
+        site.plan("pretrian")
+    with pytest.raises(UserError, match="did you mean 'asl'"):
+        site.plan("pretrain", "alsl")
+
+
+def test_nothing_calls_dvc_commit() -> None:
+    root = Path(__file__).parents[2] / "pipeline"
+    for path in root.rglob("*.py"):
+        assert "dvc commit" not in path.read_text()

@@ -1,0 +1,215 @@
+"""One live job per run, whoever submits it, however often, and whenever a client dies."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.actions.plan import Action
+from pipeline.actions.states import job_reports
+from pipeline.actions.submit import Outcome
+from pipeline.adapters.fake_scheduler import FakeCluster
+from pipeline.jobs.job import read_attempts, token_in
+from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.verdict import Verdict
+from pipeline.ports import SchedulerError
+
+CLIENT = Path(__file__).with_name("submit_client.py")
+DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
+
+
+def start_client(site, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(CLIENT), str(site.root), str(site.cluster.folder), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def forget_jobs(site) -> None:
+    """Begin anew, with a cluster that has never seen a job."""
+    for folder in (site.root / ".asl", site.cluster.folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    site.cluster = FakeCluster(site.cluster.folder)
+
+
+def live_names(site) -> Counter[str]:
+    """Count the live jobs of each run."""
+    ended = ("COMPLETED", "FAILED", "CANCELLED")
+    return Counter(job["name"] for job in site.cluster.all() if job["state"] not in ended)
+
+
+def test_forty_clients_at_once_submit_one_job(site) -> None:
+    clients = [start_client(site, "prepare", PATIENCE="60") for _ in range(40)]
+    said = [client.communicate(timeout=240) for client in clients]
+    assert [client.returncode for client in clients] == [0] * 40, said
+    results = [json.loads(out.splitlines()[0])[0] for out, _ in said]
+    assert Counter(outcome for _, outcome, _ in results) == {
+        Outcome.SUBMITTED: 1, Outcome.ATTACHED: 39,
+    }  # fmt: skip
+    assert {job_id for _, _, job_id in results} == {"1"}
+    assert len(site.cluster.all()) == 1
+    (record,) = (site.root / ".asl/jobs").glob("*/job.json")
+    assert len(read_attempts(RecordPaths(record.parent))) == 1
+    left = [path.name for path in (site.root / ".asl/jobs").iterdir() if "claim" in path.name]
+    assert left == []
+
+
+def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_mend(site) -> None:
+    moments = 0
+    for _ in range(2):  # the second time DVC has hashed all files already
+        forget_jobs(site)
+        whole = start_client(site)
+        out, err = whole.communicate(timeout=60)
+        assert whole.returncode == 0, err
+        moments = int(out.splitlines()[-1])
+    assert moments > 40
+    random_moments = random.Random(0).sample(range(1, moments + 1), 20)
+    for moment in sorted(random_moments):
+        forget_jobs(site)
+        killed = start_client(site, DIE_AT=str(moment))
+        killed.communicate(timeout=60)
+        assert killed.returncode == -9, moment
+        before = {job["id"] for job in site.cluster.all()}
+        site.submit()
+        assert live_names(site) == dict.fromkeys(DAG, 1), moment
+        assert before <= {job["id"] for job in site.cluster.all()}
+        assert all(report.verdict is Verdict.ACTIVE for report in site.reports().values())
+        tokens = [token_in(job["comment"]) for job in site.cluster.all()]
+        newest = [report.attempt.token for report in site.reports().values() if report.attempt]
+        assert sorted(newest) == sorted(map(str, tokens)), moment
+
+
+def test_a_dag_whose_client_was_killed_midway_ends_as_if_nothing_had_happened(site) -> None:
+    site.stub(steps=7)
+    killed = start_client(site, DIE_AT="60")
+    killed.communicate(timeout=60)
+    assert killed.returncode == -9
+    site.submit()
+    site.run()
+    assert {r.verdict for r in site.reports().values()} == {Verdict.SUCCEEDED}
+    assert site.encoder() == str(5 + sum(step**2 for step in range(1, 8)))
+    assert len(site.cluster.all()) == 3
+
+
+def test_a_scheduler_that_takes_a_job_and_reports_an_error_is_not_believed(site) -> None:
+    site.cluster.set_fault("lie", 1)
+    done = site.submit("prepare")["prepare@icons"]
+    assert (done.outcome, done.job_id) == (Outcome.SUBMITTED, "1")
+    assert site.submit("prepare")["prepare@icons"].outcome is Outcome.ATTACHED
+    assert len(site.cluster.all()) == 1
+    site.run()
+    assert site.verdict("prepare@icons") is Verdict.SUCCEEDED
+
+
+def test_a_client_that_dies_before_it_hears_the_answer_loses_no_job(site) -> None:
+    site.cluster.set_fault("lie", 1)
+    site.submit("prepare")
+    # as if it had died before it noted the id: the attempt has a token only
+    report = site.reports()["prepare@icons"]
+    path = report.paths.attempts / "001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"job_id": None}))
+    assert site.verdict("prepare@icons") is Verdict.ACTIVE
+    again = site.submit("prepare")["prepare@icons"]
+    assert (again.outcome, again.job_id) == (Outcome.ATTACHED, "1")
+
+
+def test_a_job_of_which_nobody_heard_is_submitted_again_after_a_while_and_not_before(site) -> None:
+    site.cluster.set_fault("swallow", 1)
+    done = site.submit("prepare")["prepare@icons"]
+    assert done.outcome is Outcome.WAITING
+    assert "timed out" in done.detail
+    plan = site.plan("prepare")
+    assert plan.entry("prepare@icons").action in (Action.WAIT, Action.SUBMIT)
+    again = site.submit("prepare")["prepare@icons"]
+    assert again.outcome is Outcome.SUBMITTED
+    assert len(read_attempts(site.reports()["prepare@icons"].paths)) == 2
+    assert len(site.cluster.all()) == 1
+
+
+def test_a_job_that_arrives_late_gives_way_to_the_one_submitted_meanwhile(site) -> None:
+    site.stub(steps=7)
+    site.submit("prepare")
+    site.run()
+    site.submit("pretrain")
+    first = site.cluster.read("2")
+    # the first was thought lost, a second one was submitted, and then both are there
+    (site.cluster.folder / "jobs/2.json").unlink()
+    report = site.reports()["pretrain@asl"]
+    path = report.paths.attempts / "001.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"job_id": None, "submitted": 0.0}))
+    assert site.submit("pretrain")["pretrain@asl"].outcome is Outcome.SUBMITTED
+    site.cluster._write(first | {"id": "9"})
+    site.run()
+    assert site.verdict("pretrain@asl") is Verdict.SUCCEEDED
+    assert site.state("pretrain@asl").attempt == 2
+    assert site.cluster.read("9")["exit_code"] == 75
+    journals = list((site.work("pretrain@asl") / "journal").iterdir())
+    assert len(journals) == 1  # only one of them has worked
+
+
+def test_a_refused_submission_says_why_and_may_be_tried_again(site) -> None:
+    site.cluster.set_fault("refuse", 1)
+    done = site.submit()
+    assert done["prepare@icons"].outcome is Outcome.REFUSED
+    assert "Invalid account" in done["prepare@icons"].detail
+    assert done["pretrain@asl"].outcome is Outcome.HELD
+    assert done["pretrain@asl"].detail == "prepare@icons: refused"
+    assert site.cluster.all() == []
+    assert site.verdict("prepare@icons") is Verdict.LOST
+    assert site.submit("prepare")["prepare@icons"].outcome is Outcome.SUBMITTED
+
+
+def test_a_scheduler_that_does_not_answer_makes_nothing_happen(site) -> None:
+    site.submit("prepare")
+    site.cluster.set_fault("deaf", -1)
+    assert site.verdict("prepare@icons") is Verdict.UNKNOWN
+    plan = site.plan()
+    assert plan.entry("prepare@icons").action is Action.WAIT
+    with pytest.raises(SchedulerError, match="nothing was submitted"):
+        site.submit()
+    site.cluster.set_fault("deaf", 0)
+    assert len(site.cluster.all()) == 1
+    site.run()
+    site.cluster.set_fault("deaf", -1)
+    # what has succeeded needs nobody's word
+    assert site.verdict("prepare@icons") is Verdict.SUCCEEDED
+
+
+def test_jobs_that_the_scheduler_has_forgotten_are_known_by_their_own_words(site) -> None:
+    site.stub(steps=2)
+    site.submit()
+    site.run()
+    site.cluster.forget_ended()
+    assert {r.verdict for r in site.reports().values()} == {Verdict.SUCCEEDED}
+    assert {each.outcome for each in site.submit().values()} == {Outcome.DONE}
+
+
+def test_a_result_that_was_collected_from_the_cache_is_made_again(site) -> None:
+    site.stub(steps=2)
+    site.submit("pretrain")
+    site.run()
+    shutil.rmtree(site.root / ".dvc/cache")
+    assert site.verdict("pretrain@asl") is Verdict.SETTLING
+    time.sleep(1.1)
+    assert site.verdict("pretrain@asl") is Verdict.LOST
+    assert site.submit("pretrain")["pretrain@asl"].outcome is Outcome.SUBMITTED
+    site.run()
+    assert site.verdict("pretrain@asl") is Verdict.SUCCEEDED
+
+
+def test_reports_are_read_without_dvc_when_nothing_has_succeeded(site) -> None:
+    site.submit()
+
+    class NoCache:
+        def __getattr__(self, name: str) -> None:
+            raise AssertionError(name)
+
+    assert len(job_reports(site.root, site.cluster, NoCache())) == 3  # type: ignore[arg-type]

@@ -1,0 +1,142 @@
+"""The table of verdicts, row by row, and what holds for every combination."""
+
+import itertools
+
+import pytest
+
+from pipeline.jobs.job import Attempt, Terms
+from pipeline.jobs.queue import QueuedJob, QueueState
+from pipeline.jobs.state import JobState, Status
+from pipeline.jobs.verdict import Evidence, Verdict, judge
+
+NOW = 1_000_000.0
+MANIFEST = {"runs/pretrain/asl": {"md5": "0" * 32}}
+TERMS = Terms(snapshot="s", resources={}, slurm={}, upstream={}, data_root="/data")
+
+
+def attempt(job_id: str | None = "27", age: float = 1000.0, refused: str | None = None) -> Attempt:
+    return Attempt(
+        number=1, token="t", job_id=job_id, submitted=NOW - age, host="h", user="u", terms=TERMS,
+        refused=refused,
+    )  # fmt: skip
+
+
+def state(status: Status, age: float = 1000.0, token: str = "t") -> JobState:
+    ended = NOW - age if status is not Status.RUNNING else None
+    return JobState(
+        status=status, attempt=1, token=token, heartbeat=NOW - age, started=NOW - 2000, ended=ended,
+        manifest=MANIFEST if status is Status.SUCCEEDED else {}, error="Traceback\nOSError: full",
+    )  # fmt: skip
+
+
+def queued(name: str, reason: str = "None") -> QueuedJob:
+    return QueuedJob("27", name, reason, "asl:01234567:t", "", 0)
+
+
+def find(
+    said: JobState | None,
+    line: QueuedJob | None,
+    *,
+    tried: Attempt | None = None,
+    answers: bool = True,
+    visible: bool = True,
+) -> Verdict:
+    newest = attempt() if tried is None else tried
+    return judge(Evidence(newest, said, line, answers, visible), NOW).verdict
+
+
+OLD, FRESH = 1000.0, 5.0
+
+
+@pytest.mark.parametrize(
+    ("said", "line", "verdict"),
+    [
+        (state(Status.SUCCEEDED), None, Verdict.SUCCEEDED),
+        (state(Status.SUCCEEDED), queued("COMPLETING"), Verdict.SUCCEEDED),
+        (state(Status.FAILED), None, Verdict.FAILED),
+        (state(Status.FAILED), queued("FAILED"), Verdict.FAILED),
+        (state(Status.FAILED), queued("COMPLETING"), Verdict.SETTLING),
+        (state(Status.FAILED), queued("PENDING"), Verdict.ACTIVE),
+        (None, queued("PENDING", "DependencyNeverSatisfied"), Verdict.BLOCKED),
+        (None, queued("PENDING", "Priority"), Verdict.ACTIVE),
+        *((s, queued(name), Verdict.ACTIVE)
+          for s in (None, state(Status.RUNNING), state(Status.INTERRUPTED))
+          for name in ("RUNNING", "REQUEUED", "PREEMPTED", "COMPLETING", "SUSPENDED", "A_NEW_ONE")),
+        (state(Status.RUNNING, FRESH), None, Verdict.SETTLING),
+        (state(Status.RUNNING, FRESH), queued("NODE_FAIL"), Verdict.SETTLING),
+        (state(Status.RUNNING, OLD), None, Verdict.LOST),
+        (state(Status.RUNNING, OLD), queued("TIMEOUT"), Verdict.LOST),
+        (state(Status.INTERRUPTED, FRESH), queued("CANCELLED"), Verdict.SETTLING),
+        (state(Status.INTERRUPTED, OLD), None, Verdict.LOST),
+        (None, None, Verdict.LOST),
+        (None, queued("COMPLETED"), Verdict.LOST),
+        # what an older attempt said counts for nothing
+        (state(Status.FAILED, token="older"), queued("PENDING"), Verdict.ACTIVE),
+        (state(Status.SUCCEEDED, token="older"), None, Verdict.LOST),
+        (state(Status.RUNNING, FRESH, token="older"), None, Verdict.LOST),
+    ],
+)  # fmt: skip
+def test_evidence_of_both_sides_decides(
+    said: JobState | None, line: QueuedJob | None, verdict: Verdict
+) -> None:
+    assert find(said, line) is verdict
+
+
+@pytest.mark.parametrize(
+    ("tried", "verdict"),
+    [
+        (attempt(job_id=None, age=5), Verdict.SETTLING),
+        (attempt(job_id=None, age=61), Verdict.LOST),
+        (attempt(job_id="27", age=61), Verdict.SETTLING),
+        (attempt(job_id="27", age=121), Verdict.LOST),
+        (attempt(job_id=None, age=5, refused="no such account"), Verdict.LOST),
+    ],
+)
+def test_a_job_that_nobody_has_heard_of_gets_a_moment(tried: Attempt, verdict: Verdict) -> None:
+    assert find(None, None, tried=tried) is verdict
+
+
+def test_outputs_that_are_not_seen_settle_and_are_given_up_after_five_minutes() -> None:
+    assert find(state(Status.SUCCEEDED, 299), None, visible=False) is Verdict.SETTLING
+    assert find(state(Status.SUCCEEDED, 301), None, visible=False) is Verdict.LOST
+
+
+def test_without_an_attempt_there_is_nothing_that_lives() -> None:
+    assert judge(Evidence(None, None, None, True, False), NOW).verdict is Verdict.LOST
+    assert judge(Evidence(None, None, None, False, False), NOW).verdict is Verdict.UNKNOWN
+
+
+def test_every_combination_has_a_verdict_and_the_dangerous_ones_are_safe() -> None:
+    states = [None, *(state(s, age, token) for s in Status for age in (FRESH, OLD)
+                      for token in ("t", "older"))]  # fmt: skip
+    lines = [None, *(queued(name, reason) for name in (*QueueState, "A_NEW_ONE")
+                     for reason in ("None", "DependencyNeverSatisfied"))]  # fmt: skip
+    tried = [None, attempt(), attempt(None, 5), attempt(None, 5, "refused")]
+    for said, line, newest, answers, visible in itertools.product(
+        states, lines, tried, (True, False), (True, False)
+    ):
+        evidence = Evidence(newest, said, line if answers else None, answers, visible)
+        verdict = judge(evidence, NOW).verdict
+        own = said is not None and (newest is None or said.token == newest.token)
+        if verdict is Verdict.SUCCEEDED:
+            assert said is not None
+            assert own
+            assert said.status is Status.SUCCEEDED
+            assert visible
+        if not answers:  # nothing that could be acted on follows from silence
+            done = own and said is not None and said.status is Status.SUCCEEDED
+            assert verdict is Verdict.UNKNOWN or done
+        live = answers and line is not None and not line.has_ended
+        if live:  # what the scheduler still has is never submitted again
+            assert verdict not in (Verdict.FAILED, Verdict.LOST) or (
+                said is not None and said.status is Status.SUCCEEDED
+            )
+
+
+def test_a_verdict_says_what_it_rests_on() -> None:
+    failed = judge(Evidence(attempt(), state(Status.FAILED), None, True, False), NOW)
+    assert failed.detail == "OSError: full"
+    lost = judge(Evidence(attempt(), state(Status.RUNNING), queued("TIMEOUT"), True, False), NOW)
+    assert lost.detail == "not in the queue, TIMEOUT; last heard of 1000 s ago"
+    refused = judge(Evidence(attempt(refused="no account"), None, None, True, False), NOW)
+    assert refused.detail == "the scheduler refused it: no account"
