@@ -4,6 +4,7 @@ The cluster is a fake that starts real processes; DVC is real; stages add number
 """
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -353,9 +354,13 @@ def test_a_result_that_is_there_when_a_job_begins_is_taken(site) -> None:
     site.dvc("repro", "prepare@icons")
     site.submit("pretrain")
     fingerprint = site.plan("pretrain").fingerprint_of("pretrain@asl")
-    # meanwhile somebody makes the same here
+    # meanwhile somebody makes the same, in a clone with the same cache: it knows of no job
     site.stub(fail=0)
+    jobs = site.root / ".asl/jobs"
+    away = jobs.rename(jobs.with_name("away"))
     site.dvc("repro", "pretrain@asl", STUB=json.dumps({"steps": 7}), PYTHONPATH=str(site.root))
+    shutil.rmtree(jobs)
+    away.rename(jobs)
     site.run()
     assert site.verdict("pretrain@asl") is Verdict.SUCCEEDED
     assert site.state("pretrain@asl").fingerprint == fingerprint
