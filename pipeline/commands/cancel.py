@@ -33,7 +33,7 @@ def cancel(
     if not (names or blocked or everything):
         raise UserError("name what to cancel: NAME..., --blocked or --all")
     project = find_project(Path.cwd())
-    scheduler = find_scheduler()
+    scheduler = find_scheduler(project.scratch)
     reports = job_reports(project.root, scheduler, DvcCache())
     chosen = [pick(reports, name, relative_suite(project)) for name in names or ()]
     chosen += [r for r in reports if everything or (blocked and r.verdict is Verdict.BLOCKED)]

@@ -32,7 +32,7 @@ def gc(
     from pipeline.project import find_project
 
     project = find_project(Path.cwd(), "demo")
-    reports = job_reports(project.root, find_scheduler(), DvcCache())
+    reports = job_reports(project.root, find_scheduler(project.scratch), DvcCache())
     referenced = Git().fingerprints(project.root)
     garbage = find_garbage(project.scratch, reports, referenced, time.time(), days)
     if not garbage:

@@ -36,7 +36,7 @@ def logs(
     from pipeline.project import find_project
 
     project = find_project(Path.cwd())
-    cache, scheduler = DvcCache(), find_scheduler()
+    cache, scheduler = DvcCache(), find_scheduler(project.scratch)
 
     def look() -> "JobReport":
         reports = job_reports(project.root, scheduler, cache)

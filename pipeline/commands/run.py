@@ -61,7 +61,7 @@ def find_attendance(scratch: Path) -> "Attendance | None":
     from pipeline.adapters.git import Git
     from pipeline.adapters.schedulers import find_scheduler
 
-    services = Services(DvcCache(), find_scheduler(), Git())
+    services = Services(DvcCache(), find_scheduler(scratch), Git())
     return Attendance(services, wait=_is_set(WAIT), here=_is_set(HERE))
 
 

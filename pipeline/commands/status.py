@@ -55,8 +55,8 @@ def _table(everything: bool) -> "Table | None":
     from pipeline.commands.printing import text_table
     from pipeline.project import find_project
 
-    root = find_project(Path.cwd(), "demo").root
-    reports = job_reports(root, find_scheduler(), DvcCache())
+    project = find_project(Path.cwd(), "demo")
+    reports = job_reports(project.root, find_scheduler(project.scratch), DvcCache())
     now = time.time()
     shown = reports if everything else recent(reports, now)
     return text_table(HEADINGS, status_rows(shown, now)) if shown else None

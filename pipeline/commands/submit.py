@@ -51,7 +51,7 @@ def submit(
     if names and stage is None:
         raise UserError("names are entries of a stage: add --stage")
     project = find_project(Path.cwd())
-    services = Services(DvcCache(), find_scheduler(), Git())
+    services = Services(DvcCache(), find_scheduler(project.scratch), Git())
     wanted = Wanted(stage, tuple(names or ()), downstream, force)
     plan = make_plan(project, wanted, services)
     if dry_run:
