@@ -186,12 +186,17 @@ class SubmitError(SchedulerError):
     """Raised when jobs were not, or perhaps not, taken.
 
     Attributes:
-        ambiguous: They may be in the queue all the same: look for their comments.
+        ambiguous: The first jobs without an id may be in the queue all the same: look for their
+            comments. Jobs of other arrays, later in the order, were never handed over.
+        job_ids: Ids of the jobs, in their order; None for those that have none.
     """
 
-    def __init__(self, message: str, *, ambiguous: bool) -> None:
+    def __init__(
+        self, message: str, *, ambiguous: bool, job_ids: Sequence[str | None] = ()
+    ) -> None:
         super().__init__(message)
         self.ambiguous = ambiguous
+        self.job_ids = tuple(job_ids)
 
 
 class Scheduler(Protocol):
@@ -225,7 +230,7 @@ class Scheduler(Protocol):
         """Put a running job back into the queue under its id.
 
         Raises:
-            SchedulerError: It cannot be requeued, or is waiting already.
+            SchedulerError: It cannot be requeued, waits already, or is being cancelled.
         """
         ...
 

@@ -31,9 +31,10 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     for package in ("asl_core", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
-    folder, token = sys.argv[1:3]
-    services = Services(cache=DvcCache(), scheduler=find_scheduler(), gpus=find_gpus)
-    sys.exit(run_job(RecordPaths(Path(folder)), token, services, os.environ))
+    paths, token = RecordPaths(Path(sys.argv[1])), sys.argv[2]
+    scheduler = find_scheduler(paths.scratch)
+    services = Services(cache=DvcCache(), scheduler=scheduler, gpus=find_gpus)
+    sys.exit(run_job(paths, token, services, os.environ))
 
 
 def run_job(

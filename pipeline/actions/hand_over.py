@@ -108,11 +108,13 @@ def hand_over(
         error = None
     except SubmitError as caught:
         error = caught
+        answers = dict(zip((p.attempt.token for p in parcels), caught.job_ids, strict=False))
+        taken = {token: job_id for token, job_id in answers.items() if job_id is not None}
         wanted = {parcel.attempt.token: comment_of(parcel.paths.fingerprint, parcel.attempt.token)
-                  for parcel in parcels}  # fmt: skip
+                  for parcel in parcels if parcel.attempt.token not in taken}  # fmt: skip
         seconds = patience.submitted_s if caught.ambiguous else 0.0
         logger.warning("%s; looking for the jobs in the queue", caught)
-        taken = _search(wanted, scheduler, clock() + seconds, pause, clock)
+        taken |= _search(wanted, scheduler, clock() + seconds, pause, clock)
     attempts = []
     for parcel in parcels:
         job_id = taken.get(parcel.attempt.token)
@@ -132,7 +134,6 @@ def batch_job(parcel: Parcel) -> BatchJob:
     # -P: not the folder in which the job happens to start, which may be the workspace
     command = (sys.executable, "-P", "-u", "-m", "pipeline.runner", str(paths.folder),
                attempt.token)  # fmt: skip
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in slurm.env.items()]
     kept = "${PYTHONPATH:+" + os.pathsep + "$PYTHONPATH}"
     path = f"export PYTHONPATH={shlex.quote(str(code))}{kept}"
     return BatchJob(
@@ -141,7 +142,7 @@ def batch_job(parcel: Parcel) -> BatchJob:
         comment=comment_of(paths.fingerprint, attempt.token),
         command=command,
         resources=slurm,
-        setup=(*slurm.setup, *exports, path),
+        setup=(*slurm.setup_lines(), path),
         after=attempt.after,
     )
 

@@ -7,7 +7,7 @@ from pipeline.actions.hand_over import hand_over, pack
 from pipeline.actions.job_process import DONE, INTERRUPTED, JobProcess
 from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL
-from pipeline.ports import SchedulerError
+from pipeline.ports import QueueState, SchedulerError
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ def go_on_later(process: JobProcess, restarts: int) -> int:
         try:
             scheduler.requeue(job_id)
         except SchedulerError as error:
-            if _waits_already(process, job_id):
+            if not _still_runs(process, job_id):
+                logger.info("%s: left to the scheduler (%s)", process.job.name, error)
                 return INTERRUPTED
             logger.warning("not requeued (%s); submitting it anew", error)
         else:
@@ -62,8 +63,12 @@ def hand_over_again(process: JobProcess, restarts: int, after: tuple[str, ...]) 
     return DONE
 
 
-def _waits_already(process: JobProcess, job_id: str) -> bool:
+def _still_runs(process: JobProcess, job_id: str) -> bool:
+    """Say whether the scheduler has nothing in mind with a job that it does not requeue.
+
+    Being ended or back in the queue already, it needs no second one beside it.
+    """
     with contextlib.suppress(SchedulerError):
         queue = process.services.scheduler.queue()
-        return any(j.job_id == job_id and j.state in ("PENDING", "REQUEUED") for j in queue)
+        return any(job.job_id == job_id and job.state == QueueState.RUNNING for job in queue)
     return False

@@ -9,7 +9,7 @@ from pathlib import Path
 from asl_core.recipes.optimisation import Resources
 from pipeline.actions.inputs import stage_name
 from pipeline.actions.states import JobReport, Queue, report_on
-from pipeline.config.cluster import SlurmResources, load_resources, load_slurm
+from pipeline.config.cluster import SlurmResources, load_job_resources, load_slurm
 from pipeline.config.params import SECTIONS, Params, load_params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
@@ -284,7 +284,7 @@ def _plan_entry(
         action=action,
         why=() if action is Action.NOTHING else _why(facts),
         detail=detail,
-        resources=load_resources(project.cluster_file, stage),
+        resources=load_job_resources(project.cluster_file, stage),
         slurm=load_slurm(project.cluster_file, stage),
         needs=needs, report=report,
     )  # fmt: skip

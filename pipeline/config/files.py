@@ -64,10 +64,12 @@ class Problems:
             found.append(f"{self.path}: {where}{others}: {text}")
         return found
 
-    def add_all(self, error: ValidationError, raw: Any, fields: "FieldNames") -> None:
-        """Note every problem that Pydantic found in `raw`."""
+    def add_all(
+        self, error: ValidationError, raw: Any, fields: "FieldNames", at: Location = ()
+    ) -> None:
+        """Note every problem that Pydantic found in `raw`, or in the part of it at a location."""
         for detail in error.errors(include_url=False):
-            location = clean_location(detail["loc"], raw)
+            location = clean_location((*at, *detail["loc"]), raw)
             if location is not None and detail["type"].startswith("union_tag"):
                 location = (*location, detail.get("ctx", {})["discriminator"].strip("'"))
             if location is not None:

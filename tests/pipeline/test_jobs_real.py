@@ -1,0 +1,97 @@
+"""The real stages as jobs: the same bytes as here, however often they were interrupted."""
+
+import hashlib
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.jobs.verdict import Verdict
+
+PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: []
+datasets: {icons: {source: icons, train: 8, test: 4, image_size: 32}}
+experiments:
+  asl:
+    method: asl
+    dataset: icons
+    model: {size: vit-demo, embed_dim: 16, depth: 1, num_heads: 2, decoder_depth: 1}
+    epochs: 40
+    batch_size: 4
+    warmup_epochs: 1
+    lr: 1.0e-3
+    precision: fp32
+linprobe:
+  asl: {dataset: icons, epochs: 2, batch_size: 4, lr: 1.0, warmup_epochs: 0, augment: false}
+finetune: {}
+detect: {}
+segment: {}
+analyze: {}
+"""
+
+
+@pytest.fixture
+def real_site(site, site_template: Path):
+    """Return a site with the stages as they are."""
+    for stage in ("prepare", "pretrain", "linprobe"):
+        name = f"pipeline/stages/{stage}.py"
+        shutil.copy(site_template / name, site.root / name)
+    (site.root / "params.yaml").write_text(PARAMS)
+    site.edit("cluster.yaml", "device: auto ", "log_every_steps: 1\n    device: auto ")
+    with (site.root / "cluster.yaml").open("a") as file:
+        file.write("slurm:\n  default: {resources: {device: cpu, threads: 1}}\n")
+    return site
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_an_interrupted_job_ends_with_the_bytes_of_an_undisturbed_run_here(
+    real_site, tmp_path: Path
+) -> None:
+    site = real_site
+    here = tmp_path / "here"
+    shutil.copytree(site.root, here)
+    done = site._call("dvc", "repro", "linprobe@asl", cwd=here, PYTHONPATH=str(here))
+    assert done.returncode == 0, done.stderr
+    site.submit("linprobe")
+    job_id = site.run_until_step("pretrain@asl", 20)
+    site.cluster.signal(job_id, signal.SIGUSR1)
+    site.run(seconds=120)
+    assert site.state("pretrain@asl").restarts == 1
+    assert {report.verdict for report in site.reports().values()} == {Verdict.SUCCEEDED}
+    said = site.dvc("repro", "linprobe@asl")
+    assert said.count("is cached - skipping run") == 3
+    assert "Running stage" not in said
+    for name in (
+        "pretrain/asl/encoder.safetensors", "pretrain/asl/method.safetensors",
+        "linprobe/asl/probe.safetensors", "linprobe/asl/config.json",
+    ):  # fmt: skip
+        assert sha256(site.root / "runs" / name) == sha256(here / "runs" / name), name
+    for stage in ("pretrain", "linprobe"):
+        metrics, expected = (
+            json.loads((root / f"runs/{stage}/asl.json").read_text()) for root in (site.root, here)
+        )
+        fingerprint = expected.pop("fingerprint")
+        # a linear probe reads the encoder's folder, whose journal tells the time
+        assert (metrics.pop("fingerprint") == fingerprint) == (stage == "pretrain")
+        assert metrics == expected
+    entries = [
+        {
+            str(path.relative_to(root / ".dvc/cache/runs")): path.read_bytes()
+            for path in (root / ".dvc/cache/runs").glob("??/*/*")
+            if b"run prepare" in path.read_bytes()
+        }
+        for root in (site.root, here)
+    ]
+    assert len(entries[0]) == 1
+    assert entries[0] == entries[1]
+    for name in ("prepare@icons", "pretrain@asl", "linprobe@asl"):
+        assert "up to date" in site.dvc("status", name)
