@@ -30,7 +30,9 @@ def plan(
     from pipeline.project import find_project
 
     project = find_project(Path.cwd(), suite)
-    found = make_plan(project, Wanted(), Services(DvcCache(), find_scheduler(project.scratch), Git()))
+    found = make_plan(
+        project, Wanted(), Services(DvcCache(), find_scheduler(project.scratch), Git())
+    )
     console().print(plan_table(found))
     if found.queue_error is not None:
         typer.echo(f"the queue is not known: {found.queue_error}", err=True)

@@ -1,0 +1,79 @@
+"""What every task of a job runs first: it becomes the process that it is for.
+
+A copy of this file lies beside the submission: nothing of the project is imported, which may have
+changed since. Needs the standard library and submitit, whose helper knows ranks under Slurm.
+"""
+
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SUBMISSION = "submission.json"
+"""Commands and comments of a submission's jobs, in the order of the array's elements."""
+
+PORTS = (20_000, 32_000)
+"""Below the ports that Linux hands out by itself."""
+
+
+def main(folder: Path) -> None:
+    """Read which command this task is for, and become it."""
+    submission = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
+    become(submission[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]["command"])
+
+
+def become(command: Sequence[str]) -> None:
+    """Replace this process by the command, which is told its rank and where the first one is.
+
+    A task is its command from then on: signals reach it, and its exit code is the task's. The
+    variables are those of torch's env:// rendezvous.
+    """
+    from submitit.helpers import TorchDistributedEnvironment
+
+    job_id, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+    # a restart gets a port of its own, lest it meets what a lost start has left running
+    port = random.Random(f"{job_id} {restart}").randrange(*PORTS)
+    os.environ["MASTER_PORT"] = str(port)
+    # CUDA_VISIBLE_DEVICES is Slurm's to set; a process picks its GPU by LOCAL_RANK
+    processes = TorchDistributedEnvironment()
+    processes.export(set_cuda_visible_devices=False, overwrite=True)
+    one_node = processes.local_world_size == processes.world_size
+    os.environ["MASTER_ADDR"] = "127.0.0.1" if one_node else address_of(processes.master_addr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        sys.exit(f"{command[0]} on {socket.gethostname()}: {error.strerror}; is it on this node?")
+
+
+def address_of(node: str) -> str:
+    """Return what a node can be reached by: its name where that resolves, else Slurm's address.
+
+    Exits with one line that names the node where neither does.
+    """
+    shown = subprocess.run(
+        ["scontrol", "show", "node", "--oneliner", node],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    known = dict(re.findall(r"\b(NodeAddr|NodeHostName)=(\S+)", shown.stdout))
+    for name in (node, known.get("NodeAddr"), known.get("NodeHostName")):
+        try:
+            if name is not None:
+                socket.getaddrinfo(name, None)
+                return name
+        except OSError:
+            continue
+    sys.exit(
+        f"{socket.gethostname()} cannot resolve the name of the first node, {node}, nor Slurm's "
+        f"address of it ({known.get('NodeAddr', 'none')}); add it to DNS or to /etc/hosts"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
