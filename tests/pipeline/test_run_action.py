@@ -263,6 +263,7 @@ def test_two_processes_never_share_the_scratch_folder_and_a_kill_frees_it(
     project: Project,
 ) -> None:
     job = JobPaths.of(project.scratch, "f" * 64)
+    job.folder.mkdir(parents=True)
     command = [sys.executable, "-c", HOLD, str(job.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
