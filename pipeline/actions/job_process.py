@@ -112,7 +112,6 @@ class JobProcess:
 
     def stage_run(self, fingerprint: str, document: Document) -> StageRun:
         """Return the run: frozen parameters, inputs laid out for this job, its own scratch."""
-        os.environ["ASL_DATA"] = self.attempt.terms.data_root
         params = load_params(self.paths.params)
         recipe = recipe_of(params, self.job.stage, self.job.key)
         resources = Resources(**self.attempt.terms.resources)
@@ -122,12 +121,14 @@ class JobProcess:
             resources = dataclasses.replace(resources, threads=threads)
         set_threads(resources)
         project = Project(self.paths.inputs, self.paths.inputs)
-        inputs = {path: str(hashed["md5"]) for path, hashed in
-                  hashes_of(document.get("deps", [])).items()}  # fmt: skip
+        inputs = find_inputs(project, self.job.stage, self.job.key, recipe)
+        if "data_root" in inputs:  # said by the environment of whoever submitted the job
+            inputs["data_root"] = Path(self.attempt.terms.data_root)
+        digests = {path: str(hashed["md5"]) for path, hashed in
+                   hashes_of(document.get("deps", [])).items()}  # fmt: skip
         return StageRun(
-            stage=self.job.stage, key=self.job.key, params=params, recipe=recipe,
-            inputs=find_inputs(project, self.job.stage, self.job.key, recipe),
-            resources=resources, identity=Identity(fingerprint, inputs),
+            stage=self.job.stage, key=self.job.key, params=params, recipe=recipe, inputs=inputs,
+            resources=resources, identity=Identity(fingerprint, digests),
             job=JobPaths.of(self.paths.scratch, fingerprint),
         )  # fmt: skip
 

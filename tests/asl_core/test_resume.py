@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asl_core.engine.loop import RunContext
-from asl_core.engine.records import Journal, effective_points
+from asl_core.engine.records import Journal, effective_points, read_records
 from asl_core.errors import InterruptedRun
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
@@ -125,3 +125,32 @@ def test_accumulation_changes_rounding_only(undisturbed: Path, icons: Path, tmp_
         for work in (undisturbed, tmp_path)
     )
     assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_process_that_may_not_write_leaves_the_checkpoints_alone(
+    icons: Path, tmp_path: Path
+) -> None:
+    class GivenUpError(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def before_checkpoint() -> None:
+        calls.append(len(list(tmp_path.glob("ckpt/step-*"))))
+        if len(calls) == 2:
+            raise GivenUpError
+
+    torch.set_num_threads(1)
+    resources = Resources(device="cpu", checkpoint_minutes=0, log_every_steps=4)
+    with Journal.open(tmp_path / "journal") as journal:
+        context = RunContext(
+            tmp_path / "ckpt", journal, resources, before_checkpoint=before_checkpoint
+        )
+        with pytest.raises(GivenUpError):
+            pretrain(RECIPE, icons, context)
+    assert calls == [0, 1]
+    (checkpoint,) = (tmp_path / "ckpt").iterdir()
+    assert checkpoint.name.startswith("step-000000001-")
+    (start,) = [record for record in read_records(tmp_path / "journal") if record.kind == "resume"]
+    assert start.body["step"] == 0
+    assert start.body["total_steps"] > 2

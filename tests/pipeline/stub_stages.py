@@ -1,10 +1,11 @@
 """Stages that train nothing, for tests of what surrounds them.
 
 A test copies this file over stages of a project; jobs run it from their frozen code. What it does
-is said by $STUB, JSON: steps, step_s, fail (a message), full (a folder to fill), hang (a rank).
+is said by $STUB, JSON: steps, step_s; fail (the rank that raises); full (a file that takes
+nothing); stop_s (how long the first process needs to obey a signal); end_s (how long it needs
+before it writes its outputs).
 """
 
-import errno
 import json
 import os
 import time
@@ -36,7 +37,6 @@ def run(request: StageRequest) -> dict[str, float]:
         for path in sorted(folder.glob("*.json")):
             step, total = json.loads(path.read_text())
         request.journal.resume(step, steps)
-    (request.out / "resumed_at").write_text("")  # touched, so that every start writes here
     with catch_stop_signals() as stop:
         while step < steps:
             time.sleep(orders.get("step_s", 0.0))
@@ -46,17 +46,16 @@ def run(request: StageRequest) -> dict[str, float]:
                 with open(orders["full"], "wb") as file:
                     while True:
                         file.write(b"x" * 4096)
+            if rank == 0 and stop:
+                time.sleep(orders.get("stop_s", 0.0))
             if rank == 0 and (stop or step % 5 == 0) and step < steps:
                 request.before_checkpoint()
                 (folder / f"{step:06d}.json").write_text(json.dumps([step, total]))
             if stop:
                 raise InterruptedRun(f"stopped by {stop.signal_name} after step {step}")
-            if rank == 0 and orders.get("wait_for_ranks"):
-                time.sleep(0.1)
     if rank > 0:
         return {}
+    time.sleep(orders.get("end_s", 0.0))
+    (request.out / f"start_{os.environ.get('SLURM_RESTART_COUNT', '')}").write_text("")
     (request.out / "encoder.safetensors").write_text(str(total))
     return {"pretrain_loss": float(total)}
-
-
-assert errno.ENOSPC

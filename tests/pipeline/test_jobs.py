@@ -255,6 +255,35 @@ def test_a_process_of_a_lost_node_cannot_write_over_its_successor(site) -> None:
     assert site.encoder() == str(5 + sum(step**2 for step in range(1, 61)))
 
 
+def test_what_a_lost_process_still_writes_is_not_in_its_successors_outputs(site) -> None:
+    site.stub(steps=7, end_s=3.0)
+    site.submit("pretrain")
+    job_id = site.run_until_step("pretrain@asl", 7)
+    site.cluster.lose_node(job_id)
+    site.run()
+    assert site.state("pretrain@asl").restarts == 1
+    assert site.encoder() == SEVEN_STEPS
+    starts = [path.name for path in (site.root / "runs/pretrain/asl").glob("start_*")]
+    assert starts == ["start_1"]
+    (orphan,) = site.cluster.orphans
+    assert orphan.wait(20) == 75
+    assert [path.name for path in site.work("pretrain@asl").glob("out*")] == ["out"]
+
+
+def test_a_blocked_job_is_replaced_when_what_it_needs_was_made_elsewhere(site) -> None:
+    site.stub(fail=0)
+    site.submit("pretrain")
+    site.run()
+    assert site.verdict("pretrain@asl") is Verdict.BLOCKED
+    site.dvc("repro", "prepare@icons", PYTHONPATH=str(site.root))
+    site.stub(steps=7)
+    done = site.submit("pretrain")
+    assert done["prepare@icons"].outcome is Outcome.DONE
+    assert done["pretrain@asl"].outcome is Outcome.SUBMITTED
+    site.run()
+    assert site.encoder() == SEVEN_STEPS
+
+
 def test_a_failed_job_leaves_its_traceback_and_what_waits_for_it_is_shown(site) -> None:
     site.stub(fail=0)
     site.submit("prepare")
@@ -338,7 +367,7 @@ def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
 def test_several_processes_of_a_job_are_interrupted_and_go_on_together(site) -> None:
     with (site.root / "cluster.yaml").open("a") as file:
         file.write("slurm:\n  pretrain: {tasks_per_node: 2}\n")
-    site.stub(steps=40, step_s=0.05)
+    site.stub(steps=40, step_s=0.05, stop_s=1.0)  # the others have ended long before
     site.submit("pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
     site.cluster.signal(job_id, signal.SIGUSR1)

@@ -1,0 +1,417 @@
+"""One process of a job, step by step, in this process: no DVC, no cluster."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asl_core.errors import InputError
+from pipeline.actions.job_process import Services
+from pipeline.adapters.fake_scheduler import FakeScheduler
+from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
+from pipeline.jobs.job import write_job as write_job_file
+from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.state import JobState, Status, read_state, write_state
+from pipeline.jobs.verdict import Patience
+from pipeline.ports import Filing, QueuedJob, SchedulerError
+from pipeline.runner import run_job
+from pipeline.stages.request import StageRequest
+
+PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: []
+datasets: {icons: {source: icons, train: 8, test: 4}}
+experiments: {asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}}
+linprobe: {}
+finetune: {}
+detect: {}
+segment: {}
+analyze: {}
+"""
+KEY = "f" * 64
+DATA = {"md5": "d" * 32 + ".dir", "size": 1, "nfiles": 1}
+RESULT = {"md5": "a" * 32 + ".dir", "size": 1, "nfiles": 1}
+
+
+class MemoryCache:
+    """Keeps results by fingerprint; fingerprints are the inputs' hashes."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, Any] = {}
+        self.filings: list[Filing] = []
+        self.while_filing: Callable[[], None] = lambda: None
+
+    def key(self, document: dict[str, Any]) -> str:
+        return document["deps"][0]["md5"].split(".")[0] * 2
+
+    def find(self, root: Path, fingerprint: str) -> Any:
+        return self.results.get(fingerprint)
+
+    def holds(self, root: Path, hashes: Any) -> bool:
+        return True
+
+    def link(self, root: Path, hashes: Any, target: Path) -> None:
+        for path in hashes:
+            (target / path).mkdir(parents=True)
+
+    def file(self, filing: Filing) -> Any:
+        self.while_filing()
+        self.filings.append(filing)
+        assert all(place.exists() for place in filing.outputs.values())
+        return dict.fromkeys(filing.outputs, RESULT)
+
+
+class OneJobScheduler:
+    """Knows one job, which does not let itself be requeued."""
+
+    def __init__(self, state: str) -> None:
+        self.state, self.submitted = state, []
+
+    def queue(self) -> list[QueuedJob]:
+        return [QueuedJob("27", self.state, "", comment_of(KEY, "t1"), "n1", 0)]
+
+    def requeue(self, job_id: str) -> None:
+        raise SchedulerError("Requested operation is presently disabled")
+
+    def submit(self, jobs: list[Any]) -> list[str]:
+        self.submitted += jobs
+        return ["28"]
+
+
+class Bench:
+    """A job's record and what is needed to run it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = RecordPaths.of(folder / ".asl", KEY)
+        self.cache, self.scheduler = MemoryCache(), FakeScheduler(folder / "cluster")
+        self.paths.folder.mkdir(parents=True)
+        self.paths.params.write_text(PARAMS)
+        self.pauses: list[float] = []
+        self.write_job(DATA)
+        self.write_attempt(1)
+
+    def write_job(self, hashed: dict[str, Any], stage: str = "pretrain", key: str = "asl") -> None:
+        deps = [{"path": "data/icons", "hash": "md5", **hashed}]
+        document = {
+            "cmd": "asl-pipe run pretrain asl", "deps": deps, "params": {},
+            "outs": [{"path": "runs/pretrain/asl"}, {"path": "runs/pretrain/asl.json"}],
+        }  # fmt: skip
+        write_job_file(self.paths, Job(
+            stage=stage, key=key, name=f"{stage}@{key}", suite=".", fingerprint=KEY,
+            recipe="r" * 64, document=document, submitted=time.time(), host="h", user="u",
+        ))  # fmt: skip
+
+    def write_attempt(self, number: int, **changes: Any) -> Attempt:
+        terms = Terms(
+            snapshot="code", resources={"log_every_steps": 1},
+            slurm={"max_restarts": 3, "requeue": "allowed"},
+            upstream={"data/icons": "p-" + "e" * 64}, data_root="/data",
+        )  # fmt: skip
+        attempt = Attempt(
+            **{"number": number, "token": f"t{number}", "job_id": "27", "submitted": time.time(),
+               "host": "h", "user": "u", "terms": terms, **changes}
+        )  # fmt: skip
+        write_attempt(self.paths, attempt)
+        return attempt
+
+    def upstream(self, status: Status | None) -> None:
+        """Let the run that makes the input be in a state; None: it has not begun."""
+        paths = RecordPaths.of(self.paths.scratch, "p-" + "e" * 64)
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        write_job_file(paths, Job(
+            stage="prepare", key="icons", name="prepare@icons", suite=".",
+            fingerprint="p-" + "e" * 64, recipe="e" * 64, document={"deps": []},
+            submitted=0.0, host="h", user="u",
+        ))  # fmt: skip
+        write_attempt(paths, Attempt(
+            number=1, token="u", job_id="5", submitted=time.time(), host="h", user="u",
+            terms=Terms(snapshot="", resources={}, slurm={}, upstream={}, data_root=""),
+        ))  # fmt: skip
+        if status is not None:
+            manifest = {"data/icons": DATA} if status is Status.SUCCEEDED else {}
+            write_state(paths, JobState(
+                status=status, attempt=1, token="u", heartbeat=time.time(), started=0.0,
+                fingerprint="b" * 64, manifest=manifest, error="Traceback\nOSError: no",
+            ))  # fmt: skip
+
+    def run(
+        self,
+        stage: Callable[[StageRequest], dict[str, float]],
+        token: str = "t1",
+        **environment: str,
+    ) -> int:
+        services = Services(
+            cache=self.cache, scheduler=self.scheduler, load=lambda _: stage,
+            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=0.02, pause=self.pauses.append,
+            patience=Patience(submitted_s=0.5),
+        )  # fmt: skip
+        return run_job(self.paths, token, services, {"SLURM_JOB_ID": "27", **environment})
+
+    @property
+    def state(self) -> JobState:
+        state = read_state(self.paths)
+        assert state is not None
+        return state
+
+    @property
+    def work(self) -> JobPaths:
+        return JobPaths.of(self.paths.scratch, "d" * 64)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "project")
+
+
+def succeed(request: StageRequest) -> dict[str, float]:
+    (request.out / "encoder.safetensors").write_text("weights")
+    return {"pretrain_loss": 0.5}
+
+
+def test_a_job_gives_its_stage_what_was_frozen_and_files_what_it_made(bench: Bench) -> None:
+    seen: list[StageRequest] = []
+
+    def look(request: StageRequest) -> dict[str, float]:
+        seen.append(request)
+        return succeed(request)
+
+    assert bench.run(look) == 0
+    (request,) = seen
+    assert request.recipe.epochs == 2
+    assert request.inputs == {"dataset": bench.paths.inputs / "data/icons"}
+    assert request.work == bench.work.folder
+    (filing,) = bench.cache.filings
+    assert set(filing.outputs) == {"runs/pretrain/asl", "runs/pretrain/asl.json"}
+    assert json.loads(bench.work.metrics.read_text()) == {
+        "fingerprint": "d" * 64, "pretrain_loss": 0.5, "scale": "reduced",
+    }  # fmt: skip
+    state = bench.state
+    assert (state.status, state.exit_code, state.fingerprint) == (Status.SUCCEEDED, 0, "d" * 64)
+    assert (state.gpus, state.driver, state.job_id) == (("GPU-1",), "555.1", "27")
+    assert set(state.manifest) == set(filing.outputs)
+    assert (bench.work.out / "encoder.safetensors").is_file()
+
+
+def test_a_dataset_is_read_from_where_its_submitter_had_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASL_DATA", "/of/the/compute/node")
+    bench.write_job(DATA, "prepare", "icons")
+
+    def look(request: StageRequest) -> dict[str, float]:
+        assert request.inputs == {"data_root": Path("/data")}
+        return {}
+
+    assert bench.run(look) == 0
+    assert set(bench.cache.filings[0].outputs) == {"data/icons"}
+
+
+def test_a_heartbeat_says_how_far_the_run_is(bench: Bench) -> None:
+    def train(request: StageRequest) -> dict[str, float]:
+        request.journal.resume(0, 20)
+        request.journal.metrics(7, {"train/loss": 0.25, "train/images_per_s": 100.0})
+        give_up = time.monotonic() + 10
+        while bench.state.step != 7 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        now = bench.state
+        assert now.status is Status.RUNNING
+        assert (now.step, now.total_steps, now.loss, now.images_per_s) == (7, 20, 0.25, 100.0)
+        first = now.heartbeat
+        while bench.state.heartbeat == first and time.monotonic() < give_up:
+            time.sleep(0.01)
+        return succeed(request)
+
+    assert bench.run(train) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_the_result_is_filed_waits_for_its_end(bench: Bench, number: int) -> None:
+    bench.cache.while_filing = lambda: os.kill(os.getpid(), number)
+    assert bench.run(succeed) == 0
+    assert bench.state.status is Status.SUCCEEDED
+
+
+def test_a_signal_before_training_interrupts_and_is_remembered(bench: Bench) -> None:
+    def wait(request: StageRequest) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        return {}
+
+    assert bench.run(wait) == 75
+    assert (bench.state.status, bench.state.stopped_by) == (Status.INTERRUPTED, ("SIGTERM",))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def warn(request: StageRequest) -> dict[str, float]:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(5)
+    return {}
+
+
+def test_a_job_that_may_not_be_requeued_is_submitted_anew(bench: Bench) -> None:
+    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
+    assert bench.run(warn, SLURM_RESTART_COUNT="1") == 0
+    (job,) = bench.scheduler.submitted  # type: ignore[attr-defined]
+    newest = read_attempts(bench.paths)[-1]
+    assert (newest.number, newest.job_id, newest.restarts) == (2, "28", 2)
+    assert job.command[-1] == newest.token
+    assert job.comment == comment_of(KEY, newest.token)
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "PENDING"])
+def test_a_job_that_the_scheduler_is_requeueing_itself_is_left_to_it(
+    bench: Bench, state: str
+) -> None:
+    bench.scheduler = OneJobScheduler(state)  # type: ignore[assignment]
+    assert bench.run(warn) == 75
+    assert bench.scheduler.submitted == []  # type: ignore[attr-defined]
+    assert len(read_attempts(bench.paths)) == 1
+
+
+def test_a_job_that_comes_back_again_and_again_fails(bench: Bench) -> None:
+    assert bench.run(succeed, SLURM_RESTART_COUNT="4") == 1
+    assert bench.state.status is Status.FAILED
+    assert bench.state.error == "restarted 4 times; max_restarts is 3"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("the dataset is empty"), 2, "the dataset is empty"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (MemoryError(), 1, "MemoryError"),
+        (SystemExit(3), 1, "SystemExit: 3"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_is_written_down_as_far_as_it_is_news(
+    bench: Bench, error: BaseException, code: int, said: str
+) -> None:
+    def fail(request: StageRequest) -> dict[str, float]:
+        raise error
+
+    assert bench.run(fail) == code
+    assert bench.state.status is Status.FAILED
+    assert (bench.state.error or "").rstrip().endswith(said)
+    assert ("Traceback" in (bench.state.error or "")) == (code == 1)
+    assert bench.cache.filings == []
+
+
+def test_passwords_do_not_reach_the_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "hunter2hunter2")
+
+    def fail(request: StageRequest) -> dict[str, float]:
+        raise ValueError("cannot log in with hunter2hunter2")
+
+    bench.run(fail)
+    assert "hunter2" not in bench.paths.state.read_text()
+
+
+def test_a_start_that_was_given_up_writes_nothing_more(bench: Bench) -> None:
+    def go_on(request: StageRequest) -> dict[str, float]:
+        bench.write_attempt(2)
+        write_state(bench.paths, JobState(
+            status=Status.RUNNING, attempt=2, token="t2", heartbeat=1.0, started=1.0
+        ))  # fmt: skip
+        give_up = time.monotonic() + 10
+        while time.monotonic() < give_up:  # the heartbeat notices, and asks to stop
+            time.sleep(0.01)
+        return succeed(request)
+
+    assert bench.run(go_on) == 75
+    assert (bench.state.token, bench.state.heartbeat) == ("t2", 1.0)
+    assert bench.cache.filings == []
+
+
+def test_a_checkpoint_is_not_written_after_a_newer_start(bench: Bench) -> None:
+    def checkpoint(request: StageRequest) -> dict[str, float]:
+        request.before_checkpoint()
+        bench.write_attempt(2)
+        request.before_checkpoint()
+        raise AssertionError("must not get here")
+
+    assert bench.run(checkpoint) == 75
+
+
+def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
+    def end(request: StageRequest) -> dict[str, float]:
+        bench.write_attempt(2)
+        return succeed(request)
+
+    assert bench.run(end) == 75
+    assert bench.cache.filings == []
+
+
+def test_an_attempt_without_a_record_does_nothing(bench: Bench) -> None:
+    assert bench.run(succeed, token="another") == 2
+    assert read_state(bench.paths) is None
+
+
+# What it needs
+
+
+def test_an_input_is_taken_from_the_run_that_made_it(bench: Bench) -> None:
+    bench.write_job({})
+    bench.upstream(Status.SUCCEEDED)
+    assert bench.run(succeed) == 0
+    assert bench.state.fingerprint == "d" * 64
+    (filing,) = bench.cache.filings
+    assert filing.document["deps"][0]["md5"] == DATA["md5"]
+    assert bench.pauses == []
+
+
+def test_an_input_that_was_not_made_is_a_failure_that_names_it(bench: Bench) -> None:
+    bench.write_job({})
+    bench.upstream(Status.FAILED)
+    assert bench.run(succeed) == 1
+    error = bench.state.error or ""
+    assert "data/icons was not made" in error
+    assert "OSError: no" in error
+    assert "Traceback" not in error
+
+
+def test_an_input_of_which_nobody_has_heard_is_a_failure(bench: Bench) -> None:
+    bench.write_job({})
+    assert bench.run(succeed) == 1
+    assert "there is no record of it" in (bench.state.error or "")
+
+
+def test_an_input_that_is_not_seen_yet_is_waited_for(bench: Bench) -> None:
+    bench.write_job({})
+    bench.upstream(None)
+    waited = bench.pauses.append
+
+    def see(seconds: float) -> None:
+        waited(seconds)
+        bench.upstream(Status.SUCCEEDED)
+
+    bench.pauses = type("Pauses", (list,), {"append": lambda _self, s: see(s)})()
+    assert bench.run(succeed) == 0
+
+
+def test_other_inputs_mean_another_folder_and_other_checkpoints(bench: Bench) -> None:
+    bench.write_job({})
+    bench.upstream(Status.SUCCEEDED)
+
+    def checkpoint(request: StageRequest) -> dict[str, float]:
+        assert not list(request.work.glob("ckpt/*"))
+        (request.work / "ckpt").mkdir(exist_ok=True)
+        (request.work / "ckpt/step-4").write_text("state")
+        raise ZeroDivisionError
+
+    assert bench.run(checkpoint) == 1
+    upstream = RecordPaths.of(bench.paths.scratch, "p-" + "e" * 64)
+    state = read_state(upstream)
+    assert state is not None
+    other = {"data/icons": {**DATA, "md5": "c" * 32 + ".dir"}}
+    write_state(upstream, JobState(**{**vars(state), "manifest": other}))
+    bench.write_attempt(2)
+    assert bench.run(checkpoint, token="t2") == 1
+    assert bench.state.fingerprint == "c" * 64
