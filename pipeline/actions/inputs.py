@@ -72,6 +72,25 @@ def _imported_encoder(project: Project, key: str, recipe: ImportedRecipe) -> Pat
     return folder
 
 
+def untracked_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str, Path]:
+    """Return what a stage reads in the suite's folder without dvc.yaml saying so.
+
+    That is the encoder of an imported experiment: its sha256 is a parameter, so that the result is
+    the same wherever the file is.
+
+    Returns:
+        Path relative to the suite's folder -> where it lies.
+
+    Raises:
+        UserError: It is not there.
+    """
+    if stage != "pretrain" or not isinstance(recipe, ImportedRecipe):
+        return {}
+    if Path(recipe.path).is_absolute():
+        return {}  # the same file on every machine
+    return {recipe.path: find_inputs(project, stage, key, recipe)["imported"]}
+
+
 def data_root(project: Project) -> Path:
     """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
     return Path(os.environ.get("ASL_DATA") or project.root.parent / "shared" / "data")

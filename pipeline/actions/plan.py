@@ -1,17 +1,17 @@
 """What a submission would do: which runs are stale and why, what lives already. Reads only."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from asl_core.recipes.optimisation import Resources
-from pipeline.actions.inputs import stage_name
+from pipeline.actions.inputs import recipe_of, untracked_inputs
+from pipeline.actions.selection import Wanted, choose, survey
 from pipeline.actions.states import JobReport, Queue, report_on
 from pipeline.config.cluster import SlurmResources, load_job_resources, load_slurm
-from pipeline.config.params import SECTIONS, Params, load_params
-from pipeline.config.suggest import unknown_name
+from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
 from pipeline.jobs.documents import differences, missing_deps
 from pipeline.jobs.job import PROVISIONAL
@@ -20,9 +20,6 @@ from pipeline.jobs.snapshot import Code, read_code
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.ports import CodeHistory, QueueState, ResultCache, Scheduler, StageFacts
 from pipeline.project import Project
-
-SUBMITTED_STAGES = tuple(SECTIONS)
-"""The report is made where dvc.lock is: it reads all of them."""
 
 TRIES = 3
 
@@ -63,23 +60,6 @@ class Services:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which runs a submission is about.
-
-    Attributes:
-        stage: `pretrain`; None for all of them.
-        names: Entries of params.yaml; none: all that the stage has.
-        downstream: What needs them too.
-        force: Run them although there are results.
-    """
-
-    stage: str | None = None
-    names: tuple[str, ...] = ()
-    downstream: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True)
 class Entry:
     """One run of a plan.
 
@@ -98,6 +78,7 @@ class Entry:
         others: Live jobs of the same run under other fingerprints: made from what the params,
             the code or the inputs were.
         force: Run although there is a result.
+        untracked: What it reads and DVC does not track: path in the suite -> where it lies.
     """
 
     facts: StageFacts
@@ -113,6 +94,7 @@ class Entry:
     report: JobReport | None = None
     others: tuple[tuple[JobReport, tuple[str, ...]], ...] = ()
     force: bool = False
+    untracked: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -157,7 +139,7 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
     for _ in range(TRIES):
         code, files = read_code(project.root), _read_files(project)
         params = load_params(project.params_file)
-        facts = _survey(project, params, wanted, services.cache)
+        facts = survey(project, params, wanted, services.cache)
         if (read_code(project.root).digest, _read_files(project)) == (code.digest, files):
             break
     else:
@@ -169,7 +151,7 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
     live = _live_reports(project, queue, services)
     entries: dict[str, Entry] = {}
     for name, known in facts.items():
-        entry = _plan_entry(project, known, entries, queue, services)
+        entry = _plan_entry(project, params, known, entries, queue, services)
         others = tuple(
             (report, tuple(differences(report.job.document, known.document)))
             for report in live
@@ -178,26 +160,6 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
         entries[name] = replace(entry, others=others, force=name in forced)
     error = None if queue.error is None else str(queue.error)
     return Plan(project, tuple(entries.values()), code, files[0], error)
-
-
-def choose(params: Params, wanted: Wanted) -> list[str]:
-    """Return the names of the runs that are asked for, without what they need.
-
-    Raises:
-        UserError: No such stage or entry.
-    """
-    if wanted.stage is None:
-        return [stage_name(s, key) for s in SUBMITTED_STAGES for key in params.section(s)]
-    if wanted.stage == "report":
-        raise UserError("the report is made where dvc.lock is, not by a job: dvc repro makes it")
-    if wanted.stage not in SUBMITTED_STAGES:
-        raise UserError(unknown_name("stage", wanted.stage, SUBMITTED_STAGES))
-    section = params.section(wanted.stage)
-    for key in wanted.names:
-        if key not in section:
-            kind = f"entry of stage {wanted.stage} in suite {params.suite}:"
-            raise UserError(unknown_name(kind, key, section))
-    return [stage_name(wanted.stage, key) for key in wanted.names or section]
 
 
 def judge_entry(
@@ -233,35 +195,9 @@ def fingerprints_of(facts: StageFacts) -> list[str]:
     return [provisional] if facts.fingerprint is None else [facts.fingerprint, provisional]
 
 
-def _survey(
-    project: Project, params: Params, wanted: Wanted, cache: ResultCache
-) -> dict[str, StageFacts]:
-    chosen = choose(params, wanted)
-    anew = chosen if wanted.force else ()
-    if not wanted.downstream:
-        return cache.survey(project.suite, chosen, anew)
-    everything = cache.survey(project.suite, choose(params, Wanted()), anew)
-    reached = set(chosen)
-    for name, facts in everything.items():  # in order, so that one pass is enough
-        if reached & set(facts.upstream.values()):
-            reached.add(name)
-    needed = set(_with_upstream(reached, everything))
-    return {name: facts for name, facts in everything.items() if name in needed}
-
-
-def _with_upstream(names: Iterable[str], facts: dict[str, StageFacts]) -> list[str]:
-    found: list[str] = []
-    todo = list(names)
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.append(name)
-            todo += facts[name].upstream.values()
-    return found
-
-
 def _plan_entry(
     project: Project,
+    params: Params,
     facts: StageFacts,
     before: dict[str, Entry],
     queue: Queue,
@@ -277,8 +213,11 @@ def _plan_entry(
     else:
         action, detail, report = judge_entry(project, facts, queue, services)
         action = _replace_if_orphaned(action, report, [before[name] for name in needs])
+    untracked: Mapping[str, Path] = {}
+    if action is not Action.NOTHING:
+        untracked = untracked_inputs(project, stage, key, recipe_of(params, stage, key))
     return Entry(
-        facts=facts, stage=stage, key=key,
+        facts=facts, stage=stage, key=key, untracked=untracked,
         fingerprint=report.paths.fingerprint if report is not None and action is Action.ATTACH
         else fingerprints_of(facts)[0],
         action=action,

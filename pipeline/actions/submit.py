@@ -227,7 +227,9 @@ class _Submission:
         upstream = {
             path: self.results[name].fingerprint for path, name in entry.facts.upstream.items()
         }
+        external = self.services.cache.add(project.root, entry.untracked) if entry.untracked else {}
         return Terms(
+            external={path: dict(hashed) for path, hashed in external.items()},
             snapshot=self.snapshot, resources=dataclasses.asdict(entry.resources),
             slurm=dataclasses.asdict(entry.slurm), upstream=upstream,
             data_root=str(data_root(project).absolute()), code=self.tags, force=entry.force,

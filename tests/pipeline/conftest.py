@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.actions.plan import Plan, Services, Wanted, make_plan
+from pipeline.actions.plan import Plan, Services, make_plan
+from pipeline.actions.selection import Wanted
 from pipeline.actions.states import JobReport, job_reports
 from pipeline.actions.submit import Submitted, submit
 from pipeline.adapters.dvc_cache import DvcCache

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.actions.plan import Services, Wanted, make_plan
+from pipeline.actions.plan import Services, make_plan
+from pipeline.actions.selection import Wanted
 from pipeline.actions.submit import submit
 from pipeline.adapters.dvc_cache import DvcCache
 from pipeline.adapters.fake_scheduler import FakeScheduler

@@ -1,5 +1,6 @@
 """One process of a job, step by step, in this process: no DVC, no cluster."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -365,6 +366,17 @@ def test_an_input_is_taken_from_the_run_that_made_it(bench: Bench) -> None:
     (filing,) = bench.cache.filings
     assert filing.document["deps"][0]["md5"] == DATA["md5"]
     assert bench.pauses == []
+
+
+def test_what_dvc_does_not_track_is_laid_out_too(bench: Bench) -> None:
+    terms = dataclasses.asdict(read_attempts(bench.paths)[0].terms)
+    bench.write_attempt(1, terms=Terms(**terms | {"external": {"encoders/mae": RESULT}}))
+
+    def look(request: StageRequest) -> dict[str, float]:
+        assert (bench.paths.inputs / "encoders/mae").is_dir()
+        return succeed(request)
+
+    assert bench.run(look) == 0
 
 
 def test_an_input_that_was_not_made_is_a_failure_that_names_it(bench: Bench) -> None:
