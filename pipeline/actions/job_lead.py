@@ -169,8 +169,9 @@ class Lead(JobProcess):
         shutil.rmtree(self.work.out, ignore_errors=True)
         with contextlib.suppress(OSError):
             out.rename(self.work.out)
-        for left in self.work.folder.glob("out.*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for pattern in ("out.*", "rank-*"):
+            for left in self.work.folder.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _file(self, document: Document, out: Path) -> Hashes:
         assert self.work is not None

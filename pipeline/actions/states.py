@@ -1,5 +1,6 @@
 """What became of every job: all records and one question to the scheduler. Reads only."""
 
+import getpass
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class Queue:
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
+        self.user = getpass.getuser()
+        """Whose jobs it shows; of those of others it says nothing."""
         self.error: SchedulerError | None = None
         self.jobs: list[QueuedJob] = []
         try:
@@ -133,7 +136,7 @@ def report_on(
         attempt=newest,
         state=state,
         queued=queued,
-        queue_answers=queue.error is None,
+        queue_answers=queue.error is None and (newest is None or newest.user == queue.user),
         outputs_visible=bool(manifest) and cache.holds(root, manifest),
     )
     return JobReport(paths, job, attempts, state, queued, judge(evidence, now, patience))

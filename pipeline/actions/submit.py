@@ -35,7 +35,7 @@ from pipeline.ports import SchedulerError
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.5
+POLL_S = 2.0
 
 
 class Outcome(StrEnum):
@@ -116,7 +116,7 @@ class _Submission:
                     detail = entry.detail or "another process is submitting it"
                     self._note(entry, Outcome.WAITING, detail=detail)
                 return
-            self.services.pause(POLL_S)
+            self.services.pause(min(POLL_S, self.services.patience.submitted_s / 5))
 
     def _hold_back_without_inputs(self, entry: Entry) -> bool:
         """Hold a run back if one that it needs has neither a result nor a job."""

@@ -29,6 +29,9 @@ NAME_IS_GONE = (ImportError, AttributeError, TypeError, AssertionError, NotImple
 class DvcCache:
     """Asks DVC itself, so that DVC and the project agree on what is current."""
 
+    def __init__(self) -> None:
+        self._stores: dict[Path, Any] = {}
+
     def identify(self, suite: Path, name: str) -> Identity:
         """Return the key under which DVC would file the stage's result now.
 
@@ -83,8 +86,10 @@ class DvcCache:
 
     def holds(self, root: Path, hashes: Hashes) -> bool:
         """Say whether the cache has all these files and folders, whole."""
-        with _repo(root) as repo:
-            return _is_cached(repo.cache.local, hashes)
+        if root not in self._stores:  # asked of hundreds of results in turn
+            with _repo(root) as repo:
+                self._stores[root] = repo.cache.local
+        return _is_cached(self._stores[root], hashes)
 
     def add(self, root: Path, paths: Mapping[str, Path]) -> Hashes:
         """Put files and folders into the cache and return their hashes under the same names."""
@@ -130,11 +135,7 @@ class DvcCache:
                 self._write_entry(repo, with_outs(filing.document, hashes))
         except NAME_IS_GONE as error:
             logger.warning("DVC changed inside (%r); filing through its commands", error)
-            file_through_commands(filing)
-            found = self.find(filing.root, self.key(filing.document))
-            if found is None:
-                raise OSError(f"DVC has not filed {sorted(filing.outputs)}") from error
-            return found
+            return file_through_commands(filing)
         return hashes
 
     def _write_entry(self, repo: Any, document: Document) -> None:

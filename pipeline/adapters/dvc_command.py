@@ -15,16 +15,20 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from pipeline.jobs.documents import Hashes, differences, hashes_of
 from pipeline.ports import Filing
 
 STAGE = "result"
 
 
-def file_through_commands(filing: Filing) -> None:
+def file_through_commands(filing: Filing) -> Hashes:
     """Let DVC run a stage that leaves the outputs of `filing`, and thereby file them.
 
+    Returns:
+        The outputs' hashes.
+
     Raises:
-        OSError: DVC did not do it; carries what it said.
+        OSError: DVC did not do it, or found other inputs than the run had; carries what it said.
     """
     folder = filing.scratch / "filing"
     shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +49,12 @@ def file_through_commands(filing: Filing) -> None:
     _write_program(folder, filing)
     path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
     _dvc(folder, "repro", "--single-item", "--force", STAGE, PATH=path)
+    recorded = YAML(typ="safe").load(folder / "dvc.lock")["stages"][STAGE]
+    differing = differences({**filing.document, "outs": recorded["outs"]}, recorded)
+    if differing:
+        raise OSError(f"filed under other inputs than it was made from: {', '.join(differing)}")
     shutil.rmtree(folder, ignore_errors=True)
+    return hashes_of(recorded["outs"])
 
 
 def _stage(filing: Filing) -> dict[str, Any]:

@@ -9,8 +9,10 @@
 | FAILED | ending | SETTLING |
 | none, or not final | waits for what cannot succeed | BLOCKED |
 | none, or not final | there | ACTIVE |
+| INTERRUPTED | ended | LOST |
 | not final, heartbeat under two minutes old | not there | SETTLING |
 | not final, older | not there | LOST |
+| none | cancelled | LOST |
 | none, handed over a moment ago | not there | SETTLING |
 | none | not there | LOST |
 """
@@ -21,6 +23,11 @@ from enum import StrEnum
 from pipeline.jobs.job import Attempt
 from pipeline.jobs.queue import QueuedJob, QueueState
 from pipeline.jobs.state import JobState, Status
+
+NEVER_BEGAN = (
+    QueueState.CANCELLED, QueueState.DEADLINE, QueueState.REVOKED, QueueState.BOOT_FAIL,
+)  # fmt: skip
+"""How a job ends that has not said a word."""
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 
@@ -63,7 +70,7 @@ class Evidence:
         attempt: The newest; None if the submitter died before it wrote one.
         state: What the job says, of whichever attempt.
         queued: The newest attempt's line in the queue.
-        queue_answers: False if the queue could not be asked.
+        queue_answers: False if the queue could not be asked, or shows only the jobs of others.
         outputs_visible: All files of the state's manifest are in the cache.
     """
 
@@ -92,7 +99,8 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
     if state is not None and state.status is Status.SUCCEEDED:
         return _judge_success(evidence, state, now, patience)
     if not evidence.queue_answers:
-        return Finding(Verdict.UNKNOWN, "the scheduler does not answer")
+        whose = f"submitted by {attempt.user}" if attempt is not None else "not known by whom"
+        return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler says nothing of it")
     if queued is not None and not queued.has_ended:
         return _judge_queued(queued, state)
     if state is not None and state.status is Status.FAILED:
@@ -108,6 +116,8 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
     ended = f", {queued.state}" if queued is not None else ""
     detail = f"not in the queue{ended}{stopped}; last heard of {max(0, round(silence))} s ago"
     settling = silence < patience.silence_s
+    if queued is not None and state.status is Status.INTERRUPTED:
+        settling = False  # both sides say that it is over
     return Finding(Verdict.SETTLING if settling else Verdict.LOST, detail)
 
 
@@ -133,13 +143,15 @@ def _judge_unheard(
     attempt: Attempt, queued: QueuedJob | None, now: float, patience: Patience
 ) -> Finding:
     """Judge a job that is not in the queue and has not said a word."""
+    if queued is not None and queued.state in NEVER_BEGAN:
+        return Finding(Verdict.LOST, f"{queued.state} before it began")
     age = now - attempt.submitted
     known = attempt.job_id is not None
     if age < (patience.silence_s if known else patience.submitted_s):
         detail = "just handed over" if known else "handed over; the scheduler's answer is not known"
         return Finding(Verdict.SETTLING, detail)
     if queued is not None:
-        return Finding(Verdict.LOST, f"{queued.state} before it began")
+        return Finding(Verdict.LOST, f"{queued.state} without a word")
     return Finding(Verdict.LOST, "it left the queue before it began" if known else "never taken")
 
 

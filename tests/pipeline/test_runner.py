@@ -1,6 +1,7 @@
 """One process of a job, step by step, in this process: no DVC, no cluster."""
 
 import dataclasses
+import getpass
 import json
 import os
 import signal
@@ -106,7 +107,7 @@ class Bench:
         }  # fmt: skip
         write_job_file(self.paths, Job(
             stage=stage, key=key, name=f"{stage}@{key}", suite=".", fingerprint=KEY,
-            recipe="r" * 64, document=document, submitted=time.time(), host="h", user="u",
+            recipe="r" * 64, document=document, submitted=time.time(), host="h", user=getpass.getuser(),
         ))  # fmt: skip
 
     def write_attempt(self, number: int, **changes: Any) -> Attempt:
@@ -117,7 +118,7 @@ class Bench:
         )  # fmt: skip
         attempt = Attempt(
             **{"number": number, "token": f"t{number}", "job_id": "27", "submitted": time.time(),
-               "host": "h", "user": "u", "terms": terms, **changes}
+               "host": "h", "user": getpass.getuser(), "terms": terms, **changes}
         )  # fmt: skip
         write_attempt(self.paths, attempt)
         return attempt
@@ -129,10 +130,10 @@ class Bench:
         write_job_file(paths, Job(
             stage="prepare", key="icons", name="prepare@icons", suite=".",
             fingerprint="p-" + "e" * 64, recipe="e" * 64, document={"deps": []},
-            submitted=0.0, host="h", user="u",
+            submitted=0.0, host="h", user=getpass.getuser(),
         ))  # fmt: skip
         write_attempt(paths, Attempt(
-            number=1, token="u", job_id="5", submitted=time.time(), host="h", user="u",
+            number=1, token="u", job_id="5", submitted=time.time(), host="h", user=getpass.getuser(),
             terms=Terms(snapshot="", resources={}, slurm={}, upstream={}, data_root=""),
         ))  # fmt: skip
         if status is not None:

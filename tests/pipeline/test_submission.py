@@ -213,3 +213,24 @@ def test_reports_are_read_without_dvc_when_nothing_has_succeeded(site) -> None:
             raise AssertionError(name)
 
     assert len(job_reports(site.root, site.cluster, NoCache())) == 3  # type: ignore[arg-type]
+
+
+def test_of_the_jobs_of_others_nothing_is_known_but_their_results(site) -> None:
+    site.submit("prepare")
+    report = site.reports()["prepare@icons"]
+    path = report.paths.attempts / "001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"user": "somebody"}))
+    (site.cluster.folder / "jobs/1.json").rename(site.cluster.folder / "kept")  # not mine to see
+    assert site.verdict("prepare@icons") is Verdict.UNKNOWN
+    assert "somebody" in site.reports()["prepare@icons"].finding.detail
+    assert site.submit("prepare")["prepare@icons"].outcome is Outcome.WAITING
+    (site.cluster.folder / "kept").rename(site.cluster.folder / "jobs/1.json")
+    site.run()
+    assert site.verdict("prepare@icons") is Verdict.SUCCEEDED
+
+
+def test_a_job_cancelled_before_it_began_can_be_submitted_again_at_once(site) -> None:
+    site.submit("prepare")
+    site.cluster.cancel(["1"])
+    assert site.verdict("prepare@icons") is Verdict.LOST
+    assert site.submit("prepare")["prepare@icons"].job_id == "2"

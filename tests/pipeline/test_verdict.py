@@ -66,7 +66,8 @@ OLD, FRESH = 1000.0, 5.0
         (state(Status.RUNNING, FRESH), queued("NODE_FAIL"), Verdict.SETTLING),
         (state(Status.RUNNING, OLD), None, Verdict.LOST),
         (state(Status.RUNNING, OLD), queued("TIMEOUT"), Verdict.LOST),
-        (state(Status.INTERRUPTED, FRESH), queued("CANCELLED"), Verdict.SETTLING),
+        (state(Status.INTERRUPTED, FRESH), None, Verdict.SETTLING),
+        (state(Status.INTERRUPTED, FRESH), queued("CANCELLED"), Verdict.LOST),
         (state(Status.INTERRUPTED, OLD), None, Verdict.LOST),
         (None, None, Verdict.LOST),
         (None, queued("COMPLETED"), Verdict.LOST),
@@ -94,6 +95,9 @@ def test_evidence_of_both_sides_decides(
 )
 def test_a_job_that_nobody_has_heard_of_gets_a_moment(tried: Attempt, verdict: Verdict) -> None:
     assert find(None, None, tried=tried) is verdict
+    ended = Verdict.LOST if tried.refused else verdict
+    assert find(None, queued("COMPLETED"), tried=tried) is ended
+    assert find(None, queued("CANCELLED"), tried=tried) is Verdict.LOST
 
 
 def test_outputs_that_are_not_seen_settle_and_are_given_up_after_five_minutes() -> None:
