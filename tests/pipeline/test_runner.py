@@ -38,6 +38,7 @@ segment: {}
 analyze: {}
 """
 KEY = "f" * 64
+ME = getpass.getuser()
 DATA = {"md5": "d" * 32 + ".dir", "size": 1, "nfiles": 1}
 RESULT = {"md5": "a" * 32 + ".dir", "size": 1, "nfiles": 1}
 
@@ -107,7 +108,7 @@ class Bench:
         }  # fmt: skip
         write_job_file(self.paths, Job(
             stage=stage, key=key, name=f"{stage}@{key}", suite=".", fingerprint=KEY,
-            recipe="r" * 64, document=document, submitted=time.time(), host="h", user=getpass.getuser(),
+            recipe="r" * 64, document=document, submitted=time.time(), host="h", user=ME,
         ))  # fmt: skip
 
     def write_attempt(self, number: int, **changes: Any) -> Attempt:
@@ -118,7 +119,7 @@ class Bench:
         )  # fmt: skip
         attempt = Attempt(
             **{"number": number, "token": f"t{number}", "job_id": "27", "submitted": time.time(),
-               "host": "h", "user": getpass.getuser(), "terms": terms, **changes}
+               "host": "h", "user": ME, "terms": terms, **changes}
         )  # fmt: skip
         write_attempt(self.paths, attempt)
         return attempt
@@ -130,10 +131,10 @@ class Bench:
         write_job_file(paths, Job(
             stage="prepare", key="icons", name="prepare@icons", suite=".",
             fingerprint="p-" + "e" * 64, recipe="e" * 64, document={"deps": []},
-            submitted=0.0, host="h", user=getpass.getuser(),
+            submitted=0.0, host="h", user=ME,
         ))  # fmt: skip
         write_attempt(paths, Attempt(
-            number=1, token="u", job_id="5", submitted=time.time(), host="h", user=getpass.getuser(),
+            number=1, token="u", job_id="5", submitted=time.time(), host="h", user=ME,
             terms=Terms(snapshot="", resources={}, slurm={}, upstream={}, data_root=""),
         ))  # fmt: skip
         if status is not None:
