@@ -122,11 +122,10 @@ def perform(
         BusyError: Another process of this machine runs it.
     """
     job, record, out = run.job, run.begin(), run.out or run.job.out
-    job.folder.mkdir(parents=True, exist_ok=True)
     lock = _exclusive(job, run.name) if run.locks else contextlib.nullcontext()
     with lock, Journal.open(job.journal) as journal:
         shutil.rmtree(out, ignore_errors=True)
-        out.mkdir()
+        out.mkdir(parents=True)
         request = run.request(out, journal)
         write_record(job.record, record)
         describe_run(request, run.params, run.identity, run.tags)
@@ -227,6 +226,7 @@ def _name_small_files(request: StageRequest) -> None:
 @contextlib.contextmanager
 def _exclusive(job: JobPaths, name: str) -> Iterator[None]:
     """Hold the job's lock, so that two processes never write the same checkpoints."""
+    job.folder.mkdir(parents=True, exist_ok=True)
     with job.lock.open("w") as lock:
         try:
             # not flock: loader workers would inherit it and hold it for seconds after a SIGKILL

@@ -28,7 +28,9 @@ def run(request: StageRequest) -> dict[str, float]:
         digests = {"train": "0123456789abcdef"}
         (request.out / "manifest.json").write_text(json.dumps({"digests": digests}))
         return {}
-    seed = len((request.inputs["dataset"] / "shard").read_text()) + SALT
+    imported = request.inputs.get("imported")
+    file = imported / "encoder.safetensors" if imported else request.inputs["dataset"] / "shard"
+    seed = len(file.read_text()) + SALT
     total, steps = seed, orders.get("steps", 3)
     folder = request.work / "ckpt"
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import pytest
 from asl_core.engine.records import effective_points, read_records
 from pipeline.actions.plan import Action
 from pipeline.actions.submit import Outcome
+from pipeline.errors import UserError
 from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Verdict
 
@@ -429,6 +430,27 @@ def test_runs_for_which_there_is_no_room_wait_for_another_submission(site) -> No
     assert site.verdict("linprobe@asl") is Verdict.SUCCEEDED
 
 
+def test_an_imported_encoder_goes_with_its_job(site) -> None:
+    site.edit(
+        "params.yaml", "linprobe:\n",
+        "  theirs: {method: imported, path: encoders/theirs, sha256: " + "ab" * 32
+        + ", dataset: icons}\nlinprobe:\n",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="asl-pipe import-encoder"):
+        site.plan("pretrain", "theirs")
+    folder = site.root / "encoders/theirs"
+    folder.mkdir(parents=True)
+    (folder / "encoder.safetensors").write_text("twelve bytes")
+    site.stub(steps=2)
+    site.submit("pretrain", "theirs")
+    (folder / "encoder.safetensors").unlink()  # the job does not look here
+    site.run()
+    assert site.verdict("pretrain@theirs") is Verdict.SUCCEEDED
+    site.dvc("repro", "pretrain@theirs")
+    made = site.root / "runs/pretrain/theirs/encoder.safetensors"
+    assert made.read_text() == str(12 + 1 + 4)
+
+
 def test_a_sweep_is_handed_over_at_once_each_run_with_a_record_of_its_own(site) -> None:
     entry = "  asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}\n"
     more = "".join(entry.replace("asl:", f"asl-{n}:").replace("epochs: 2", f"epochs: {n}")
@@ -445,8 +467,6 @@ def test_a_sweep_is_handed_over_at_once_each_run_with_a_record_of_its_own(site) 
 
 
 def test_a_report_is_no_job(site) -> None:
-    from pipeline.errors import UserError
-
     with pytest.raises(UserError, match="dvc repro makes it"):
         site.plan("report")
     with pytest.raises(UserError, match="did you mean 'pretrain'"):
