@@ -11,6 +11,7 @@ import typer
 
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from pipeline.commands.cancel import cancel
+from pipeline.commands.doctor import doctor
 from pipeline.commands.export_encoder import export_encoder
 from pipeline.commands.gc import gc
 from pipeline.commands.import_encoder import import_encoder
@@ -49,7 +50,7 @@ app = typer.Typer(
 )
 for command in (
     run, plan, submit, status, logs, cancel, tables, ui, sync, gc, import_encoder, export_encoder,
-    validate,
+    validate, doctor,
 ):  # fmt: skip
     app.command()(command)
 

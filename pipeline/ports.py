@@ -11,9 +11,9 @@ from pipeline.jobs.documents import Document, Hashes
 from pipeline.jobs.queue import ENDED_STATES, QueuedJob, QueueState
 
 __all__ = [
-    "ENDED_STATES", "BatchJob", "CodeHistory", "Filing", "Identity", "Limits", "QueueState",
-    "QueuedJob", "ResultCache", "Scheduler", "SchedulerError", "StageFacts", "SubmitError",
-    "Tracker",
+    "ENDED_STATES", "BatchJob", "Cluster", "CodeHistory", "Filing", "Identity", "Limits",
+    "QueueState", "QueuedJob", "ResultCache", "Scheduler", "SchedulerError", "StageFacts",
+    "SubmitError", "Tracker",
 ]  # fmt: skip
 
 
@@ -240,4 +240,32 @@ class Scheduler(Protocol):
 
     def limits(self) -> Limits:
         """Return what the cluster allows."""
+        ...
+
+
+class Cluster(Scheduler, Protocol):
+    """A scheduler that can be looked at closely, by who looks for faults in it."""
+
+    def configuration(self) -> dict[str, str]:
+        """Return the cluster's settings, as Slurm names them.
+
+        Raises:
+            SchedulerError: It does not answer.
+        """
+        ...
+
+    def try_out(self, resources: SlurmResources) -> str:
+        """Return when a job with these resources would start; submit nothing.
+
+        Raises:
+            SchedulerError: It never would.
+        """
+        ...
+
+    def send_signal(self, job_id: str, name: str) -> None:
+        """Send a signal (`USR2`) to all tasks of a job.
+
+        Raises:
+            SchedulerError: It could not be sent.
+        """
         ...

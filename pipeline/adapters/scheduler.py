@@ -130,6 +130,14 @@ class SlurmScheduler:
         except SchedulerError as error:
             raise SchedulerError(f"job {job_id} is not requeued: {error}") from error
 
+    def send_signal(self, job_id: str, name: str) -> None:
+        """Send a signal to all tasks of a job, as Slurm does before a time limit.
+
+        Raises:
+            SchedulerError: scancel failed.
+        """
+        self._ask("scancel", f"--signal={name}", job_id)
+
     def explain(self, job_id: str) -> str | None:
         """Return why a job ended: what accounting says, else what the controller remembers."""
         with contextlib.suppress(SchedulerError):

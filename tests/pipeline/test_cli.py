@@ -13,7 +13,9 @@ from pipeline import cli
 from pipeline.errors import NotFinishedError, UserError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "tables", "ui", "sync", "validate", "import-encoder", "export-encoder")
+COMMANDS = (
+    "run", "tables", "ui", "sync", "validate", "import-encoder", "export-encoder", "doctor",
+)  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "dvc", "submitit", "sklearn", "matplotlib",
          "pydantic", "ruamel", "numpy")  # fmt: skip
 

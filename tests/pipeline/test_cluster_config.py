@@ -1,0 +1,124 @@
+"""cluster.yaml: what a stage's job asks for, and what is said about mistakes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.cluster import (
+    STAGES,
+    SlurmResources,
+    load_job_resources,
+    load_resources,
+    load_slurm,
+)
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "cluster.yaml"
+
+
+def test_without_a_file_a_job_asks_for_one_core_of_one_node(file: Path) -> None:
+    assert load_slurm(file, "pretrain") == SlurmResources()
+    assert (SlurmResources().nodes, SlurmResources().cpus) == (1, 1)
+
+
+def test_a_stages_settings_win_over_default_and_mappings_are_merged(file: Path) -> None:
+    file.write_text("""
+slurm:
+  default: {partition: gpu, time: 24:00:00, setup: [a], env: {A: "1", B: "2"}, options: {x: true}}
+  pretrain: {nodes: 4, time: 90, setup: [b], env: {B: "3"}, options: {y: 2}}
+""")
+    pretrain, linprobe = load_slurm(file, "pretrain"), load_slurm(file, "linprobe")
+    assert (pretrain.partition, pretrain.nodes, pretrain.time) == ("gpu", 4, 90)
+    assert pretrain.setup == ("b",)
+    assert pretrain.env == {"A": "1", "B": "3"}
+    assert pretrain.options == {"x": True, "y": 2}
+    assert (linprobe.nodes, linprobe.time_seconds) == (1, 24 * 3600)
+
+
+def test_a_job_has_the_resources_of_here_but_for_what_slurm_says(file: Path) -> None:
+    file.write_text("""
+local:
+  default: {num_workers: 1, threads: 2}
+slurm:
+  default: {resources: {num_workers: 8}}
+  pretrain: {resources: {compile: true}}
+""")
+    job = load_job_resources(file, "pretrain")
+    assert (job.num_workers, job.threads, job.compile) == (8, 2, True)
+    assert load_resources(file, "pretrain").num_workers == 1
+
+
+def test_what_a_job_asks_for_survives_json(file: Path) -> None:
+    file.write_text('slurm: {default: {setup: [a], env: {A: "1"}, options: {x: 1}, time: 5}}')
+    asked = load_slurm(file, "detect")
+    back = json.loads(json.dumps(dataclasses.asdict(asked)))
+    assert SlurmResources(**{**back, "setup": tuple(back["setup"])}) == asked
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        (90, 5400), ("90", 5400), ("2:30", 150), ("1:00:00", 3600), ("2-3", 51 * 3600),
+        ("2-3:04", 51 * 3600 + 240), ("2-3:04:05", 51 * 3600 + 245),
+    ],
+)  # fmt: skip
+def test_a_time_limit_is_read_as_sbatch_reads_it(limit: str | int, seconds: int) -> None:
+    assert SlurmResources(time=limit).time_seconds == seconds
+
+
+def test_a_warning_comes_two_minutes_before_the_limit_or_a_quarter_of_a_short_one() -> None:
+    assert SlurmResources().warning_seconds == 120
+    assert SlurmResources(time="24:00:00").warning_seconds == 120
+    assert SlurmResources(time=2).warning_seconds == 30
+    assert SlurmResources(time=2, warning=50).warning_seconds == 50
+
+
+def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
+    asked = SlurmResources(env={"A": "it's $HOME"}, setup=("module load x",))
+    assert asked.setup_lines() == ("""export A='it'"'"'s $HOME'""", "module load x")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("slrum: {}", "slrum: unknown key; did you mean 'slurm'?"),
+        ("slurm: {pretrian: {}}", "slurm.pretrian: unknown key; did you mean 'pretrain'?"),
+        ("slurm: {default: {partion: x}}", "slurm.default.partion: unknown key; did you mean"),
+        ("slurm: {default: {nodes: two}}", "slurm.default.nodes: got 'two', expected a valid int"),
+        ("slurm: {default: {nodes: 0}}", "slurm.default: got nodes 0, expected 1 or more"),
+        ("slurm: {default: {time: soon}}", "got time 'soon', expected minutes, HH:MM:SS"),
+        ("slurm: {default: {memory: 64 GB}}", "got memory '64 GB', expected a size such as 64G"),
+        ("slurm: {default: {requeue: maybe}}", "expected one of allowed, resubmit"),
+        ("slurm: {default: {options: {output: x}}}", "got output in options: it has a setting"),
+        ("slurm: {default: {options: {cpus_per_task: 2}}}", "got cpus-per-task in options"),
+        ('slurm: {default: {env: {A-B: "1"}}}', "got 'A-B' in env, expected the name of a var"),
+        ("slurm: {default: {resources: {num_worker: 1}}}",
+         "slurm.default.resources.num_worker: unknown key; did you mean 'num_workers'?"),
+        ("slurm: {default: 3}", "slurm.default: got 3, expected a mapping"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_its_place(file: Path, text: str, said: str) -> None:
+    file.write_text(text)
+    for stage in ("pretrain", "report"):  # whichever stage is run
+        with pytest.raises(UserError) as caught:
+            load_resources(file, stage)
+        assert said in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_settings_that_do_not_go_together_are_found_across_sections(file: Path) -> None:
+    file.write_text("slurm: {default: {gpus: 4}, pretrain: {tasks_per_node: 8}}")
+    with pytest.raises(UserError, match=r"slurm\.pretrain: got tasks_per_node 8 on 4 GPUs a node"):
+        load_slurm(file, "linprobe")
+
+
+def test_the_projects_own_file_is_valid() -> None:
+    for stage in STAGES:
+        load_slurm(ROOT / "cluster.yaml", stage)

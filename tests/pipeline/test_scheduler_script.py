@@ -1,0 +1,177 @@
+"""What Slurm's commands are given and how their answers are read, without a Slurm."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.adapters import task
+from pipeline.adapters.scheduler import REFUSED, SlurmScheduler
+from pipeline.config.cluster import SlurmResources
+from pipeline.ports import BatchJob, SchedulerError, SubmitError
+
+TAKEN = 'cp "$2" submitted.sh; echo 27'
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that comes first on PATH; its sbatch keeps the script and says 27."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    write(folder / "srun", "")
+    write(folder / "sbatch", TAKEN)
+    write(folder / "scontrol", "echo 'MaxArraySize = 1001'")
+    return folder
+
+
+def write(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def job(folder: Path, name: str = "pretrain@asl", **resources: object) -> BatchJob:
+    return BatchJob(
+        name=name, folder=folder / name, comment=f"asl:{name}:token", command=("program", name),
+        resources=SlurmResources(**resources), setup=("module load x",), after=("3", "4_1"),
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def submitted(tmp_path: Path) -> tuple[dict[str, str], str]:
+    """Return the options in the script that sbatch was given, and its last line."""
+    text = (tmp_path / "submitted.sh").read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
+    return options, text.strip().splitlines()[-1]
+
+
+def test_the_script_asks_for_everything_once(tmp_path: Path, commands: Path) -> None:
+    asked = job(
+        tmp_path, partition="gpu", account="lab", qos="long", nodes=2, tasks_per_node=8, gpus=8,
+        cpus=6, memory="400G", time="1-00:00:00", constraint="a100", options={"reservation": "r"},
+    )  # fmt: skip
+    assert SlurmScheduler(tmp_path / "slurm").submit([asked]) == ["27"]
+    options, command = submitted(tmp_path)
+    [folder] = (tmp_path / "slurm").iterdir()
+    expected = {
+        "partition": "gpu", "account": "lab", "qos": "long", "nodes": "2", "ntasks-per-node": "8",
+        "gpus-per-node": "8", "cpus-per-task": "6", "mem": "400G", "time": "1-00:00:00",
+        "constraint": "a100", "reservation": "r", "comment": "asl:pretrain@asl:token",
+        "job-name": "pretrain@asl", "dependency": "afterok:3:4_1", "signal": "USR2@120",
+        "requeue": "", "open-mode": "append", "chdir": str(folder),
+        "output": f"{folder}/0/log/%j_0.log",
+    }  # fmt: skip
+    assert {name: value.strip("'") for name, value in options.items()} == expected
+    assert command.startswith("srun ")
+    for argument in ("--kill-on-bad-exit=1", "--cpus-per-task=6", "--open-mode=append"):
+        assert argument in command
+    assert (folder / "0" / "log").resolve() == asked.folder / "log"
+
+
+def test_jobs_that_ask_the_same_are_one_array(tmp_path: Path, commands: Path) -> None:
+    made = [job(tmp_path, f"pretrain@{key}") for key in ("a", "b")]
+    assert SlurmScheduler(tmp_path / "slurm").submit(made) == ["27_0", "27_1"]
+    options, command = submitted(tmp_path)
+    assert options["array"] == "0-1%2"
+    assert options["output"].endswith("/%a/log/%A_%a_0.log")
+    assert "%a/log/%A_%a_%t.log" in command
+
+
+def test_requeueing_can_be_left_out(tmp_path: Path, commands: Path) -> None:
+    SlurmScheduler(tmp_path / "slurm").submit([job(tmp_path, requeue="resubmit")])
+    options, _ = submitted(tmp_path)
+    assert "no-requeue" in options
+    assert "requeue" not in options
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("Batch job submission failed: Invalid partition name specified", True),
+        ("Batch job submission failed: Invalid account or account/partition combination", True),
+        ("Batch job submission failed: Requested node configuration is not available", True),
+        ("Batch job submission failed: Job violates accounting/QOS policy (submit limit)", True),
+        ("Batch job submission failed: User's group not permitted to use this partition", True),
+        ("Batch job submission failed: Access/permission denied", True),
+        ("Batch job submission failed: Job dependency problem", True),
+        ("Memory specification can not be satisfied", True),
+        ("unrecognized option '--foo'", True),
+        ("Batch job submission failed: Socket timed out on send/recv operation", False),
+        ("Batch job submission failed: Unable to contact slurm controller", False),
+        ("Batch job submission failed: Zero Bytes were transmitted or received", False),
+        ("Batch job submission failed: Unexpected message received", False),
+        ("Batch job submission failed: Resource temporarily unavailable", False),
+        ("slurm_receive_msg: Connection reset by peer", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_only_a_certain_refusal_counts_as_one(said: str, refused: bool) -> None:
+    assert (REFUSED.search(said) is not None) == refused
+
+
+def test_without_slurm_the_error_says_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    scheduler = SlurmScheduler(tmp_path / "slurm")
+    with pytest.raises(SubmitError, match="login node") as caught:
+        scheduler.submit([job(tmp_path)])
+    assert not caught.value.ambiguous
+    with pytest.raises(SchedulerError, match=r"squeue: .*login node"):
+        scheduler.queue()
+
+
+def test_nothing_is_submitted_from_a_full_disk(tmp_path: Path, commands: Path) -> None:
+    (tmp_path / "slurm").write_text("no folder can be made here")
+    with pytest.raises(SubmitError, match="cannot write") as caught:
+        SlurmScheduler(tmp_path / "slurm").submit([job(tmp_path)])
+    assert not caught.value.ambiguous
+    assert not (tmp_path / "submitted.sh").exists()
+
+
+def test_the_queues_lines_are_read_whatever_is_missing_in_them(
+    tmp_path: Path, commands: Path
+) -> None:
+    write(
+        commands / "squeue",
+        """cat <<'END'
+7     |PENDING |Priority |0 |    |(null) |
+8_[3] |FUTURE  |None     |  |n1  |a|b    |
+END""",
+    )
+    first, second = SlurmScheduler(tmp_path / "slurm").queue()
+    assert (first.job_id, first.reason, first.nodes, first.comment) == ("7", "Priority", "", "")
+    assert (second.state, second.reason, second.restarts) == ("FUTURE", "", None)
+    assert second.comment == "a|b"
+    assert not second.has_ended  # a state that nobody here knows is no end
+
+
+def test_ids_that_slurm_has_forgotten_are_no_error_but_other_complaints_are(
+    tmp_path: Path, commands: Path
+) -> None:
+    forgotten = "echo 'scancel: error: Kill job error on job id 9: Invalid job id specified' >&2"
+    write(commands / "scancel", f"{forgotten}; exit 1")
+    SlurmScheduler(tmp_path / "slurm").cancel(["9"])
+    write(commands / "scancel", f"{forgotten}; echo 'scancel: error: Access denied' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="Access denied"):
+        SlurmScheduler(tmp_path / "slurm").cancel(["9", "10"])
+
+
+def test_a_node_whose_name_does_not_resolve_is_reached_by_slurms_address(commands: Path) -> None:
+    write(commands / "scontrol", "echo 'NodeName=n1 NodeAddr=127.0.0.1 NodeHostName=localhost'")
+    assert task.address_of("no-such-name.invalid") == "127.0.0.1"
+    write(commands / "scontrol", "exit 1")
+    with pytest.raises(SystemExit, match="cannot resolve the name of the first node, no-such-name"):
+        task.address_of("no-such-name.invalid")
+
+
+def test_a_task_needs_nothing_of_the_project(tmp_path: Path) -> None:
+    copy = tmp_path / "task.py"
+    copy.write_text(Path(task.__file__).read_text())
+    done = subprocess.run(
+        ["python", "-I", "-c", f"import runpy; runpy.run_path({str(copy)!r})"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
