@@ -12,6 +12,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CLEANED = ("ASL_", "DVC_", "MLFLOW_", "SLURM_", "GIT_")
 
+STUB = Path(__file__).with_name("stub_stages.py")
+STUB_PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: []
+datasets: {icons: {source: icons, train: 8, test: 4}}
+experiments:
+  asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}
+linprobe:
+  asl: {dataset: icons, epochs: 12}
+finetune: {}
+detect: {}
+segment: {}
+analyze: {}
+"""
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ |= {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -76,3 +93,35 @@ def copied_project(dvc_project: Path) -> Path:
     results = shutil.ignore_patterns("data", "runs", "reports", "dvc.lock")
     shutil.copytree(ROOT / "suites", dvc_project / "suites", symlinks=True, ignore=results)
     return dvc_project
+
+
+@pytest.fixture(scope="session")
+def site_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a project once; a test gets a copy."""
+    root = tmp_path_factory.mktemp("template") / "project"
+    root.mkdir()
+    for command in (
+        ("git", "init", "-q"), ("git", "config", "user.email", "nobody@localhost"),
+        ("git", "config", "user.name", "nobody"),
+        (sys.executable, "-m", "dvc", "init", "-q"),
+        (sys.executable, "-m", "dvc", "config", "core.analytics", "false"),
+    ):  # fmt: skip
+        subprocess.run(command, cwd=root, check=True)
+    for name in ("dvc.yaml", "cluster.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("asl_core", "pipeline"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "params.yaml").write_text(STUB_PARAMS)
+    return root
+
+
+@pytest.fixture
+def stub_project(site_template: Path, tmp_path: Path) -> Path:
+    """Return a project whose stages add numbers up instead of training."""
+    root = tmp_path / "project"
+    shutil.copytree(site_template, root)
+    for stage in ("prepare", "pretrain", "linprobe"):
+        shutil.copy(STUB, root / "pipeline/stages" / f"{stage}.py")
+    with (root / ".dvc/config").open("a") as file:
+        file.write(f"    site_cache_dir = {tmp_path / 'site'}\n")
+    return root

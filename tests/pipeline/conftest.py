@@ -1,8 +1,4 @@
 import json
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,22 +145,6 @@ def seeds(results: ResultSuite) -> ResultSuite:
     return results
 
 
-STUB = Path(__file__).with_name("stub_stages.py")
-SITE_PARAMS = """
-suite: tiny
-title: Tiny
-scale: reduced
-tables: []
-datasets: {icons: {source: icons, train: 8, test: 4}}
-experiments:
-  asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}
-linprobe:
-  asl: {dataset: icons, epochs: 12}
-finetune: {}
-detect: {}
-segment: {}
-analyze: {}
-"""
 IMPATIENT = Patience(submitted_s=1.5, silence_s=1.0, settling_s=1.0)
 
 
@@ -250,35 +230,7 @@ class Site:
         return self.root / ".asl/jobs" / str(state.fingerprint)
 
 
-@pytest.fixture(scope="session")
-def site_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a project once; a test gets a copy."""
-    root = tmp_path_factory.mktemp("template") / "project"
-    root.mkdir()
-    for command in (
-        ("git", "init", "-q"), ("git", "config", "user.email", "nobody@localhost"),
-        ("git", "config", "user.name", "nobody"),
-        (sys.executable, "-m", "dvc", "init", "-q"),
-        (sys.executable, "-m", "dvc", "config", "core.analytics", "false"),
-    ):  # fmt: skip
-        subprocess.run(command, cwd=root, check=True)
-    for name in ("dvc.yaml", "cluster.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, root / name)
-    for name in ("asl_core", "pipeline"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "params.yaml").write_text(SITE_PARAMS)
-    return root
-
-
 @pytest.fixture
-def site(site_template: Path, tmp_path: Path, call: Any) -> Iterator[Site]:
+def site(stub_project: Path, call: Any) -> Site:
     """Return a project with stub stages and a cluster."""
-    root = tmp_path / "project"
-    shutil.copytree(site_template, root)
-    for stage in ("prepare", "pretrain", "linprobe"):
-        shutil.copy(STUB, root / "pipeline/stages" / f"{stage}.py")
-    with (root / ".dvc/config").open("a") as file:
-        file.write(f"    site_cache_dir = {tmp_path / 'site'}\n")
-    made = Site(root, call)
-    yield made
-    made.cluster.close()
+    return Site(stub_project, call)

@@ -1,0 +1,92 @@
+"""The real stages on a real Slurm: the bytes of an undisturbed run, the losses of one process."""
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from two_nodes import TwoNodes
+
+from pipeline.jobs.verdict import Verdict
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: []
+datasets: {{icons: {{source: icons, train: 12, test: 5, image_size: 32}}}}
+experiments:
+  asl:
+    method: asl
+    dataset: icons
+    model: {{size: vit-demo, embed_dim: 16, depth: 1, num_heads: 2, decoder_depth: 1}}
+    epochs: {epochs}
+    batch_size: 4
+    warmup_epochs: 1
+    lr: 1.0e-3
+    precision: fp32
+linprobe:
+  asl: {{dataset: icons, epochs: 2, batch_size: 4, lr: 1.0, warmup_epochs: 0, augment: false}}
+finetune: {{}}
+detect: {{}}
+segment: {{}}
+analyze: {{}}
+"""
+
+
+@pytest.fixture
+def lab(site_template: Path, tmp_path: Path, cluster: TwoNodes) -> Lab:
+    """A project with the stages as they are, its data in the workspace."""
+    root = tmp_path / "project"
+    shutil.copytree(site_template, root)
+    with (root / ".dvc/config").open("a") as file:
+        file.write(f"    site_cache_dir = {tmp_path / 'site'}\n")
+    (root / "params.yaml").write_text(PARAMS.format(epochs=10))
+    return Lab(root, cluster)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_preempted_job_ends_with_the_bytes_of_an_undisturbed_run(lab: Lab) -> None:
+    (lab.root / "params.yaml").write_text(PARAMS.format(epochs=400))
+    here = lab.root.with_name("here")
+    shutil.copytree(lab.root, here)
+    lab.say("dvc", "repro", "--cwd", str(here), "pretrain@asl", PYTHONPATH=str(here))
+    lab.submit("--stage", "pretrain")
+    lab.wait_for_step("pretrain@asl", 30)
+    urgent = ("sbatch", "--parsable", "-p", "high", "-N2", "-c2", "--output=/dev/null")
+    lab.cluster.call(*urgent, "--wrap", "srun sleep 1")
+    lab.wait_for("pretrain@asl", Verdict.SUCCEEDED, 180)
+    assert lab.state("pretrain@asl").restarts == 1
+    lab.adopt("pretrain@asl")
+    for name in ("encoder.safetensors", "method.safetensors"):
+        path = f"runs/pretrain/asl/{name}"
+        assert sha256(lab.root / path) == sha256(here / path), name
+
+
+def test_processes_on_two_nodes_have_the_losses_of_one(lab: Lab) -> None:
+    curves, scores = {}, {}
+    for nodes, tasks in ((1, 1), (2, 1), (2, 2)):
+        lab.ask("pretrain", nodes=nodes, tasks_per_node=tasks)
+        lab.ask("linprobe", nodes=nodes, tasks_per_node=tasks)
+        lab.submit("--all", "--force")
+        lab.wait(lambda: not lab.live(), "pretrain@asl", 180)
+        assert {r.verdict for r in lab.reports().values()} == {Verdict.SUCCEEDED}, lab.record(
+            "pretrain@asl"
+        )
+        curves[nodes * tasks] = lab.losses("pretrain@asl")
+        made = lab.root / f".asl/jobs/{lab.state('linprobe@asl').fingerprint}"
+        scores[nodes * tasks] = json.loads((made / "metrics.json").read_text())["lp_acc1"]
+    assert len(curves[1]) == 30
+    for processes in (2, 4):
+        assert curves[processes] == pytest.approx(curves[1], rel=1e-5)
+    # five test images on four processes: each counts once
+    for score in scores.values():
+        assert math.isclose(score % 20, 0) or math.isclose(score % 20, 20)
