@@ -6,6 +6,7 @@ DVC, Slurm and all processes are real; stages add numbers up. Only faults are in
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -53,17 +54,24 @@ def processes_of_session(session: int) -> list[psutil.Process]:
     return found
 
 
+def read_until(process: "subprocess.Popen[str]", text: str) -> None:
+    """Read what a process prints until a text is there."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in said:
+            return
+    pytest.fail(f"{text!r} is not in {said}")
+
+
 def submit_and_come_home(lab: Lab) -> None:
     """Submit from a shell, kill the shell, and find the results later."""
     shell = lab.start("bash")
     assert shell.stdin is not None
-    assert shell.stdout is not None
     shell.stdin.write("asl-pipe submit --all; echo code $?\n")
     shell.stdin.flush()
-    said = ""
-    while "code " not in said:
-        said += shell.stdout.readline()
-    assert "code 0" in said, said
+    read_until(shell, "code 0")
     assert [process.pid for process in processes_of_session(shell.pid)] == [shell.pid]
     os.killpg(shell.pid, signal.SIGKILL)
     shell.communicate()
@@ -310,7 +318,7 @@ def test_dvc_waits_for_a_job_or_leaves_it_alone(prepared: Lab) -> None:
     lab = prepared
     other = "  mae: {method: mae, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}\n"
     lab.edit("params.yaml", "linprobe:\n", f"{other}linprobe:\n")
-    lab.stub(steps=80, step_s=0.2)
+    lab.stub(steps=200, step_s=0.3)
     lab.submit("--stage", "pretrain", "asl")
     job_id = lab.wait_for_step("pretrain@asl", 3)
     lock = (lab.root / "dvc.lock").read_text()
@@ -323,15 +331,13 @@ def test_dvc_waits_for_a_job_or_leaves_it_alone(prepared: Lab) -> None:
     assert "pretrain@mae" in made
     assert "pretrain@asl" not in made
     waiting = lab.start("dvc", "repro", "pretrain@asl", ASL_WAIT="1")
-    assert waiting.stdout is not None
-    while f"job {job_id} is ACTIVE" not in waiting.stdout.readline():
-        pass
+    read_until(waiting, f"job {job_id} is ACTIVE")
     os.killpg(waiting.pid, signal.SIGKILL)
     waiting.communicate()
     said = lab.say("dvc", "repro", "pretrain@asl", ASL_WAIT="1")
     assert lab.state("pretrain@asl").status is Status.SUCCEEDED
     path = lab.root / "runs/pretrain/asl/encoder.safetensors"
-    assert path.read_text() == sum_after(80)
+    assert path.read_text() == sum_after(200)
     assert "up to date" in lab.say("dvc", "status", "pretrain@asl")
     assert len(lab.queue()) == 2
 
