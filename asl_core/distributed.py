@@ -33,11 +33,21 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether the flag is set on any process."""
+def largest(*numbers: int) -> list[int]:
+    """Return for each number the largest over all processes.
+
+    Travels between CPUs: no GPU is waited for, so that each step can afford it.
+    """
     if not dist.is_initialized():
-        return flag
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
+        return [*numbers]
+    maxima = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    return maxima.tolist()
+
+
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set on any process."""
+    return bool(largest(flag)[0])
 
 
 def gather_objects(value: object) -> list:
@@ -52,13 +62,19 @@ def gather_objects(value: object) -> list:
 def initialise_from_environment(device: torch.device, timeout_s: int = 300) -> None:
     """Join the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, if any.
 
-    NCCL on GPUs, gloo on CPUs. Without WORLD_SIZE, or with 1, nothing happens.
+    Tensors on GPUs travel by NCCL, those on CPUs and all objects by gloo. Without WORLD_SIZE, or
+    with 1, nothing happens.
 
     Raises:
         RuntimeError: The other processes did not show up within `timeout_s`.
+
+    Note:
+        gloo listens where the node's own name leads; on a cluster where that is no network that
+        the nodes share, set GLOO_SOCKET_IFNAME to the interface.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
     )

@@ -1,8 +1,11 @@
-"""Two processes over gloo train like one."""
+"""Several processes over gloo train like one."""
 
+import hashlib
 import multiprocessing
 import os
+import signal
 import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import torch.distributed as dist
 from asl_core import distributed
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import Journal, effective_points
+from asl_core.errors import InterruptedRun
+from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.models import Vit
@@ -26,59 +31,124 @@ RECIPE = AslRecipe(
     dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0,
     precision="fp32", seed=1,
 )  # fmt: skip
+LONGER = AslRecipe(
+    dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
+    precision="fp32", clip_grad=1.0, seed=3,
+)  # fmt: skip
+STOPPED = 75
 
 pytestmark = pytest.mark.distributed
 
 
-def worker(rank: int, world_size: int, port: int, work: Path, dataset: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    distributed.initialise_from_environment(torch.device("cpu"), timeout_s=60)
-    journal = Journal.open(work / f"journal-{rank}")
-    resources = Resources(device="cpu", log_every_steps=1)
-    pretrain(RECIPE, dataset, RunContext(work / "ckpt", journal, resources))
-    # uneven shares: rank 0 has two samples more
-    indices = torch.arange(5) if rank == 0 else torch.arange(5, 8)
-    joined = gather_predictions(indices, indices % 3, torch.eye(3)[indices % 3])
-    if rank == 0 and world_size == 2:
-        assert joined.indices.tolist() == list(range(8))
-        assert joined.accuracy() == 100.0
-        (work / "gathered").write_text("yes")
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def losses(world_size: int, work: Path, dataset: Path) -> list[float]:
-    work.mkdir()
+def processes(world_size: int, work: Callable[..., None], *args: object) -> set[int | None]:
+    """Call `work(rank, *args)` in processes that form a group, and return their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+
+    def target(rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )  # fmt: skip
+        distributed.initialise_from_environment(torch.device("cpu"), timeout_s=60)
+        try:
+            work(rank, *args)
+        except InterruptedRun:
+            os._exit(STOPPED)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=worker, args=(rank, world_size, port, work, dataset))
-        for rank in range(world_size)
-    ]
-    for process in processes:
+    started = [context.Process(target=target, args=(rank,)) for rank in range(world_size)]
+    for process in started:
         process.start()
-    for process in processes:
+    for process in started:
         process.join()
-        assert process.exitcode == 0
+    return {process.exitcode for process in started}
+
+
+def train(
+    rank: int,
+    recipe: AslRecipe,
+    work: Path,
+    dataset: Path,
+    signals: dict[int, signal.Signals],
+    signalled: Iterable[int],
+) -> None:
+    """Train, sending the signal of a step to itself after it; leave a digest of the weights."""
+
+    def after_step(self: ArbitrarySelfSupervised, step: int) -> None:
+        if rank in signalled and step in signals:
+            os.kill(os.getpid(), signals[step])
+
+    ArbitrarySelfSupervised.after_step = after_step  # type: ignore[method-assign]
+    log_every = 1 if recipe is RECIPE else 4
+    resources = Resources(device="cpu", log_every_steps=log_every, checkpoint_minutes=60)
+    with Journal.open(work / f"journal-{rank}") as journal:
+        method = pretrain(recipe, dataset, RunContext(work / "ckpt", journal, resources))
+    digest = hashlib.sha256()
+    for name, tensor in sorted(method.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    (work / f"sha256-{rank}").write_text(digest.hexdigest())
+
+
+def losses(work: Path) -> list[tuple[int, float]]:
     points = effective_points(work / "journal-0")["train/loss"]
-    return [value for _, value, _ in points]
+    return [(step, value) for step, value, _ in points]
 
 
-def test_two_processes_give_the_loss_curve_of_one(icons: Path, tmp_path: Path) -> None:
-    one = losses(1, tmp_path / "one", icons)
-    two = losses(2, tmp_path / "two", icons)
-    assert len(one) == 5
-    assert two == pytest.approx(one, rel=1e-5)
-    assert (tmp_path / "two" / "gathered").exists()
+@pytest.fixture(scope="module")
+def curve_of_one(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    work = tmp_path_factory.mktemp("one")
+    assert processes(1, train, RECIPE, work, icons, {}, ()) == {0}
+    return [value for _, value in losses(work)]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_processes_give_the_loss_curve_of_one(
+    world_size: int, curve_of_one: list[float], icons: Path, tmp_path: Path
+) -> None:
+    assert processes(world_size, train, RECIPE, tmp_path, icons, {}, ()) == {0}
+    curve = [value for _, value in losses(tmp_path)]
+    assert len(curve) == 5
+    assert curve == pytest.approx(curve_of_one, rel=1e-5)
+
+
+@pytest.mark.parametrize(("world_size", "signalled"), [(1, [0]), (2, [1]), (2, [0, 1])])
+def test_a_stop_between_log_lines_changes_neither_weights_nor_losses(
+    world_size: int, signalled: list[int], icons: Path, tmp_path: Path
+) -> None:
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    assert processes(world_size, train, LONGER, undisturbed, icons, {}, ()) == {0}
+    signals = {6: signal.SIGUSR2, 7: signal.SIGTERM}
+    for step in signals:
+        codes = processes(world_size, train, LONGER, stopped, icons, signals, signalled)
+        assert codes == {STOPPED}
+        assert list(stopped.glob(f"ckpt/step-{step:09d}-*"))
+    assert processes(world_size, train, LONGER, stopped, icons, {}, ()) == {0}
+    assert [step for step, _ in losses(stopped)] == [4, 8, 12, 15]
+    assert losses(stopped) == losses(undisturbed)
+    digests = {path.read_text() for path in tmp_path.glob("*/sha256-*")}
+    assert len(digests) == 1
+
+
+def gather_uneven_shares(rank: int) -> None:
+    # rank 0 has two samples more
+    indices = torch.arange(5) if rank == 0 else torch.arange(5, 8)
+    joined = gather_predictions(indices, indices % 3, torch.eye(3)[indices % 3])
+    assert joined.indices.tolist() == list(range(8))
+    assert joined.accuracy() == 100.0
+
+
+def test_uneven_shares_are_joined_in_order() -> None:
+    assert processes(2, gather_uneven_shares) == {0}
 
 
 def test_gathers_are_the_identity_without_a_group() -> None:
     assert distributed.gather_objects(3) == [3]
     x = torch.ones(2)
     assert distributed.all_reduce_sum(x) is x
-    assert distributed.any_process(True, torch.device("cpu"))
+    assert distributed.largest(3, 5) == [3, 5]
+    assert distributed.any_process(True)
