@@ -1,6 +1,7 @@
 """Rank, world size and gathers that are the identity without a process group."""
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
@@ -48,6 +49,16 @@ def largest(*numbers: int) -> list[int]:
 def any_process(flag: bool) -> bool:
     """Return whether the flag is set on any process."""
     return bool(largest(flag)[0])
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors, in place, with those of the first process."""
+    if not dist.is_initialized():
+        return
+    for tensor in tensors:
+        copy = tensor.contiguous()
+        dist.broadcast(copy, src=0)
+        tensor.copy_(copy)
 
 
 def gather_objects(value: object) -> list:

@@ -73,6 +73,7 @@ def fit(
     """Train a model in place, resuming from the newest checkpoint if there is one.
 
     Order: (1) place the model, (2) build optimiser and schedule, (3) restore, (4) step to the end.
+    A checkpoint follows the last step, so that what comes after training can be interrupted too.
 
     Args:
         model: Called as `model(batch, draw)`, returns a `Step`; see `protocol.Trainable`.
@@ -108,6 +109,9 @@ def fit(
     model.train()
     with catch_stop_signals() as stop:
         run.until_done(state, loader, checkpoints, stop)
+    with torch.no_grad():
+        # running statistics are each process's own, but only the first one's are kept
+        distributed.copy_from_first(model.buffers())
 
 
 class _Run:
@@ -155,7 +159,7 @@ class _Run:
                     bar.set_postfix(self.log(state, total))
                 if state.step in self.at_steps and distributed.rank() == 0:
                     self.at_steps[state.step]()
-                self.checkpoint_if_due(state, checkpoints, stop)
+                self.checkpoint_if_due(state, total, checkpoints, stop)
 
     def step(self, state: TrainState, micro_batches: list[Any]) -> None:
         """Do one optimiser step; random draws and rates are functions of its number."""
@@ -239,13 +243,13 @@ class _Run:
         )
 
     def checkpoint_if_due(
-        self, state: TrainState, checkpoints: CheckpointFolder, stop: StopRequest
+        self, state: TrainState, total: int, checkpoints: CheckpointFolder, stop: StopRequest
     ) -> None:
-        """Write a checkpoint when it is time or when a signal asks for a stop."""
+        """Write a checkpoint at the end, when it is time or when a signal asks for a stop."""
         elapsed = time.monotonic() - self.last_checkpoint
         due = elapsed > self.context.resources.checkpoint_minutes * 60
         signal_number, due = distributed.largest(stop.number, due)
-        if not (signal_number or due):
+        if not (signal_number or due or state.step == total):
             return
         self.check_finite(checkpoints)  # weights that a bad step has spoilt must not be kept
         saved = state.to_dict()

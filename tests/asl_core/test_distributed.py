@@ -17,11 +17,14 @@ from asl_core.engine.loop import RunContext
 from asl_core.engine.records import Journal, effective_points
 from asl_core.errors import InterruptedRun
 from asl_core.methods.asl import ArbitrarySelfSupervised
+from asl_core.modules.encoder import Encoder, save_encoder
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.classification import gather_predictions
+from asl_core.transfer.linprobe import FeatureProbe, linprobe
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
@@ -34,6 +37,10 @@ RECIPE = AslRecipe(
 LONGER = AslRecipe(
     dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
     precision="fp32", clip_grad=1.0, seed=3,
+)  # fmt: skip
+PROBE = LinearProbe(
+    dataset="icons", epochs=2, batch_size=16, lr=0.1, warmup_epochs=0, augment=False,
+    precision="fp32",
 )  # fmt: skip
 STOPPED = 75
 
@@ -132,6 +139,45 @@ def test_a_stop_between_log_lines_changes_neither_weights_nor_losses(
     assert losses(stopped) == losses(undisturbed)
     digests = {path.read_text() for path in tmp_path.glob("*/sha256-*")}
     assert len(digests) == 1
+
+
+def probe(rank: int, work: Path, encoder: Path, dataset: Path, stop_at: int | None) -> None:
+    """Probe, stopping itself after a step; leave the head, and the scores of test images."""
+
+    def after_step(self: FeatureProbe, step: int) -> None:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    FeatureProbe.after_step = after_step  # type: ignore[method-assign]
+    with Journal.open(work / f"journal-{rank}") as journal:
+        context = RunContext(work / "ckpt", journal, Resources(device="cpu"))
+        head, predictions = linprobe(PROBE, encoder, dataset, context)
+    torch.save((head.state_dict(), predictions.logits), work / f"probe-{rank}.pt")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    save_encoder(folder, Encoder(TINY).state_dict(), TINY)
+    return folder
+
+
+def test_a_stop_before_the_evaluation_leaves_its_scores_as_they_are(
+    encoder: Path, icons: Path, tmp_path: Path
+) -> None:
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    assert processes(2, probe, undisturbed, encoder, icons, None) == {0}
+    assert processes(2, probe, stopped, encoder, icons, 4) == {STOPPED}
+    assert list(stopped.glob("ckpt/step-000000004-*"))
+    assert processes(2, probe, stopped, encoder, icons, None) == {0}
+    # running statistics: each process sees batches of its own
+    results = [torch.load(path, weights_only=True) for path in tmp_path.glob("*/probe-*")]
+    assert len(results) == 4
+    for head, scores in results:
+        torch.testing.assert_close(head, results[0][0], rtol=0, atol=0)
+        assert torch.equal(scores, results[0][1])
 
 
 def gather_uneven_shares(rank: int) -> None:
