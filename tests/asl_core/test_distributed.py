@@ -11,19 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from asl_core import distributed
+from asl_core.data.prepare import prepare
+from asl_core.data.shards import PackedDataset
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import Journal, effective_points
 from asl_core.errors import InterruptedRun
 from asl_core.methods.asl import ArbitrarySelfSupervised
-from asl_core.modules.encoder import Encoder, save_encoder
+from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.datasets import Icons
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
-from asl_core.recipes.transfer import LinearProbe
+from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
+from asl_core.transfer.finetune import Classifier, classify
 from asl_core.transfer.linprobe import FeatureProbe, linprobe
 
 TINY = Vit(
@@ -42,6 +47,7 @@ PROBE = LinearProbe(
     dataset="icons", epochs=2, batch_size=16, lr=0.1, warmup_epochs=0, augment=False,
     precision="fp32",
 )  # fmt: skip
+FINETUNE = FineTune(dataset="icons", batch_size=8, precision="fp32")
 STOPPED = 75
 
 pytestmark = pytest.mark.distributed
@@ -178,6 +184,36 @@ def test_a_stop_before_the_evaluation_leaves_its_scores_as_they_are(
     for head, scores in results:
         torch.testing.assert_close(head, results[0][0], rtol=0, atol=0)
         assert torch.equal(scores, results[0][1])
+
+
+def evaluate(rank: int, encoder: Path, dataset: Path, work: Path) -> None:
+    """Score the test images with a probe and with a classifier."""
+    torch.manual_seed(0)
+    classifier = Classifier(load_encoder(encoder), 10, FINETUNE, (0.5,) * 3, (0.5,) * 3)
+    nn.init.normal_(classifier.head.weight)
+    test = PackedDataset(dataset, "test")
+    classified = classify(classifier, test, "fp32", Resources(device="cpu"))
+    with Journal.open(work / f"journal-{rank}") as journal:
+        context = RunContext(work / "ckpt", journal, Resources(device="cpu"))
+        _, probed = linprobe(PROBE, encoder, dataset, context)
+    for predictions in (classified, probed):
+        assert predictions.indices.tolist() == [0, 1, 2, 3, 4]
+    torch.save((classified.logits, probed.logits), work / f"scores-{rank}.pt")
+
+
+def test_each_test_image_counts_once_with_fewer_images_than_processes(
+    encoder: Path, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "data"
+    prepare(Icons(image_size=16, train=40, test=5), dataset, dataset, name="icons")
+    for world_size in (1, 4, 8):
+        assert processes(world_size, evaluate, encoder, dataset, tmp_path / str(world_size)) == {0}
+    scores = {path: torch.load(path) for path in tmp_path.glob("*/scores-*")}
+    assert len(scores) == 1 + 4 + 8
+    expected = scores[tmp_path / "1/scores-0.pt"]
+    for each in scores.values():
+        torch.testing.assert_close(each[0], expected[0])
+        assert each[1].shape == expected[1].shape
 
 
 def gather_uneven_shares(rank: int) -> None:
