@@ -1,12 +1,15 @@
 """Rank, world size and gathers that are the identity without a process group."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -68,6 +71,23 @@ def gather_objects(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """Call `decide` in the first process only; return its value, or raise its error, in all."""
+    if not dist.is_initialized():
+        return decide()
+    outcome: list = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = decide()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    value, error = outcome
+    if error is not None:
+        raise error
+    return value
 
 
 def initialise_from_environment(device: torch.device, timeout_s: int = 300) -> None:

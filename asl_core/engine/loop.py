@@ -87,6 +87,7 @@ def fit(
     Raises:
         TrainingError: The loss is not finite; names the step, its samples and the newest
             checkpoint, which is from before.
+        InputError: No checkpoint is whole, or another process does not find the chosen one.
         InterruptedRun: A signal asked one of the processes for a stop; all have finished the
             step and a checkpoint was written.
         OSError: A checkpoint could not be written; the one before is still valid.

@@ -3,8 +3,10 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from torch import nn
 from asl_core import distributed
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.checkpoint import CheckpointFolder
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import Journal, effective_points
-from asl_core.errors import InterruptedRun
+from asl_core.errors import InputError, InterruptedRun
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
@@ -214,6 +217,47 @@ def test_each_test_image_counts_once_with_fewer_images_than_processes(
     for each in scores.values():
         torch.testing.assert_close(each[0], expected[0])
         assert each[1].shape == expected[1].shape
+
+
+def load_newest(rank: int, work: Path, appears_s: float, message: str) -> None:
+    """Load a checkpoint from this process's own view of the folder."""
+    folder = CheckpointFolder(work / f"seen-by-{rank}", appears_s)
+    if message:
+        with pytest.raises(InputError, match=message):
+            folder.load_newest()
+        return
+    hidden = work / "hidden"
+    if rank == 1 and hidden.exists():
+        shown = work / "seen-by-1" / (work / "name").read_text()
+        threading.Timer(0.3, hidden.rename, [shown]).start()
+    assert folder.load_newest() == (7, {"x": 7})
+
+
+@pytest.fixture
+def late(tmp_path: Path) -> Path:
+    """Show the checkpoints of steps 3 and 7 to the first process, only 3 to the second."""
+    first = CheckpointFolder(tmp_path / "seen-by-0")
+    old, new = first.save(3, {"x": 3}), first.save(7, {"x": 7})
+    (tmp_path / "seen-by-1").mkdir()
+    shutil.copy(old, tmp_path / "seen-by-1")
+    shutil.copy(new, tmp_path / "hidden")
+    (tmp_path / "name").write_text(new.name)
+    return tmp_path
+
+
+def test_all_resume_from_the_checkpoint_that_the_first_process_chose(late: Path) -> None:
+    assert processes(2, load_newest, late, 60.0, "") == {0}
+
+
+def test_a_checkpoint_that_one_process_never_sees_is_an_error_of_all(late: Path) -> None:
+    message = r"process 1 finds no whole checkpoint .*/step-000000007-\w+\.pt within 0.2 s"
+    assert processes(2, load_newest, late, 0.2, message) == {0}
+
+
+def test_only_damaged_checkpoints_are_an_error_of_all(late: Path) -> None:
+    for path in late.glob("seen-by-0/*"):
+        path.write_bytes(b"no")
+    assert processes(2, load_newest, late, 60.0, "are damaged; delete") == {0}
 
 
 def gather_uneven_shares(rank: int) -> None:
