@@ -1,11 +1,15 @@
 """Rank, world size and gathers that are the identity without a process group."""
 
 import os
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -33,11 +37,31 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether the flag is set on any process."""
+def largest(*numbers: int) -> list[int]:
+    """Return for each number the largest over all processes.
+
+    Travels between CPUs: no GPU is waited for, so that each step can afford it.
+    """
     if not dist.is_initialized():
-        return flag
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
+        return [*numbers]
+    maxima = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    return maxima.tolist()
+
+
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set on any process."""
+    return bool(largest(flag)[0])
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors, in place, with those of the first process."""
+    if not dist.is_initialized():
+        return
+    for tensor in tensors:
+        copy = tensor.contiguous()
+        dist.broadcast(copy, src=0)
+        tensor.copy_(copy)
 
 
 def gather_objects(value: object) -> list:
@@ -49,16 +73,39 @@ def gather_objects(value: object) -> list:
     return values
 
 
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """Call `decide` in the first process only; return its value, or raise its error, in all."""
+    if not dist.is_initialized():
+        return decide()
+    outcome: list = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = decide()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    value, error = outcome
+    if error is not None:
+        raise error
+    return value
+
+
 def initialise_from_environment(device: torch.device, timeout_s: int = 300) -> None:
     """Join the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, if any.
 
-    NCCL on GPUs, gloo on CPUs. Without WORLD_SIZE, or with 1, nothing happens.
+    Tensors on GPUs travel by NCCL, those on CPUs and all objects by gloo. Without WORLD_SIZE, or
+    with 1, nothing happens.
 
     Raises:
         RuntimeError: The other processes did not show up within `timeout_s`.
+
+    Note:
+        gloo listens where the node's own name leads; on a cluster where that is no network that
+        the nodes share, set GLOO_SOCKET_IFNAME to the interface.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
     )

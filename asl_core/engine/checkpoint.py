@@ -9,16 +9,19 @@ import hashlib
 import logging
 import os
 import re
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from asl_core import distributed
 from asl_core.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 KEEP = 2
+APPEARS_S = 90.0  # NFS shows a folder as it was up to 60 s ago, unless told otherwise
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
@@ -45,10 +48,11 @@ class CheckpointFolder:
 
     Args:
         path: Folder, created at the first save.
+        appears_s: For so long a process waits until it sees the file that the first one sees.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, appears_s: float = APPEARS_S) -> None:
+        self.path, self.appears_s = path, appears_s
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write a checkpoint atomically and drop all but the newest two.
@@ -84,19 +88,29 @@ class CheckpointFolder:
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """Return step and state of the newest undamaged checkpoint, or None if there is none.
 
+        The first process chooses it: a network filesystem may show another one a file later.
+
         Raises:
-            InputError: Checkpoints exist but every one is damaged.
+            InputError: Checkpoints exist but every one is damaged; or a process does not find the
+                chosen one whole.
         """
+        name = distributed.decided_by_first(self._newest_undamaged)
+        if name is None:
+            return None
+        path = self.path / name
+        for rank, found in enumerate(distributed.gather_objects(self._wait_for(path))):
+            if not found:
+                raise InputError(
+                    f"process {rank} finds no whole checkpoint {path} within {self.appears_s:g} s, "
+                    "the first process does; put the folder on a filesystem that all nodes share"
+                )
+        return int(path.name.split("-")[1]), torch.load(path, map_location="cpu", weights_only=True)
+
+    def _newest_undamaged(self) -> str | None:
         candidates = self._newest_first()
         for path in candidates:
-            match = _NAME.fullmatch(path.name)
-            assert match is not None  # _newest_first lists nothing else
-            digest = hashlib.blake2b(digest_size=8)
-            with open(path, "rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-            if digest.hexdigest() == match[2]:
-                return int(match[1]), torch.load(path, map_location="cpu", weights_only=True)
+            if _is_whole(path):
+                return path.name
             logger.warning("checkpoint %s is damaged; trying the one before", path)
         if candidates:
             raise InputError(
@@ -104,10 +118,33 @@ class CheckpointFolder:
             )
         return None
 
+    def _wait_for(self, path: Path) -> bool:
+        """Return whether this process sees a file whole, at once or soon."""
+        if distributed.rank() == 0:
+            return True  # it has just read it
+        give_up = time.monotonic() + self.appears_s
+        while True:
+            with contextlib.suppress(OSError):
+                # listing the folder makes a network filesystem ask its server
+                if path in self._newest_first() and _is_whole(path):
+                    return True
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.2)
+
     def _newest_first(self) -> list[Path]:
         if not self.path.is_dir():
             return []
         return sorted((p for p in self.path.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a checkpoint's bytes have the digest that its name says."""
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return path.stem.endswith(f"-{digest.hexdigest()}")
 
 
 def _sync_folder(path: Path) -> None:

@@ -73,6 +73,7 @@ def fit(
     """Train a model in place, resuming from the newest checkpoint if there is one.
 
     Order: (1) place the model, (2) build optimiser and schedule, (3) restore, (4) step to the end.
+    A checkpoint follows the last step, so that what comes after training can be interrupted too.
 
     Args:
         model: Called as `model(batch, draw)`, returns a `Step`; see `protocol.Trainable`.
@@ -86,7 +87,9 @@ def fit(
     Raises:
         TrainingError: The loss is not finite; names the step, its samples and the newest
             checkpoint, which is from before.
-        InterruptedRun: A signal asked for a stop; a checkpoint was written.
+        InputError: No checkpoint is whole, or another process does not find the chosen one.
+        InterruptedRun: A signal asked one of the processes for a stop; all have finished the
+            step and a checkpoint was written.
         OSError: A checkpoint could not be written; the one before is still valid.
     """
     device = pick_device(context.resources)
@@ -107,6 +110,9 @@ def fit(
     model.train()
     with catch_stop_signals() as stop:
         run.until_done(state, loader, checkpoints, stop)
+    with torch.no_grad():
+        # running statistics are each process's own, but only the first one's are kept
+        distributed.copy_from_first(model.buffers())
 
 
 class _Run:
@@ -154,9 +160,7 @@ class _Run:
                     bar.set_postfix(self.log(state, total))
                 if state.step in self.at_steps and distributed.rank() == 0:
                     self.at_steps[state.step]()
-                # with several processes they agree where they synchronise anyway
-                if (distributed.world_size() == 1 or logs) and state.step < total:
-                    self.checkpoint_if_due(state, checkpoints, stop)
+                self.checkpoint_if_due(state, total, checkpoints, stop)
 
     def step(self, state: TrainState, micro_batches: list[Any]) -> None:
         """Do one optimiser step; random draws and rates are functions of its number."""
@@ -222,7 +226,7 @@ class _Run:
             TrainingError: It was, in this process or another.
         """
         bad = self.watch.first_bad()
-        if not distributed.any_process(bad is not None, self.device):
+        if not distributed.any_process(bad is not None):
             return
         newest = checkpoints.newest()
         remedy = (
@@ -240,25 +244,27 @@ class _Run:
         )
 
     def checkpoint_if_due(
-        self, state: TrainState, checkpoints: CheckpointFolder, stop: StopRequest
+        self, state: TrainState, total: int, checkpoints: CheckpointFolder, stop: StopRequest
     ) -> None:
-        """Write a checkpoint when it is time or when a signal asks for a stop."""
+        """Write a checkpoint at the end, when it is time or when a signal asks for a stop."""
         elapsed = time.monotonic() - self.last_checkpoint
         due = elapsed > self.context.resources.checkpoint_minutes * 60
-        stopping = distributed.any_process(bool(stop), self.device)
-        if not (stopping or distributed.any_process(due, self.device)):
+        signal_number, due = distributed.largest(stop.number, due)
+        if not (signal_number or due or state.step == total):
             return
         self.check_finite(checkpoints)  # weights that a bad step has spoilt must not be kept
+        saved = state.to_dict()
         if distributed.rank() == 0:
             self.context.before_checkpoint()
             self.context.journal.sync()
-            checkpoints.save(state.step, state.to_dict())
+            checkpoints.save(state.step, saved)
         distributed.barrier()
         self.last_checkpoint = time.monotonic()
-        if stopping:
+        if signal_number:
+            stop.share(signal_number)
             raise InterruptedRun(
-                f"{self.context.label}: stopped by {stop.signal_name or 'another process'} after "
-                f"step {state.step}; the checkpoint is written, run the same command to go on"
+                f"{self.context.label}: stopped by {stop.signal_name} after step {state.step}; the "
+                "checkpoint is written, run the same command to go on"
             )
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from asl_core import distributed
+
 
 @dataclass
 class TrainState:
@@ -16,7 +18,8 @@ class TrainState:
 
     Attributes:
         step: Optimiser steps done.
-        sums: Sums of the logged terms since the last log line, and how many steps they span.
+        sums: This process's sums of the logged terms since the last log line.
+        summed_steps: How many steps they span.
     """
 
     model: nn.Module
@@ -26,19 +29,31 @@ class TrainState:
     summed_steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as tensors, numbers, lists and dictionaries."""
+        """Return everything as tensors, numbers, lists and dictionaries.
+
+        All processes call it at once: the sums of each are part of it, all else is the same.
+        """
+        sums = {name: value.cpu() for name, value in self.sums.items()}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sums": self.sums,
+            "sums": distributed.gather_objects(sums),
             "summed_steps": self.summed_steps,
         }
 
     def restore(self, step: int, saved: dict[str, Any], device: torch.device) -> None:
-        """Take over what `to_dict` returned after `step` steps."""
+        """Take over what `to_dict` returned after `step` steps.
+
+        Where the number of processes has changed each goes on with the mean of the sums.
+        """
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.sums = {name: value.to(device) for name, value in saved["sums"].items()}
+        by_rank = saved["sums"]
+        if len(by_rank) == distributed.world_size():
+            sums = by_rank[distributed.rank()]
+        else:
+            sums = {name: torch.stack([s[name] for s in by_rank]).mean(0) for name in by_rank[0]}
+        self.sums = {name: value.to(device) for name, value in sums.items()}
         self.summed_steps = saved["summed_steps"]
         self.step = step
 

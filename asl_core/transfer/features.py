@@ -54,11 +54,15 @@ def extract_features(
     resources: Resources,
     batch_size: int = 256,
 ) -> FeatureBatch:
-    """Return this process's share of a split's features, without augmentation, in index order."""
+    """Return this process's share of a split's features, without augmentation, in index order.
+
+    With more processes than samples the share of some is empty.
+    """
     device = pick_device(resources)
     encoder.to(device).eval()
     mean, std = dataset.manifest.mean, dataset.manifest.std
-    parts: list[FeatureBatch] = []
+    none = torch.empty(0, dtype=torch.int64)
+    parts = [FeatureBatch(torch.empty(0, encoder.vit.embed_dim), none, none)]
     batches: Any = evaluation_batches(
         dataset,
         evaluation_transform(encoder.vit.image_size),

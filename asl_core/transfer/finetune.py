@@ -132,7 +132,9 @@ def classify(
     """Predict every sample of a split once."""
     device = pick_device(resources)
     model.to(device).eval()
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    none = torch.empty(0, dtype=torch.int64)
+    # with more processes than samples the share of some is empty
+    parts = [(none, none, torch.empty(0, model.head.out_features))]
     batches: Any = evaluation_batches(
         dataset,
         evaluation_transform(model.encoder.vit.image_size),

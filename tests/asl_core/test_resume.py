@@ -25,6 +25,7 @@ RECIPE = AslRecipe(
     dataset="icons", model=TINY, design="dle", epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
     precision="fp32", clip_grad=1.0, seed=3,
 )  # fmt: skip
+TOTAL = 15  # optimiser steps: 3 epochs of 40 images
 
 
 def train(
@@ -32,14 +33,17 @@ def train(
     dataset: Path,
     *,
     kill_at: int | None = None,
+    forbid_steps: bool = False,
+    minutes: float = 0,
     kill_with: signal.Signals = signal.SIGKILL,
     workers: int = 0,
     micro: int | None = None,
 ) -> None:
     """Train in this process, sending it a signal after step `kill_at`."""
+    work.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     resources = Resources(
-        device="cpu", num_workers=workers, checkpoint_minutes=0, log_every_steps=4,
+        device="cpu", num_workers=workers, checkpoint_minutes=minutes, log_every_steps=4,
         micro_batch_size=micro,
     )  # fmt: skip
     journal = Journal.open(work / "journal")
@@ -48,6 +52,7 @@ def train(
     from asl_core.methods.asl import ArbitrarySelfSupervised
 
     def after_step(self: ArbitrarySelfSupervised, step: int) -> None:
+        assert not forbid_steps
         if step == kill_at:
             os.kill(os.getpid(), kill_with)
 
@@ -61,7 +66,6 @@ def train(
 
 def run(work: Path, dataset: Path, **options: object) -> int | None:
     """Train in a forked process, as a kill would otherwise end the tests."""
-    work.mkdir(exist_ok=True)
     process = multiprocessing.get_context("fork").Process(
         target=train, args=(work, dataset), kwargs=options
     )
@@ -100,13 +104,14 @@ def test_killed_run_leaves_one_value_per_step(
     assert losses(tmp_path) == losses(undisturbed)
 
 
-def test_sigterm_writes_a_checkpoint_and_says_so(icons: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [5, TOTAL])
+def test_sigterm_writes_a_checkpoint_and_says_so(step: int, icons: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
 
     def target() -> None:
         try:
-            train(tmp_path, icons, kill_at=5, kill_with=signal.SIGTERM)
+            train(tmp_path, icons, kill_at=step, kill_with=signal.SIGTERM)
         except InterruptedRun as error:
             queue.put(str(error))
 
@@ -114,8 +119,20 @@ def test_sigterm_writes_a_checkpoint_and_says_so(icons: Path, tmp_path: Path) ->
     process.start()
     message = queue.get(timeout=60)
     process.join()
-    assert "SIGTERM after step 5" in message
-    assert any(p.name.startswith("step-000000005-") for p in (tmp_path / "ckpt").iterdir())
+    assert f"SIGTERM after step {step};" in message
+    assert list(tmp_path.glob(f"ckpt/step-{step:09d}-*"))
+
+
+def test_a_run_that_has_done_its_last_step_does_none_again(
+    undisturbed: Path, icons: Path, tmp_path: Path
+) -> None:
+    assert run(tmp_path, icons, minutes=60) == 0
+    assert [path.name[:14] for path in (tmp_path / "ckpt").iterdir()] == [f"step-{TOTAL:09d}"]
+    (tmp_path / "sha256").unlink()
+    assert run(tmp_path, icons, forbid_steps=True) == 0
+    assert (tmp_path / "sha256").read_text() == (undisturbed / "sha256").read_text()
+    points = effective_points(tmp_path / "journal")["train/loss"]
+    assert [step for step, _, _ in points] == [4, 8, 12, TOTAL]
 
 
 def test_accumulation_changes_rounding_only(undisturbed: Path, icons: Path, tmp_path: Path) -> None:
