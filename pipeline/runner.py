@@ -54,9 +54,8 @@ def run_job(
         logger.error("%s has no attempt %s", paths.folder, token)
         return WRONG_INPUT
     with stop_signals() as signals:
-        if place.rank > 0:
-            return Helper(paths, job, attempt, place, services).run()
-        return Lead(paths, job, attempt, place, services, signals).run()
+        process = Helper if place.rank > 0 else Lead
+        return process(paths, job, attempt, place, services, signals).run()
 
 
 if __name__ == "__main__":

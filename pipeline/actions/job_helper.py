@@ -29,14 +29,17 @@ class Helper(JobProcess):
         try:
             return self._run()
         except (InterruptedRun, KeyboardInterrupt):
+            self.signals.handler.quiet = True
             return DONE  # anything else would end the first process before it has requeued the job
         except BaseException as error:
+            self.signals.handler.quiet = True
             text = "".join(traceback.format_exception(error))
             logger.error("%s", text)
             self._leave_word(redact(text)[-ERROR_CHARACTERS:])
             return FAILED
 
     def _run(self) -> int:
+        self.signals.listen()
         ready = self._wait_until_ready()
         if ready["done"]:
             return DONE

@@ -29,7 +29,7 @@ from pipeline.actions.job_process import (
     read_json,
 )
 from pipeline.actions.perform import perform, write_metrics
-from pipeline.actions.stop_signals import StopSignals, unstoppable
+from pipeline.actions.stop_signals import StopSignals
 from pipeline.actions.upstream import UpstreamPending, resolve
 from pipeline.errors import AslPipeError, UserError
 from pipeline.jobs.documents import Document, Hashes, hashes_of
@@ -62,8 +62,7 @@ class Lead(JobProcess):
         services: Services,
         signals: StopSignals,
     ) -> None:
-        super().__init__(paths, job, attempt, place, services)
-        self.signals = signals
+        super().__init__(paths, job, attempt, place, services, signals)
         self.fences: list[Fence] = []
         self.restarts = attempt.restarts + place.restart
         self.work: JobPaths | None = None
@@ -81,15 +80,9 @@ class Lead(JobProcess):
         """Run to the end, whatever the end is."""
         try:
             return self._run()
-        except SupersededError as error:
-            logger.warning("%s", error)
-            return INTERRUPTED
-        except UpstreamPending as error:
-            return self._wait_for(error)
-        except (InterruptedRun, KeyboardInterrupt) as error:
-            return self._interrupted(error)
         except BaseException as error:
-            return self._failed(error)
+            self.signals.handler.quiet = True  # how it ends is written down whole
+            return self._end(error)
         finally:
             self.reporter.end()
             self.reporter.give_back()
@@ -102,6 +95,7 @@ class Lead(JobProcess):
     def _run(self) -> int:
         paths, services = self.paths, self.services
         self._fence(paths.fence)
+        self.signals.listen()
         self.reporter.begin()
         self.reporter.keep_beating(
             self._look, self._look_at_peers, _ask_to_stop, services.heartbeat_s
@@ -130,11 +124,11 @@ class Lead(JobProcess):
             run, tags=self._tags(), before_checkpoint=self.check_fences, out=out, locks=False
         )
         record = perform(run, services.load, self.check_fences)
-        with unstoppable():
-            write_metrics(self.work.metrics, run, record)
-            manifest = self._file(document, out)
-            self._keep_only(out)
-            return self._succeeded(manifest)
+        self.signals.handler.quiet = True  # what is left takes seconds and is final
+        write_metrics(self.work.metrics, run, record)
+        manifest = self._file(document, out)
+        self._keep_only(out)
+        return self._succeeded(manifest)
 
     def _fence(self, file: Path) -> None:
         self.fences.append(Fence.put_up(file, self.paths, self.attempt.number, self.place.restart))
@@ -220,6 +214,16 @@ class Lead(JobProcess):
             shutil.rmtree(self.work.checkpoints, ignore_errors=True)
         return DONE
 
+    def _end(self, error: BaseException) -> int:
+        if isinstance(error, SupersededError):
+            logger.warning("%s", error)
+            return INTERRUPTED
+        if isinstance(error, UpstreamPending):
+            return self._wait_for(error)
+        if isinstance(error, InterruptedRun | KeyboardInterrupt):
+            return self._interrupted(error)
+        return self._failed(error)
+
     def _failed(self, error: BaseException) -> int:
         """Write down why; an error that is meant for people is one line, others a traceback."""
         if isinstance(error, AslPipeError | InputError):
@@ -259,6 +263,8 @@ class Lead(JobProcess):
         except SupersededError as superseded:
             logger.warning("%s", superseded)
             return INTERRUPTED
+        except OSError as unwritten:  # no reason not to go on from the checkpoint
+            logger.error("the record could not be written: %s", unwritten)
         if not goes_on:
             return INTERRUPTED
         self.reporter.end()  # nothing may be written from the moment the next start is possible
@@ -267,11 +273,15 @@ class Lead(JobProcess):
     def _wait_for(self, pending: UpstreamPending) -> int:
         """Begin when what this job needs is there: its maker has become another job meanwhile."""
         logger.info("%s", pending)
-        with contextlib.suppress(SupersededError):
+        try:
             self.reporter.update(status=Status.INTERRUPTED, ended=self.services.clock())
-            self.reporter.end()
-            return hand_over_again(self, self.restarts, after=pending.job_ids)
-        return INTERRUPTED
+        except SupersededError as superseded:
+            logger.warning("%s", superseded)
+            return INTERRUPTED
+        except OSError as unwritten:
+            logger.error("the record could not be written: %s", unwritten)
+        self.reporter.end()
+        return hand_over_again(self, self.restarts, after=pending.job_ids)
 
     # While it runs
 

@@ -13,6 +13,7 @@ from typing import Any
 from asl_core.recipes.optimisation import Resources
 from pipeline.actions.inputs import find_inputs, recipe_of
 from pipeline.actions.perform import StageRun, load_stage, set_threads
+from pipeline.actions.stop_signals import StopSignals
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError
 from pipeline.jobs.documents import Document, hashes_of
@@ -100,13 +101,20 @@ class JobProcess:
         attempt: As which it was started.
         place: Where it was started.
         services: The world outside.
+        signals: What it was asked.
     """
 
     def __init__(
-        self, paths: RecordPaths, job: Job, attempt: Attempt, place: Place, services: Services
+        self,
+        paths: RecordPaths,
+        job: Job,
+        attempt: Attempt,
+        place: Place,
+        services: Services,
+        signals: StopSignals,
     ) -> None:
         self.paths, self.job, self.attempt, self.place = paths, job, attempt, place
-        self.services = services
+        self.services, self.signals = services, signals
         self.root = paths.scratch.parent
         self.start = {"token": attempt.token, "restart": place.restart}
 

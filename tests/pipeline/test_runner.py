@@ -88,6 +88,19 @@ class OneJobScheduler:
         return ["28"]
 
 
+class RequeueingScheduler(OneJobScheduler):
+    """Knows one job, which it requeues."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        super().__init__("RUNNING")
+        self.requeued: list[str] = []
+        self.then = then
+
+    def requeue(self, job_id: str) -> None:
+        self.requeued.append(job_id)
+        self.then()
+
+
 class Bench:
     """A job's record and what is needed to run it."""
 
@@ -256,6 +269,46 @@ def warn(request: StageRequest) -> dict[str, float]:
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(5)
     return {}
+
+
+def be_terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class PeerLost(RuntimeError):
+    """An error while which is written down the scheduler ends the job."""
+
+    def __str__(self) -> str:
+        be_terminated()
+        return "Connection closed by peer"
+
+
+def test_a_signal_while_a_failure_is_written_down_does_not_hide_it(bench: Bench) -> None:
+    def fail(request: StageRequest) -> dict[str, float]:
+        raise PeerLost
+
+    assert bench.run(fail) == 1
+    assert bench.state.status is Status.FAILED
+    assert (bench.state.error or "").rstrip().endswith("Connection closed by peer")
+    record = json.loads(bench.work.record.read_text())
+    assert record["status"] == "FAILED"
+
+
+def test_a_job_that_slurm_ends_because_it_was_requeued_ends_without_an_error(bench: Bench) -> None:
+    bench.scheduler = RequeueingScheduler(be_terminated)  # type: ignore[assignment]
+    assert bench.run(warn) == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+
+
+def test_a_run_that_cannot_note_its_interruption_goes_on_all_the_same(bench: Bench) -> None:
+    def fill_the_disk(request: StageRequest) -> dict[str, float]:
+        bench.paths.state.unlink()
+        bench.paths.state.mkdir()  # nothing can be written there
+        return warn(request)
+
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    assert bench.run(fill_the_disk) == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
 
 
 def test_a_job_that_may_not_be_requeued_is_submitted_anew(bench: Bench) -> None:
