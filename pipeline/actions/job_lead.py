@@ -34,7 +34,7 @@ from pipeline.actions.upstream import UpstreamPending, resolve
 from pipeline.errors import AslPipeError, UserError
 from pipeline.jobs.documents import Document, Hashes, hashes_of
 from pipeline.jobs.fence import Fence, SupersededError
-from pipeline.jobs.job import Attempt, Job
+from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.layout import JobPaths, OutputPaths, RecordPaths
 from pipeline.jobs.progress import ProgressReader
 from pipeline.jobs.record import write_json
@@ -216,13 +216,21 @@ class Lead(JobProcess):
 
     def _end(self, error: BaseException) -> int:
         if isinstance(error, SupersededError):
-            logger.warning("%s", error)
-            return INTERRUPTED
+            return self._give_way(error)
         if isinstance(error, UpstreamPending):
             return self._wait_for(error)
         if isinstance(error, InterruptedRun | KeyboardInterrupt):
             return self._interrupted(error)
         return self._failed(error)
+
+    def _give_way(self, error: SupersededError) -> int:
+        """Leave the run to a newer start.
+
+        A newer attempt is another job: jobs that wait for this one look for it when they begin,
+        and would never begin if this one had failed.
+        """
+        logger.warning("%s", error)
+        return INTERRUPTED if newer_attempt(self.paths, self.attempt.number) is None else DONE
 
     def _failed(self, error: BaseException) -> int:
         """Write down why; an error that is meant for people is one line, others a traceback."""
@@ -261,8 +269,7 @@ class Lead(JobProcess):
                 stopped_by=names, **self._look(),
             )  # fmt: skip
         except SupersededError as superseded:
-            logger.warning("%s", superseded)
-            return INTERRUPTED
+            return self._give_way(superseded)
         except OSError as unwritten:  # no reason not to go on from the checkpoint
             logger.error("the record could not be written: %s", unwritten)
         if not goes_on:
@@ -276,8 +283,7 @@ class Lead(JobProcess):
         try:
             self.reporter.update(status=Status.INTERRUPTED, ended=self.services.clock())
         except SupersededError as superseded:
-            logger.warning("%s", superseded)
-            return INTERRUPTED
+            return self._give_way(superseded)
         except OSError as unwritten:
             logger.error("the record could not be written: %s", unwritten)
         self.reporter.end()
