@@ -15,6 +15,8 @@ import pytest
 from asl_core.errors import InputError
 from pipeline.actions.job_process import Services
 from pipeline.adapters.fake_scheduler import FakeScheduler
+from pipeline.jobs.claim import claim
+from pipeline.jobs.fence import Fence
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
 from pipeline.jobs.layout import JobPaths, RecordPaths
@@ -110,6 +112,8 @@ class Bench:
         self.paths.folder.mkdir(parents=True)
         self.paths.params.write_text(PARAMS)
         self.pauses: list[float] = []
+        self.clock: Callable[[], float] = time.time
+        self.while_pausing: Callable[[], None] = lambda: None
         self.write_job(DATA)
         self.write_attempt(1)
 
@@ -165,10 +169,22 @@ class Bench:
     ) -> int:
         services = Services(
             cache=self.cache, scheduler=self.scheduler, load=lambda _: stage,
-            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=0.02, pause=self.pauses.append,
-            patience=Patience(submitted_s=0.5),
+            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=0.02, pause=self.pause,
+            patience=Patience(submitted_s=0.5), clock=self.clock,
         )  # fmt: skip
         return run_job(self.paths, token, services, {"SLURM_JOB_ID": "27", **environment})
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.while_pausing()
+
+    def fast_clock(self) -> float:
+        """Return the time, in which pauses have taken as long as they say."""
+        return time.time() + sum(self.pauses)
+
+    def after_pauses(self, number: int, act: Callable[[], None]) -> None:
+        """Let something happen in a pause."""
+        self.while_pausing = lambda: act() if len(self.pauses) == number else None
 
     @property
     def state(self) -> JobState:
@@ -331,6 +347,61 @@ def test_a_job_that_the_scheduler_is_requeueing_itself_is_left_to_it(
     assert len(read_attempts(bench.paths)) == 1
 
 
+class DeafScheduler(RequeueingScheduler):
+    """Does not answer so many times, whatever it is asked."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def _listen(self) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise SchedulerError("Unable to contact slurm controller (connect failure)")
+
+    def queue(self) -> list[QueuedJob]:
+        self._listen()
+        return super().queue()
+
+    def requeue(self, job_id: str) -> None:
+        self._listen()
+        super().requeue(job_id)
+
+
+def test_a_scheduler_that_does_not_answer_for_a_while_is_asked_again(bench: Bench) -> None:
+    bench.scheduler = DeafScheduler(5)  # type: ignore[assignment]
+    assert bench.run(warn) == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+    assert bench.scheduler.submitted == []  # type: ignore[attr-defined]
+
+
+def test_a_scheduler_that_never_answers_is_given_up(bench: Bench) -> None:
+    bench.clock = bench.fast_clock
+    bench.scheduler = DeafScheduler(10**9)  # type: ignore[assignment]
+    assert bench.run(warn) == 75
+    assert len(read_attempts(bench.paths)) == 1
+    assert bench.state.status is Status.INTERRUPTED
+
+
+@pytest.mark.parametrize("submits", [False, True])
+def test_a_run_goes_on_once_nobody_else_submits_it(bench: Bench, submits: bool) -> None:
+    bench.clock = bench.fast_clock
+    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
+    theirs = claim(bench.paths.folder.parent, "p-" + "r" * 64, bench.clock())
+    assert theirs is not None
+
+    def end_submission() -> None:
+        if submits and theirs.is_held():
+            bench.write_attempt(2, job_id="29")
+        theirs.release()
+
+    bench.after_pauses(1, end_submission)
+    assert bench.run(warn) == 0
+    newest = read_attempts(bench.paths)[-1]
+    assert (newest.number, newest.job_id) == (2, "29" if submits else "28")
+    assert len(bench.scheduler.submitted) == (0 if submits else 1)  # type: ignore[attr-defined]
+
+
 def test_a_job_that_comes_back_again_and_again_fails(bench: Bench) -> None:
     assert bench.run(succeed, SLURM_RESTART_COUNT="4") == 1
     assert bench.state.status is Status.FAILED
@@ -373,15 +444,17 @@ def test_passwords_do_not_reach_the_record(bench: Bench, monkeypatch: pytest.Mon
 def test_a_start_that_was_given_up_writes_nothing_more(bench: Bench) -> None:
     def go_on(request: StageRequest) -> dict[str, float]:
         bench.write_attempt(2)
-        write_state(bench.paths, JobState(
-            status=Status.RUNNING, attempt=2, token="t2", heartbeat=1.0, started=1.0
-        ))  # fmt: skip
         give_up = time.monotonic() + 10
-        while time.monotonic() < give_up:  # the heartbeat notices, and asks to stop
-            time.sleep(0.01)
+        try:
+            while time.monotonic() < give_up:  # the heartbeat notices, and asks to stop
+                time.sleep(0.01)
+        finally:
+            write_state(bench.paths, JobState(
+                status=Status.RUNNING, attempt=2, token="t2", heartbeat=1.0, started=1.0
+            ))  # fmt: skip
         return succeed(request)
 
-    assert bench.run(go_on) == 75
+    assert bench.run(go_on) == 0  # jobs that wait for this one follow the newer attempt
     assert (bench.state.token, bench.state.heartbeat) == ("t2", 1.0)
     assert bench.cache.filings == []
 
@@ -393,12 +466,21 @@ def test_a_checkpoint_is_not_written_after_a_newer_start(bench: Bench) -> None:
         request.before_checkpoint()
         raise AssertionError("must not get here")
 
-    assert bench.run(checkpoint) == 75
+    assert bench.run(checkpoint) == 0
 
 
 def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
     def end(request: StageRequest) -> dict[str, float]:
         bench.write_attempt(2)
+        return succeed(request)
+
+    assert bench.run(end) == 0
+    assert bench.cache.filings == []
+
+
+def test_a_start_fails_in_slurms_eyes_when_the_same_job_has_started_anew(bench: Bench) -> None:
+    def end(request: StageRequest) -> dict[str, float]:
+        Fence.put_up(bench.paths.fence, bench.paths, 1, 1)
         return succeed(request)
 
     assert bench.run(end) == 75
@@ -453,13 +535,7 @@ def test_an_input_of_which_nobody_has_heard_is_a_failure(bench: Bench) -> None:
 def test_an_input_that_is_not_seen_yet_is_waited_for(bench: Bench) -> None:
     bench.write_job({})
     bench.upstream(None)
-    waited = bench.pauses.append
-
-    def see(seconds: float) -> None:
-        waited(seconds)
-        bench.upstream(Status.SUCCEEDED)
-
-    bench.pauses = type("Pauses", (list,), {"append": lambda _self, s: see(s)})()
+    bench.after_pauses(1, lambda: bench.upstream(Status.SUCCEEDED))
     assert bench.run(succeed) == 0
 
 
