@@ -16,10 +16,12 @@ from pipeline.actions.job_helper import Helper
 from pipeline.actions.job_lead import Lead
 from pipeline.actions.job_process import WRONG_INPUT, Place, Services
 from pipeline.actions.stop_signals import stop_signals
-from pipeline.jobs.job import read_attempts, read_job
+from pipeline.jobs.job import Attempt, Job, read_attempts, read_job
 from pipeline.jobs.layout import RecordPaths
 
 logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
 
 
 def main() -> None:
@@ -48,14 +50,27 @@ def run_job(
         services: The world outside.
         environment: Of the process.
     """
-    job, place = read_job(paths), Place.of(environment)
-    attempt = next((a for a in read_attempts(paths) if a.token == token), None)
-    if job is None or attempt is None:
+    place, found = Place.of(environment), _find(paths, token, services)
+    if found is None:
         logger.error("%s has no attempt %s", paths.folder, token)
         return WRONG_INPUT
+    job, attempt = found
     with stop_signals() as signals:
         process = Helper if place.rank > 0 else Lead
         return process(paths, job, attempt, place, services, signals).run()
+
+
+def _find(paths: RecordPaths, token: str, services: Services) -> tuple[Job, Attempt] | None:
+    """Return a job and its attempt; what its submitter has written may show here later."""
+    give_up = services.clock() + services.patience.submitted_s
+    while True:
+        job = read_job(paths)
+        attempt = next((a for a in read_attempts(paths) if a.token == token), None)
+        if job is not None and attempt is not None:
+            return job, attempt
+        if services.clock() >= give_up:
+            return None
+        services.pause(POLL_S)
 
 
 if __name__ == "__main__":

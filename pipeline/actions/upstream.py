@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from pipeline.actions.states import Queue, report_on
+from pipeline.actions.states import JobReport, Queue, report_on
 from pipeline.errors import AslPipeError
 from pipeline.jobs.documents import Document, Hashes, missing_deps, with_deps
 from pipeline.jobs.job import PROVISIONAL, Job
@@ -11,7 +11,7 @@ from pipeline.jobs.layout import RecordPaths
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.ports import ResultCache, Scheduler
 
-LIVE = (Verdict.ACTIVE, Verdict.SETTLING)
+POLL_S = 2.0
 
 
 class UpstreamError(AslPipeError):
@@ -88,12 +88,9 @@ def _wait_for_output(
     What another machine has written may show here a little later: it is looked for again.
     """
     root, upstream = paths.scratch.parent, RecordPaths.of(paths.scratch, fingerprint)
-    give_up = services.clock() + services.patience.submitted_s
+    began = services.clock()
     while True:
-        report = report_on(
-            upstream, root, Queue(services.scheduler), services.cache, services.patience,
-            services.clock(),
-        )  # fmt: skip
+        report = _report_on(upstream, services)
         if report is not None and report.verdict is Verdict.SUCCEEDED:
             assert report.state is not None
             return report.state.manifest, None
@@ -103,13 +100,25 @@ def _wait_for_output(
         found = None if provisional else services.cache.find(root, fingerprint)
         if found is not None:
             return found, None
-        if (
-            report is None
-            or report.verdict not in (*LIVE, Verdict.UNKNOWN)
-            or (services.clock() > give_up)
-        ):
+        if services.clock() - began >= _seconds_to_wait(report, services.patience):
             said = "there is no record of it" if report is None else (
                 f"{report.verdict} {report.finding.detail}".strip()
             )  # fmt: skip
             raise UpstreamError(f"{path} was not made: {fingerprint[:12]}: {said}")
-        services.pause(2.0)
+        services.pause(POLL_S)
+
+
+def _seconds_to_wait(report: JobReport | None, patience: Patience) -> float:
+    """Return for how long evidence may still be on its way that would change a verdict."""
+    if report is None or report.verdict in (Verdict.LOST, Verdict.ACTIVE):
+        return patience.submitted_s
+    if report.verdict in (Verdict.SETTLING, Verdict.UNKNOWN):
+        return patience.settling_s
+    return 0.0
+
+
+def _report_on(paths: RecordPaths, services: Services) -> JobReport | None:
+    return report_on(
+        paths, paths.scratch.parent, Queue(services.scheduler), services.cache, services.patience,
+        services.clock(),
+    )  # fmt: skip

@@ -52,6 +52,7 @@ class MemoryCache:
         self.results: dict[str, Any] = {}
         self.filings: list[Filing] = []
         self.while_filing: Callable[[], None] = lambda: None
+        self.visible: Callable[[], bool] = lambda: True
 
     def key(self, document: dict[str, Any]) -> str:
         return document["deps"][0]["md5"].split(".")[0] * 2
@@ -60,7 +61,7 @@ class MemoryCache:
         return self.results.get(fingerprint)
 
     def holds(self, root: Path, hashes: Any) -> bool:
-        return True
+        return self.visible()
 
     def link(self, root: Path, hashes: Any, target: Path) -> None:
         for path in hashes:
@@ -112,6 +113,7 @@ class Bench:
         self.paths.folder.mkdir(parents=True)
         self.paths.params.write_text(PARAMS)
         self.pauses: list[float] = []
+        self.heartbeat_s = 0.02
         self.clock: Callable[[], float] = time.time
         self.while_pausing: Callable[[], None] = lambda: None
         self.write_job(DATA)
@@ -141,7 +143,7 @@ class Bench:
         write_attempt(self.paths, attempt)
         return attempt
 
-    def upstream(self, status: Status | None) -> None:
+    def upstream(self, status: Status | None, submitted: float | None = None) -> None:
         """Let the run that makes the input be in a state; None: it has not begun."""
         paths = RecordPaths.of(self.paths.scratch, "p-" + "e" * 64)
         paths.folder.mkdir(parents=True, exist_ok=True)
@@ -151,13 +153,14 @@ class Bench:
             submitted=0.0, host="h", user=ME,
         ))  # fmt: skip
         write_attempt(paths, Attempt(
-            number=1, token="u", job_id="5", submitted=time.time(), host="h", user=ME,
+            number=1, token="u", job_id="5", host="h", user=ME,
+            submitted=time.time() if submitted is None else submitted,
             terms=Terms(snapshot="", resources={}, slurm={}, upstream={}, data_root=""),
         ))  # fmt: skip
         if status is not None:
             manifest = {"data/icons": DATA} if status is Status.SUCCEEDED else {}
             write_state(paths, JobState(
-                status=status, attempt=1, token="u", heartbeat=time.time(), started=0.0,
+                status=status, attempt=1, token="u", heartbeat=self.clock(), started=0.0,
                 fingerprint="b" * 64, manifest=manifest, error="Traceback\nOSError: no",
             ))  # fmt: skip
 
@@ -169,7 +172,7 @@ class Bench:
     ) -> int:
         services = Services(
             cache=self.cache, scheduler=self.scheduler, load=lambda _: stage,
-            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=0.02, pause=self.pause,
+            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=self.heartbeat_s, pause=self.pause,
             patience=Patience(submitted_s=0.5), clock=self.clock,
         )  # fmt: skip
         return run_job(self.paths, token, services, {"SLURM_JOB_ID": "27", **environment})
@@ -460,6 +463,8 @@ def test_a_start_that_was_given_up_writes_nothing_more(bench: Bench) -> None:
 
 
 def test_a_checkpoint_is_not_written_after_a_newer_start(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
     def checkpoint(request: StageRequest) -> dict[str, float]:
         request.before_checkpoint()
         bench.write_attempt(2)
@@ -470,6 +475,8 @@ def test_a_checkpoint_is_not_written_after_a_newer_start(bench: Bench) -> None:
 
 
 def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
     def end(request: StageRequest) -> dict[str, float]:
         bench.write_attempt(2)
         return succeed(request)
@@ -479,6 +486,8 @@ def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
 
 
 def test_a_start_fails_in_slurms_eyes_when_the_same_job_has_started_anew(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
     def end(request: StageRequest) -> dict[str, float]:
         Fence.put_up(bench.paths.fence, bench.paths, 1, 1)
         return succeed(request)
@@ -537,6 +546,29 @@ def test_an_input_that_is_not_seen_yet_is_waited_for(bench: Bench) -> None:
     bench.upstream(None)
     bench.after_pauses(1, lambda: bench.upstream(Status.SUCCEEDED))
     assert bench.run(succeed) == 0
+
+
+def test_outputs_that_show_after_minutes_are_waited_for(bench: Bench) -> None:
+    bench.clock = bench.fast_clock
+    bench.write_job({})
+    bench.upstream(Status.SUCCEEDED)
+    bench.cache.visible = lambda: sum(bench.pauses) > 200
+    assert bench.run(succeed) == 0
+
+
+@pytest.mark.parametrize("at_first", ["no record", "no state"])
+def test_a_record_that_shows_late_is_no_failure(bench: Bench, at_first: str) -> None:
+    bench.write_job({})
+    if at_first == "no state":
+        bench.upstream(None, submitted=0.0)  # long ago, and it has left the queue
+    bench.after_pauses(1, lambda: bench.upstream(Status.SUCCEEDED))
+    assert bench.run(succeed) == 0
+
+
+def test_an_attempt_whose_file_shows_late_begins_then(bench: Bench) -> None:
+    bench.after_pauses(1, lambda: bench.write_attempt(2) and None)
+    assert bench.run(succeed, token="t2") == 0
+    assert bench.state.attempt == 2
 
 
 def test_other_inputs_mean_another_folder_and_other_checkpoints(bench: Bench) -> None:
