@@ -30,7 +30,7 @@ from pipeline.actions.job_process import (
 )
 from pipeline.actions.perform import perform, write_metrics
 from pipeline.actions.stop_signals import StopSignals
-from pipeline.actions.upstream import UpstreamPending, resolve
+from pipeline.actions.upstream import UpstreamPending, give_way, resolve
 from pipeline.errors import AslPipeError, UserError
 from pipeline.jobs.documents import Document, Hashes, hashes_of
 from pipeline.jobs.fence import Fence, SupersededError
@@ -131,6 +131,7 @@ class Lead(JobProcess):
         return self._succeeded(manifest)
 
     def _fence(self, file: Path) -> None:
+        give_way(file, self.paths, self.services)
         self.fences.append(Fence.put_up(file, self.paths, self.attempt.number, self.place.restart))
 
     def _lay_out_inputs(self, document: Document) -> None:

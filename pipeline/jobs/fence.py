@@ -86,6 +86,11 @@ class Fence:
             )
 
 
+def holder_of(file: Path) -> str | None:
+    """Return the fingerprint of the record whose job took a folder over last."""
+    return _read(file).get("record")
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

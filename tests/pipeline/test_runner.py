@@ -16,7 +16,7 @@ from asl_core.errors import InputError
 from pipeline.actions.job_process import Services
 from pipeline.adapters.fake_scheduler import FakeScheduler
 from pipeline.jobs.claim import claim
-from pipeline.jobs.fence import Fence
+from pipeline.jobs.fence import Fence, SupersededError
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
 from pipeline.jobs.layout import JobPaths, RecordPaths
@@ -79,9 +79,10 @@ class OneJobScheduler:
 
     def __init__(self, state: str) -> None:
         self.state, self.submitted = state, []
+        self.others: list[QueuedJob] = []
 
     def queue(self) -> list[QueuedJob]:
-        return [QueuedJob("27", self.state, "", comment_of(KEY, "t1"), "n1", 0)]
+        return [QueuedJob("27", self.state, "", comment_of(KEY, "t1"), "n1", 0), *self.others]
 
     def requeue(self, job_id: str) -> None:
         raise SchedulerError("Requested operation is presently disabled")
@@ -569,6 +570,32 @@ def test_an_attempt_whose_file_shows_late_begins_then(bench: Bench) -> None:
     bench.after_pauses(1, lambda: bench.write_attempt(2) and None)
     assert bench.run(succeed, token="t2") == 0
     assert bench.state.attempt == 2
+
+
+@pytest.mark.parametrize("folder", ["own", "another"])
+@pytest.mark.parametrize("state", ["RUNNING", "silent", "ended"])
+def test_a_folder_is_left_to_another_runs_job_as_long_as_that_lives(
+    bench: Bench, state: str, folder: str
+) -> None:
+    bench.heartbeat_s = 60.0
+    bench.clock = bench.fast_clock
+    bench.upstream(None if state == "ended" else Status.RUNNING, submitted=0.0)
+    other = RecordPaths.of(bench.paths.scratch, "p-" + "e" * 64)
+    fence = bench.paths.fence if folder == "own" else bench.work.fence
+    theirs = Fence.put_up(fence, other, 1, 0)
+    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
+    line = QueuedJob("5", "RUNNING", "", comment_of("e" * 64, "u"), "n1", 0)
+    bench.scheduler.others = [line] if state == "RUNNING" else []  # type: ignore[attr-defined]
+    assert bench.run(succeed) == 0
+    if state == "ended":
+        assert len(bench.cache.filings) == 1
+        with pytest.raises(SupersededError):
+            theirs.check()
+    else:
+        assert bench.cache.filings == []
+        theirs.check()
+        assert read_attempts(bench.paths)[-1].after == ("5",)
+        assert bench.state.status is Status.INTERRUPTED
 
 
 def test_other_inputs_mean_another_folder_and_other_checkpoints(bench: Bench) -> None:
