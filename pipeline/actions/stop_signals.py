@@ -98,6 +98,8 @@ def stop_signals() -> Iterator[StopSignals]:
         try:
             with stop_signals_raise() as handler:
                 handler.quiet = True
+                # before there were handlers, task.py kept them from ending the process
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINATING)
                 yield StopSignals(reading, handler)
         finally:
             signal.set_wakeup_fd(previous)

@@ -285,6 +285,21 @@ def test_a_signal_before_training_interrupts_and_is_remembered(bench: Bench) -> 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_that_came_before_there_were_handlers_is_not_lost(bench: Bench) -> None:
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as task.py leaves it
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert bench.run(succeed) == 75
+        assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert bench.state.stopped_by == ("SIGUSR2",)
+        assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+    finally:
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # drops what is pending
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGUSR2, handler)
+
+
 def warn(request: StageRequest) -> dict[str, float]:
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(5)
