@@ -6,22 +6,28 @@ Exit codes: 0 succeeded, or handed over to a new attempt; 1 failed; 2 the input 
 75 interrupted, or another start of the job has taken over.
 """
 
+import atexit
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.actions.job_helper import Helper
 from pipeline.actions.job_lead import Lead
-from pipeline.actions.job_process import WRONG_INPUT, Place, Services
-from pipeline.actions.stop_signals import stop_signals
+from pipeline.actions.job_process import FAILED, WRONG_INPUT, Place, Services
+from pipeline.actions.stop_signals import TERMINATING, stop_signals
 from pipeline.jobs.job import Attempt, Job, read_attempts, read_job
 from pipeline.jobs.layout import RecordPaths
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
+EXIT_S = 20.0
+"""For so long a process may tidy up that has ended."""
 
 
 def main() -> None:
@@ -36,7 +42,31 @@ def main() -> None:
     paths, token = RecordPaths(Path(sys.argv[1])), sys.argv[2]
     scheduler = find_scheduler(paths.scratch)
     services = Services(cache=DvcCache(), scheduler=scheduler, gpus=find_gpus)
-    sys.exit(run_job(paths, token, services, os.environ))
+    try:
+        code = run_job(paths, token, services, os.environ)
+    except BaseException:
+        logger.exception("%s", paths.folder)
+        code = FAILED
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, with an exit code.
+
+    A process group that is still open, NCCL, or a thread that waits would keep a job that is done
+    until its time limit. What was registered with atexit runs, for `EXIT_S`.
+    """
+    for number in TERMINATING:
+        signal.signal(number, signal.SIG_IGN)  # the code tells how it ended
+    give_up = threading.Timer(EXIT_S, os._exit, (code,))
+    give_up.daemon = True
+    give_up.start()
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
 
 
 def run_job(

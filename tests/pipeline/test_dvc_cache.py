@@ -314,5 +314,5 @@ def test_a_dvc_command_that_hangs_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dvc_command, "TIMEOUT_S", 0.01)
-    with pytest.raises(OSError, match="dvc version .*took more than"):
+    with pytest.raises(OSError, match="took more than"):
         dvc_command._dvc(tmp_path, "version")
