@@ -61,6 +61,7 @@ class StageRun:
         identity: Its fingerprint, and the digests of its inputs.
         job: Where it works.
         tags: What else its journal says of it: the commit, the job.
+        last_tags: What its journal says at the end; given the error with which it ends, if any.
         before_checkpoint: See `StageRequest`.
         out: Where outputs go; `job.out` if absent.
         locks: Keep other processes of this machine out. A job does without: a process that the
@@ -76,6 +77,7 @@ class StageRun:
     identity: Identity
     job: JobPaths
     tags: dict[str, str] = field(default_factory=dict)
+    last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
     before_checkpoint: Callable[[], None] = lambda: None
     out: Path | None = None
     locks: bool = True
@@ -128,9 +130,10 @@ def perform(
                 confirm()
             except BaseException as error:
                 handler.quiet = True
-                _end_badly(job, journal, record, error)
+                _end_badly(run, journal, record, error)
                 raise
         _name_small_files(request)
+        journal.tags(run.last_tags(None))
         journal.end("FINISHED")
     if run.stage not in WITHOUT_JOURNAL:
         shutil.copytree(job.journal, out / "journal")
@@ -195,11 +198,14 @@ def _helper_journal(folder: Path) -> Iterator[Journal]:
     """Open a journal of no consequence: the first process alone keeps records and publishes."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "out").mkdir(parents=True)
-    with Journal.open(folder / "journal") as journal, stop_signals_raise():
-        yield journal
+    try:
+        with Journal.open(folder / "journal") as journal, stop_signals_raise():
+            yield journal
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_badly(job: JobPaths, journal: Journal, record: JobRecord, error: BaseException) -> None:
+def _end_badly(run: StageRun, journal: Journal, record: JobRecord, error: BaseException) -> None:
     """Note how an attempt ended; on a full disk as far as that goes."""
     if isinstance(error, SupersededError):  # the record is its successor's now
         journal.end("KILLED", str(error))
@@ -208,9 +214,10 @@ def _end_badly(job: JobPaths, journal: Journal, record: JobRecord, error: BaseEx
     status = "KILLED" if stopped else "FAILED"
     with contextlib.suppress(OSError):
         if not isinstance(error, AslPipeError | AslCoreError | KeyboardInterrupt):
-            with job.log.open("a", encoding="utf-8") as log:
+            with run.job.log.open("a", encoding="utf-8") as log:
                 traceback.print_exception(error, file=log)
-        write_record(job.record, replace(record, status=status, ended=time.time()))
+        write_record(run.job.record, replace(record, status=status, ended=time.time()))
+        journal.tags(run.last_tags(error))
         journal.end(status, str(error) or type(error).__name__)
 
 

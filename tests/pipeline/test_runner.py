@@ -5,6 +5,8 @@ import getpass
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,10 @@ from typing import Any
 
 import pytest
 
-from asl_core.errors import InputError
+from asl_core.engine.records import read_records
+from asl_core.engine.signals import catch_stop_signals
+from asl_core.errors import InputError, InterruptedRun
+from pipeline.actions import job_helper
 from pipeline.actions.job_process import Services
 from pipeline.adapters.fake_scheduler import FakeScheduler
 from pipeline.jobs.claim import claim
@@ -20,6 +25,7 @@ from pipeline.jobs.fence import Fence, SupersededError
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
 from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.record import write_json
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.jobs.verdict import Patience
 from pipeline.ports import Filing, QueuedJob, SchedulerError
@@ -178,6 +184,26 @@ class Bench:
         )  # fmt: skip
         return run_job(self.paths, token, services, {"SLURM_JOB_ID": "27", **environment})
 
+    def be_ready(self) -> None:
+        """Let the first process of several have laid out the inputs."""
+        (self.paths.inputs / "data/icons").mkdir(parents=True, exist_ok=True)
+        self.leave(self.paths.ready, fingerprint="d" * 64, done=False)
+
+    def leave(self, path: Path, **content: Any) -> None:
+        """Let a process of the first start have left a word."""
+        write_json(path, {"token": "t1", "restart": 0, **content})
+
+    def lead(self, status: Status) -> None:
+        """Let the first process of several say something."""
+        write_state(self.paths, JobState(
+            status=status, attempt=1, token="t1", heartbeat=self.clock(), started=0.0,
+        ))  # fmt: skip
+
+    def tags(self) -> dict[str, str]:
+        """Return what the run's journal says of it."""
+        said = [r.body["values"] for r in read_records(self.work.journal) if r.kind == "tags"]
+        return {name: value for values in said for name, value in values.items()}
+
     def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
         self.while_pausing()
@@ -199,6 +225,9 @@ class Bench:
     @property
     def work(self) -> JobPaths:
         return JobPaths.of(self.paths.scratch, "d" * 64)
+
+
+HELPER = {"RANK": "1", "WORLD_SIZE": "2"}
 
 
 @pytest.fixture
@@ -515,6 +544,171 @@ def test_a_start_fails_in_slurms_eyes_when_the_same_job_has_started_anew(bench: 
 def test_an_attempt_without_a_record_does_nothing(bench: Bench) -> None:
     assert bench.run(succeed, token="another") == 2
     assert read_state(bench.paths) is None
+
+
+# Several processes
+
+
+def lose_peer(request: StageRequest) -> dict[str, float]:
+    raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Closed")
+
+
+def be_ended_and_lose_peer(request: StageRequest) -> dict[str, float]:
+    with catch_stop_signals():
+        be_terminated()
+        return lose_peer(request)
+
+
+@pytest.mark.parametrize(
+    ("stage", "peer_heard", "status", "requeued"),
+    [
+        (lose_peer, ["SIGUSR2"], Status.INTERRUPTED, ["27"]),
+        (lose_peer, ["SIGTERM"], Status.INTERRUPTED, []),
+        (be_ended_and_lose_peer, ["SIGTERM"], Status.INTERRUPTED, []),
+        (lose_peer, None, Status.FAILED, []),
+        (be_ended_and_lose_peer, None, Status.FAILED, []),  # it was killed, srun ends the rest
+    ],
+)
+def test_the_end_of_another_process_is_an_interruption_if_that_obeyed_a_signal(
+    bench: Bench, stage: Any, peer_heard: list[str] | None, status: Status, requeued: list[str]
+) -> None:
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    if peer_heard is not None:
+        bench.leave(bench.paths.rank_stopped(1), signals=peer_heard)
+    assert bench.run(stage, WORLD_SIZE="2") == (1 if status is Status.FAILED else 75)
+    assert bench.state.status is status
+    assert bench.scheduler.requeued == requeued  # type: ignore[attr-defined]
+    record = json.loads(bench.work.record.read_text())
+    assert record["status"] == ("FAILED" if status is Status.FAILED else "KILLED")
+
+
+def test_a_word_of_another_start_counts_for_nothing(bench: Bench) -> None:
+    bench.leave(bench.paths.rank_stopped(1), restart=1, signals=["SIGUSR2"])
+    assert bench.run(lose_peer, WORLD_SIZE="2") == 1
+
+
+def test_a_warning_that_only_another_process_has_heard_yet_counts(bench: Bench) -> None:
+    def stop(request: StageRequest) -> dict[str, float]:
+        raise InterruptedRun("another process was asked to stop")
+
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    bench.after_pauses(2, lambda: bench.leave(bench.paths.rank_stopped(1), signals=["SIGUSR2"]))
+    assert bench.run(stop, WORLD_SIZE="2") == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+
+
+def test_a_helper_whose_first_process_was_interrupted_has_not_failed(bench: Bench) -> None:
+    bench.be_ready()
+    bench.lead(Status.RUNNING)
+    bench.after_pauses(1, lambda: bench.lead(Status.INTERRUPTED))
+    assert bench.run(lose_peer, **HELPER) == 0
+    assert bench.paths.rank_stopped(1).exists()
+    assert not bench.paths.rank_error(1).exists()
+
+
+def test_a_helper_of_an_attempt_that_was_given_up_has_not_failed(bench: Bench) -> None:
+    bench.be_ready()
+    bench.write_attempt(2)
+    assert bench.run(lose_peer, **HELPER) == 0
+
+
+def test_a_helper_that_fails_leaves_a_word(bench: Bench) -> None:
+    bench.clock = bench.fast_clock
+    bench.be_ready()
+    assert bench.run(lose_peer, **HELPER) == 1
+    assert "gloo" in json.loads(bench.paths.rank_error(1).read_text())["error"]
+    assert not bench.paths.rank_stopped(1).exists()
+
+
+def test_a_helper_that_is_stopped_leaves_a_word(bench: Bench) -> None:
+    bench.be_ready()
+    assert bench.run(warn, **HELPER) == 0
+    said = json.loads(bench.paths.rank_stopped(1).read_text())
+    assert (said["token"], said["restart"], said["signals"]) == ("t1", 0, ["SIGUSR1"])
+
+
+def test_a_helper_ends_with_a_first_process_that_never_begins(bench: Bench) -> None:
+    bench.after_pauses(1, lambda: bench.lead(Status.INTERRUPTED))
+    assert bench.run(lose_peer, **HELPER) == 0
+
+
+@pytest.mark.parametrize(("beats", "code"), [(True, 0), (False, 1)])
+def test_a_helper_waits_for_inputs_as_long_as_the_first_process_lives(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, beats: bool, code: int
+) -> None:
+    monkeypatch.setattr(job_helper, "READY_S", 2.0)
+    bench.clock = bench.fast_clock
+    bench.lead(Status.RUNNING)
+
+    def lay_out() -> None:
+        if beats:
+            bench.lead(Status.RUNNING)
+        if sum(bench.pauses) > 5:
+            bench.be_ready()
+
+    bench.while_pausing = lay_out
+    assert bench.run(lambda _: {}, **HELPER) == code
+
+
+def test_a_helpers_folder_is_its_own_to_remove(bench: Bench) -> None:
+    folder = bench.work.rank_folder(1)
+
+    def compute(request: StageRequest) -> dict[str, float]:
+        assert request.out.is_relative_to(folder)
+        return {}
+
+    bench.be_ready()
+    assert bench.run(compute, **HELPER) == 0
+    assert not folder.exists()
+    folder.mkdir()  # it is slow
+    assert bench.run(succeed, WORLD_SIZE="2") == 0
+    assert folder.exists()
+
+
+def test_a_run_says_where_it_ran_and_how_it_ended(bench: Bench) -> None:
+    bench.be_ready()
+    assert bench.run(lambda _: {}, **HELPER) == 0
+    told = json.loads(bench.paths.rank_gpus(1).read_text())
+    assert told["gpus"] == ["GPU-1"]
+    bench.leave(bench.paths.rank_gpus(1), gpus=["GPU-1", "GPU-2"])
+    assert bench.run(succeed, WORLD_SIZE="2") == 0
+    assert bench.state.gpus == ("GPU-1", "GPU-2")
+    tags = bench.tags()
+    assert tags["gpu.uuids"] == "GPU-1,GPU-2"
+    assert tags["exit_code"] == "0"
+    assert tags["log"] == f".asl/jobs/{KEY}/log/27_0.log"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("no"), "2"), (ZeroDivisionError(), "1"), (InterruptedRun("stop"), "75")],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_run_that_does_not_end_well_says_so_too(
+    bench: Bench, error: Exception, code: str
+) -> None:
+    def fail(request: StageRequest) -> dict[str, float]:
+        raise error
+
+    assert bench.run(fail) == int(code)
+    assert bench.tags()["exit_code"] == code
+
+
+@pytest.mark.parametrize("what", ["threading.Thread(target=hang).start()", "atexit.register(hang)"])
+def test_nothing_keeps_a_process_that_is_done(what: str) -> None:
+    program = f"""
+import atexit, threading, time
+from pipeline import runner
+def hang(): time.sleep(200)
+runner.EXIT_S = 1.0
+{what}
+atexit.register(print, "kept", flush=True)
+runner.leave(7)"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "kept\n"
 
 
 # What it needs
