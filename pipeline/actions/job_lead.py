@@ -273,8 +273,10 @@ class Lead(JobProcess):
                 status=Status.FAILED, ended=self.services.clock(), exit_code=code,
                 error=redact(text)[-ERROR_CHARACTERS:], gpus=self._gpus(), **self._look(),
             )  # fmt: skip
-        except (OSError, SupersededError) as error:
-            logger.error("the record could not be written: %s", error)
+        except SupersededError as superseded:
+            return self._give_way(superseded)
+        except OSError as unwritten:
+            logger.error("the record could not be written: %s", unwritten)
         return code
 
     def _interrupted(self, error: BaseException) -> int:

@@ -530,6 +530,17 @@ def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
     assert bench.cache.filings == []
 
 
+def test_a_failure_after_a_newer_attempt_is_no_failure_in_slurms_eyes(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
+    def fail(request: StageRequest) -> dict[str, float]:
+        bench.write_attempt(2)
+        raise ZeroDivisionError
+
+    assert bench.run(fail) == 0
+    assert bench.state.status is Status.RUNNING  # the record is its successor's
+
+
 def test_a_start_fails_in_slurms_eyes_when_the_same_job_has_started_anew(bench: Bench) -> None:
     bench.heartbeat_s = 60.0  # it does not notice first
 
