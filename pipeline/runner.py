@@ -6,20 +6,28 @@ Exit codes: 0 succeeded, or handed over to a new attempt; 1 failed; 2 the input 
 75 interrupted, or another start of the job has taken over.
 """
 
+import atexit
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.actions.job_helper import Helper
 from pipeline.actions.job_lead import Lead
-from pipeline.actions.job_process import WRONG_INPUT, Place, Services
-from pipeline.actions.stop_signals import stop_signals
-from pipeline.jobs.job import read_attempts, read_job
+from pipeline.actions.job_process import FAILED, WRONG_INPUT, Place, Services
+from pipeline.actions.stop_signals import TERMINATING, stop_signals
+from pipeline.jobs.job import Attempt, Job, read_attempts, read_job
 from pipeline.jobs.layout import RecordPaths
 
 logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+EXIT_S = 20.0
+"""For so long a process may tidy up that has ended."""
 
 
 def main() -> None:
@@ -34,7 +42,31 @@ def main() -> None:
     paths, token = RecordPaths(Path(sys.argv[1])), sys.argv[2]
     scheduler = find_scheduler(paths.scratch)
     services = Services(cache=DvcCache(), scheduler=scheduler, gpus=find_gpus)
-    sys.exit(run_job(paths, token, services, os.environ))
+    try:
+        code = run_job(paths, token, services, os.environ)
+    except BaseException:
+        logger.exception("%s", paths.folder)
+        code = FAILED
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, with an exit code.
+
+    A process group that is still open, NCCL, or a thread that waits would keep a job that is done
+    until its time limit. What was registered with atexit runs, for `EXIT_S`.
+    """
+    for number in TERMINATING:
+        signal.signal(number, signal.SIG_IGN)  # the code tells how it ended
+    give_up = threading.Timer(EXIT_S, os._exit, (code,))
+    give_up.daemon = True
+    give_up.start()
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
 
 
 def run_job(
@@ -48,15 +80,27 @@ def run_job(
         services: The world outside.
         environment: Of the process.
     """
-    job, place = read_job(paths), Place.of(environment)
-    attempt = next((a for a in read_attempts(paths) if a.token == token), None)
-    if job is None or attempt is None:
+    place, found = Place.of(environment), _find(paths, token, services)
+    if found is None:
         logger.error("%s has no attempt %s", paths.folder, token)
         return WRONG_INPUT
+    job, attempt = found
     with stop_signals() as signals:
-        if place.rank > 0:
-            return Helper(paths, job, attempt, place, services).run()
-        return Lead(paths, job, attempt, place, services, signals).run()
+        process = Helper if place.rank > 0 else Lead
+        return process(paths, job, attempt, place, services, signals).run()
+
+
+def _find(paths: RecordPaths, token: str, services: Services) -> tuple[Job, Attempt] | None:
+    """Return a job and its attempt; what its submitter has written may show here later."""
+    give_up = services.clock() + services.patience.submitted_s
+    while True:
+        job = read_job(paths)
+        attempt = next((a for a in read_attempts(paths) if a.token == token), None)
+        if job is not None and attempt is not None:
+            return job, attempt
+        if services.clock() >= give_up:
+            return None
+        services.pause(POLL_S)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pipeline.jobs.job import (
     Terms,
     comment_of,
     new_token,
-    read_attempts,
+    take_number,
     write_attempt,
 )
 from pipeline.jobs.layout import RecordPaths
@@ -69,9 +69,8 @@ def pack(
         after: Ids of jobs that must succeed before.
         clock: Seconds since 1970.
     """
-    number = max((attempt.number for attempt in read_attempts(paths)), default=0) + 1
     attempt = Attempt(
-        number=number, token=new_token(), submitted=clock(), host=socket.gethostname(),
+        number=take_number(paths), token=new_token(), submitted=clock(), host=socket.gethostname(),
         user=getpass.getuser(), terms=terms, restarts=restarts, after=tuple(after),
     )  # fmt: skip
     write_attempt(paths, attempt)

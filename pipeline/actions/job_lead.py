@@ -6,6 +6,7 @@ end, DVC's caches.
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import shutil
@@ -21,20 +22,19 @@ from pipeline.actions.job_process import (
     DONE,
     FAILED,
     INTERRUPTED,
-    WRONG_INPUT,
     JobFailure,
     JobProcess,
     Place,
     Services,
-    read_json,
+    exit_code_of,
 )
 from pipeline.actions.perform import perform, write_metrics
-from pipeline.actions.stop_signals import StopSignals, unstoppable
-from pipeline.actions.upstream import UpstreamPending, resolve
-from pipeline.errors import AslPipeError, UserError
+from pipeline.actions.stop_signals import StopSignals
+from pipeline.actions.upstream import UpstreamPending, give_way, resolve
+from pipeline.errors import AslPipeError
 from pipeline.jobs.documents import Document, Hashes, hashes_of
 from pipeline.jobs.fence import Fence, SupersededError
-from pipeline.jobs.job import Attempt, Job
+from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.layout import JobPaths, OutputPaths, RecordPaths
 from pipeline.jobs.progress import ProgressReader
 from pipeline.jobs.record import write_json
@@ -62,8 +62,7 @@ class Lead(JobProcess):
         services: Services,
         signals: StopSignals,
     ) -> None:
-        super().__init__(paths, job, attempt, place, services)
-        self.signals = signals
+        super().__init__(paths, job, attempt, place, services, signals)
         self.fences: list[Fence] = []
         self.restarts = attempt.restarts + place.restart
         self.work: JobPaths | None = None
@@ -81,15 +80,9 @@ class Lead(JobProcess):
         """Run to the end, whatever the end is."""
         try:
             return self._run()
-        except SupersededError as error:
-            logger.warning("%s", error)
-            return INTERRUPTED
-        except UpstreamPending as error:
-            return self._wait_for(error)
-        except (InterruptedRun, KeyboardInterrupt) as error:
-            return self._interrupted(error)
         except BaseException as error:
-            return self._failed(error)
+            self.signals.handler.quiet = True  # how it ends is written down whole
+            return self._end(error)
         finally:
             self.reporter.end()
             self.reporter.give_back()
@@ -99,9 +92,23 @@ class Lead(JobProcess):
         for fence in self.fences:
             fence.check()
 
+    def is_being_stopped(self) -> bool:
+        """Say whether a signal stops the whole job.
+
+        SIGTERM alone also comes to a job of which one process was killed; that one said nothing.
+        """
+        asked = ASKS_TO_GO_ON & set(self._stop_names())
+        return bool(asked) or len(self.stopped_peers()) == self.place.world_size - 1
+
+    def _stop_names(self) -> tuple[str, ...]:
+        """Return the signals that have come, to this process first."""
+        said = [name for peer in self.stopped_peers() for name in peer["signals"]]
+        return tuple(dict.fromkeys([*self.signals.names, *said]))
+
     def _run(self) -> int:
         paths, services = self.paths, self.services
         self._fence(paths.fence)
+        self.signals.listen()
         self.reporter.begin()
         self.reporter.keep_beating(
             self._look, self._look_at_peers, _ask_to_stop, services.heartbeat_s
@@ -127,16 +134,18 @@ class Lead(JobProcess):
         # a folder of its own: what a given-up start still writes must not get between
         out = self.work.folder / f"out.{self.fences[0].start}"
         run = dataclasses.replace(
-            run, tags=self._tags(), before_checkpoint=self.check_fences, out=out, locks=False
-        )
-        record = perform(run, services.load, self.check_fences)
-        with unstoppable():
-            write_metrics(self.work.metrics, run, record)
-            manifest = self._file(document, out)
-            self._keep_only(out)
-            return self._succeeded(manifest)
+            run, tags=self._tags(), last_tags=self._last_tags, out=out, locks=False,
+            before_checkpoint=self.check_fences,
+        )  # fmt: skip
+        record = perform(run, self.load, self.check_fences)
+        self.signals.handler.quiet = True  # what is left takes seconds and is final
+        write_metrics(self.work.metrics, run, record)
+        manifest = self._file(document, out)
+        self._keep_only(out)
+        return self._succeeded(manifest)
 
     def _fence(self, file: Path) -> None:
+        give_way(file, self.paths, self.services)
         self.fences.append(Fence.put_up(file, self.paths, self.attempt.number, self.place.restart))
 
     def _lay_out_inputs(self, document: Document) -> None:
@@ -169,9 +178,8 @@ class Lead(JobProcess):
         shutil.rmtree(self.work.out, ignore_errors=True)
         with contextlib.suppress(OSError):
             out.rename(self.work.out)
-        for pattern in ("out.*", "rank-*"):
-            for left in self.work.folder.glob(pattern):
-                shutil.rmtree(left, ignore_errors=True)
+        for left in self.work.folder.glob("out.*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _file(self, document: Document, out: Path) -> Hashes:
         assert self.work is not None
@@ -195,6 +203,7 @@ class Lead(JobProcess):
 
     def _tags(self) -> dict[str, str]:
         state = self.reporter.state
+        log = self.paths.logs.relative_to(self.root) / f"{self.place.job_id}_0.log"
         return {
             **self.attempt.terms.code,
             "attempt": str(self.attempt.number),
@@ -203,22 +212,51 @@ class Lead(JobProcess):
             "record": self.paths.fingerprint,
             "slurm.job_id": str(self.place.job_id),
             "slurm.nodes": self.place.nodes,
+            "log": log.as_posix(),
             "gpu.uuids": ",".join(state.gpus) or "none",
             "gpu.driver": state.driver or "none",
         }
+
+    def _last_tags(self, error: BaseException | None) -> dict[str, str]:
+        uuids = ",".join(self._gpus()) or "none"
+        return {"gpu.uuids": uuids, "exit_code": str(exit_code_of(error))}
+
+    def _gpus(self) -> tuple[str, ...]:
+        """Return the UUIDs of all nodes' GPUs that have told them."""
+        ranks = range(1, self.place.world_size)
+        told = [self.read_own(self.paths.rank_gpus(rank)).get("gpus", ()) for rank in ranks]
+        return tuple(dict.fromkeys(itertools.chain(self.reporter.state.gpus, *told)))
 
     # How it ends
 
     def _succeeded(self, manifest: Hashes) -> int:
         now = self.services.clock()
         self.reporter.update(
-            status=Status.SUCCEEDED, ended=now, exit_code=DONE, error=None,
+            status=Status.SUCCEEDED, ended=now, exit_code=DONE, error=None, gpus=self._gpus(),
             manifest={path: dict(hashed) for path, hashed in manifest.items()}, **self._look(),
         )  # fmt: skip
         shutil.rmtree(self.paths.inputs, ignore_errors=True)
         if self.work is not None:
             shutil.rmtree(self.work.checkpoints, ignore_errors=True)
         return DONE
+
+    def _end(self, error: BaseException) -> int:
+        if isinstance(error, SupersededError):
+            return self._give_way(error)
+        if isinstance(error, UpstreamPending):
+            return self._wait_for(error)
+        if isinstance(error, InterruptedRun | KeyboardInterrupt):
+            return self._interrupted(error)
+        return self._failed(error)
+
+    def _give_way(self, error: SupersededError) -> int:
+        """Leave the run to a newer start.
+
+        A newer attempt is another job: jobs that wait for this one look for it when they begin,
+        and would never begin if this one had failed.
+        """
+        logger.warning("%s", error)
+        return INTERRUPTED if newer_attempt(self.paths, self.attempt.number) is None else DONE
 
     def _failed(self, error: BaseException) -> int:
         """Write down why; an error that is meant for people is one line, others a traceback."""
@@ -227,22 +265,25 @@ class Lead(JobProcess):
         else:
             text = "".join(traceback.format_exception(error))
         logger.error("%s", text)
-        code = WRONG_INPUT if isinstance(error, UserError | InputError) else FAILED
-        return self._end_as_failed(text, code)
+        return self._end_as_failed(text, exit_code_of(error))
 
     def _end_as_failed(self, text: str, code: int) -> int:
         try:
             self.reporter.update(
                 status=Status.FAILED, ended=self.services.clock(), exit_code=code,
-                error=redact(text)[-ERROR_CHARACTERS:], **self._look(),
+                error=redact(text)[-ERROR_CHARACTERS:], gpus=self._gpus(), **self._look(),
             )  # fmt: skip
-        except (OSError, SupersededError) as error:
-            logger.error("the record could not be written: %s", error)
+        except SupersededError as superseded:
+            return self._give_way(superseded)
+        except OSError as unwritten:
+            logger.error("the record could not be written: %s", unwritten)
         return code
 
     def _interrupted(self, error: BaseException) -> int:
         """Keep what is there and see to it that the work goes on, if that is what was asked."""
-        names = self.signals.names
+        if self.place.world_size > 1:  # another process may have got the signal first
+            self.soon(lambda: bool(self._stop_names()))
+        names = self._stop_names()
         logger.warning("%s: interrupted (%s)", self.job.name, error or ", ".join(names))
         limit = self.attempt.terms.slurm.get("max_restarts")
         goes_on = bool(ASKS_TO_GO_ON & set(names))
@@ -254,11 +295,12 @@ class Lead(JobProcess):
         try:
             self.reporter.update(
                 status=Status.INTERRUPTED, ended=self.services.clock(), exit_code=INTERRUPTED,
-                stopped_by=names, **self._look(),
+                stopped_by=names, gpus=self._gpus(), **self._look(),
             )  # fmt: skip
         except SupersededError as superseded:
-            logger.warning("%s", superseded)
-            return INTERRUPTED
+            return self._give_way(superseded)
+        except OSError as unwritten:  # no reason not to go on from the checkpoint
+            logger.error("the record could not be written: %s", unwritten)
         if not goes_on:
             return INTERRUPTED
         self.reporter.end()  # nothing may be written from the moment the next start is possible
@@ -267,11 +309,14 @@ class Lead(JobProcess):
     def _wait_for(self, pending: UpstreamPending) -> int:
         """Begin when what this job needs is there: its maker has become another job meanwhile."""
         logger.info("%s", pending)
-        with contextlib.suppress(SupersededError):
+        try:
             self.reporter.update(status=Status.INTERRUPTED, ended=self.services.clock())
-            self.reporter.end()
-            return hand_over_again(self, self.restarts, after=pending.job_ids)
-        return INTERRUPTED
+        except SupersededError as superseded:
+            return self._give_way(superseded)
+        except OSError as unwritten:
+            logger.error("the record could not be written: %s", unwritten)
+        self.reporter.end()
+        return hand_over_again(self, self.restarts, after=pending.job_ids)
 
     # While it runs
 
@@ -286,14 +331,17 @@ class Lead(JobProcess):
 
     def _look_at_peers(self) -> None:
         """End the job when another of its processes has failed: this one may wait for it."""
+        if self.signals.handler.quiet:
+            return  # it is ending already
         for rank in range(1, self.place.world_size):
-            left = read_json(self.paths.rank_error(rank))
-            if {name: left.get(name) for name in self.start} == self.start:
+            left = self.read_own(self.paths.rank_error(rank))
+            if left:
                 text = f"process {rank} on {left.get('host')} failed:\n{left.get('error')}"
                 logger.error("%s", text)
                 code = self._end_as_failed(text, FAILED)
                 if self.work is not None:
                     with contextlib.suppress(OSError), Journal.open(self.work.journal) as journal:
+                        journal.tags({"exit_code": str(code)})
                         journal.end("FAILED", text.splitlines()[0])
                 os._exit(code)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asl_core.errors import InputError, InterruptedRun
 from asl_core.recipes.optimisation import Resources
 from pipeline.actions.inputs import find_inputs, recipe_of
 from pipeline.actions.perform import StageRun, load_stage, set_threads
+from pipeline.actions.stop_signals import StopSignals
 from pipeline.config.params import load_params
-from pipeline.errors import AslPipeError
+from pipeline.errors import AslPipeError, UserError
 from pipeline.jobs.documents import Document, hashes_of
 from pipeline.jobs.job import Attempt, Job
 from pipeline.jobs.layout import JobPaths, RecordPaths
@@ -22,10 +25,16 @@ from pipeline.jobs.state import HEARTBEAT_S
 from pipeline.jobs.verdict import Patience
 from pipeline.ports import Identity, ResultCache, Scheduler
 from pipeline.project import Project
-from pipeline.stages.request import StageFunction
+from pipeline.stages.request import StageFunction, StageRequest
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 """Exit codes."""
+
+SOON_S, SOON_POLL_S = 3.0, 0.2
+"""For so long a process waits for a word of the others, less than a scheduler waits to kill."""
+
+LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset) by peer", re.IGNORECASE)
+"""What torch says in RuntimeErrors that have no type of their own."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,19 @@ class JobFailure(AslPipeError):
     """Raised when a job must not go on; its message is all there is to say."""
 
 
+def exit_code_of(error: BaseException | None) -> int:
+    """Return the exit code of a process that ends with an error, or with none."""
+    match error:
+        case None:
+            return DONE
+        case InterruptedRun() | KeyboardInterrupt():
+            return INTERRUPTED
+        case UserError() | InputError():
+            return WRONG_INPUT
+        case _:
+            return FAILED
+
+
 class JobProcess:
     """One process of a job.
 
@@ -100,15 +122,65 @@ class JobProcess:
         attempt: As which it was started.
         place: Where it was started.
         services: The world outside.
+        signals: What it was asked.
     """
 
     def __init__(
-        self, paths: RecordPaths, job: Job, attempt: Attempt, place: Place, services: Services
+        self,
+        paths: RecordPaths,
+        job: Job,
+        attempt: Attempt,
+        place: Place,
+        services: Services,
+        signals: StopSignals,
     ) -> None:
         self.paths, self.job, self.attempt, self.place = paths, job, attempt, place
-        self.services = services
+        self.services, self.signals = services, signals
         self.root = paths.scratch.parent
         self.start = {"token": attempt.token, "restart": place.restart}
+
+    def load(self, stage: str) -> StageFunction:
+        """Return a stage's function.
+
+        Of the processes that a signal stops one ends first; what the others are just computing
+        together fails then, and that is no failure of theirs.
+        """
+        function = self.services.load(stage)
+
+        def call(request: StageRequest) -> dict[str, float]:
+            try:
+                return function(request)
+            except RuntimeError as error:
+                self.signals.handler.quiet = True
+                if not (_has_lost_a_peer(error) and self.soon(self.is_being_stopped)):
+                    raise
+                raise InterruptedRun("another process of the job has obeyed a signal") from error
+
+        return function if self.place.world_size == 1 else call
+
+    def is_being_stopped(self) -> bool:
+        """Say whether the job's processes are ending because of a signal."""
+        raise NotImplementedError
+
+    def soon(self, condition: Callable[[], bool]) -> bool:
+        """Say whether a condition holds within a few seconds."""
+        for _ in range(round(SOON_S / SOON_POLL_S)):
+            if condition():
+                return True
+            self.services.pause(SOON_POLL_S)
+        return condition()
+
+    def read_own(self, path: Path) -> dict[str, Any]:
+        """Return what a process of this start has left in a file; nothing if it is of another."""
+        content = read_json(path)
+        is_own = {name: content.get(name) for name in self.start} == self.start
+        return content if is_own else {}
+
+    def stopped_peers(self) -> list[dict[str, Any]]:
+        """Return what processes other than the first have said as they obeyed a signal."""
+        ranks = range(1, self.place.world_size)
+        found = (self.read_own(self.paths.rank_stopped(rank)) for rank in ranks)
+        return [said for said in found if said]
 
     def stage_run(self, fingerprint: str, document: Document) -> StageRun:
         """Return the run: frozen parameters, inputs laid out for this job, its own scratch."""
@@ -131,6 +203,12 @@ class JobProcess:
             resources=resources, identity=Identity(fingerprint, digests),
             job=JobPaths.of(self.paths.scratch, fingerprint),
         )  # fmt: skip
+
+
+def _has_lost_a_peer(error: RuntimeError) -> bool:
+    """Say whether an error is of a collective operation whose other side is gone."""
+    known = any(kind.__name__ == "DistError" for kind in type(error).__mro__)  # torch's, its base
+    return known or LOST_A_PEER.search(str(error)) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,13 +10,11 @@ import importlib
 import os
 import resource
 import shutil
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from asl_core.engine.records import Journal
@@ -25,6 +23,7 @@ from asl_core.errors import AslCoreError, InterruptedRun
 from asl_core.recipes.optimisation import Resources
 from pipeline.actions.describe import describe_run
 from pipeline.actions.inputs import stage_name
+from pipeline.actions.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.config.canonical import canonical_json
 from pipeline.config.params import Params
 from pipeline.errors import AslPipeError, NotFinishedError
@@ -38,8 +37,6 @@ from pipeline.stages.request import StageFunction, StageRequest
 WITHOUT_JOURNAL = ("prepare", "report")
 """Outputs of these hold no journal: made again from the same, they stay the same bytes."""
 
-TERMINATING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
 
 def load_stage(stage: str) -> StageFunction:
     """Import a stage's module; this is where torch is loaded."""
@@ -48,10 +45,6 @@ def load_stage(stage: str) -> StageFunction:
 
 class BusyError(NotFinishedError):
     """Raised when another process of this machine works in the same folder."""
-
-
-class Terminated(KeyboardInterrupt):
-    """Raised by a stop signal outside the training loop, which has its own way to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +61,7 @@ class StageRun:
         identity: Its fingerprint, and the digests of its inputs.
         job: Where it works.
         tags: What else its journal says of it: the commit, the job.
+        last_tags: What its journal says at the end; given the error with which it ends, if any.
         before_checkpoint: See `StageRequest`.
         out: Where outputs go; `job.out` if absent.
         locks: Keep other processes of this machine out. A job does without: a process that the
@@ -83,6 +77,7 @@ class StageRun:
     identity: Identity
     job: JobPaths
     tags: dict[str, str] = field(default_factory=dict)
+    last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
     before_checkpoint: Callable[[], None] = lambda: None
     out: Path | None = None
     locks: bool = True
@@ -129,13 +124,16 @@ def perform(
         request = run.request(out, journal)
         write_record(job.record, record)
         describe_run(request, run.params, run.identity, run.tags)
-        try:
-            record = _attempt(request, record, load, job)
-            confirm()
-        except BaseException as error:
-            _end_badly(job, journal, record, error)
-            raise
+        with stop_signals_raise() as handler:
+            try:
+                record = _attempt(request, record, load, job, handler)
+                confirm()
+            except BaseException as error:
+                handler.quiet = True
+                _end_badly(run, journal, record, error)
+                raise
         _name_small_files(request)
+        journal.tags(run.last_tags(None))
         journal.end("FINISHED")
     if run.stage not in WITHOUT_JOURNAL:
         shutil.copytree(job.journal, out / "journal")
@@ -177,10 +175,15 @@ def _attempt(
     record: JobRecord,
     load: Callable[[str], StageFunction],
     job: JobPaths,
+    handler: RaisingHandler,
 ) -> JobRecord:
-    """Call the stage, with a signal to stop turned into an exception."""
-    with stop_signals_raise(), SystemMetrics(request.journal):
-        metrics = load(request.stage)(request)
+    """Call the stage and note what came of it."""
+    with SystemMetrics(request.journal):
+        try:
+            metrics = load(request.stage)(request)
+        except BaseException:
+            handler.quiet = True  # a signal that comes now must not take the error's place
+            raise
     request.journal.metrics(0, {f"final/{name}": value for name, value in metrics.items()})
     record = replace(
         record, status="FINISHED", ended=time.time(), peak_memory_gib=_peak_memory_gib(),
@@ -195,11 +198,14 @@ def _helper_journal(folder: Path) -> Iterator[Journal]:
     """Open a journal of no consequence: the first process alone keeps records and publishes."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "out").mkdir(parents=True)
-    with Journal.open(folder / "journal") as journal, stop_signals_raise():
-        yield journal
+    try:
+        with Journal.open(folder / "journal") as journal, stop_signals_raise():
+            yield journal
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_badly(job: JobPaths, journal: Journal, record: JobRecord, error: BaseException) -> None:
+def _end_badly(run: StageRun, journal: Journal, record: JobRecord, error: BaseException) -> None:
     """Note how an attempt ended; on a full disk as far as that goes."""
     if isinstance(error, SupersededError):  # the record is its successor's now
         journal.end("KILLED", str(error))
@@ -208,9 +214,10 @@ def _end_badly(job: JobPaths, journal: Journal, record: JobRecord, error: BaseEx
     status = "KILLED" if stopped else "FAILED"
     with contextlib.suppress(OSError):
         if not isinstance(error, AslPipeError | AslCoreError | KeyboardInterrupt):
-            with job.log.open("a", encoding="utf-8") as log:
+            with run.job.log.open("a", encoding="utf-8") as log:
                 traceback.print_exception(error, file=log)
-        write_record(job.record, replace(record, status=status, ended=time.time()))
+        write_record(run.job.record, replace(record, status=status, ended=time.time()))
+        journal.tags(run.last_tags(error))
         journal.end(status, str(error) or type(error).__name__)
 
 
@@ -236,25 +243,6 @@ def _exclusive(job: JobPaths, name: str) -> Iterator[None]:
                 f"{name} is being run by another process on this machine; wait for its end"
             ) from None
         yield
-
-
-@contextlib.contextmanager
-def stop_signals_raise() -> Iterator[None]:
-    """Turn signals that ask for a stop into `Terminated` for the duration of the block."""
-
-    def terminate(number: int, _frame: FrameType | None) -> None:
-        raise Terminated(f"stopped by {signal.Signals(number).name}")
-
-    try:
-        previous = {number: signal.signal(number, terminate) for number in TERMINATING}
-    except ValueError:  # not the main thread: Python forbids handlers, tests run here
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _peak_memory_gib() -> float:

@@ -1,17 +1,21 @@
 """Whether what a job needs is there, asked when the job begins."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
-from pipeline.actions.states import Queue, report_on
+from pipeline.actions.states import JobReport, Queue, report_on
 from pipeline.errors import AslPipeError
 from pipeline.jobs.documents import Document, Hashes, missing_deps, with_deps
+from pipeline.jobs.fence import holder_of
 from pipeline.jobs.job import PROVISIONAL, Job
 from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.ports import ResultCache, Scheduler
 
-LIVE = (Verdict.ACTIVE, Verdict.SETTLING)
+POLL_S = 2.0
+_UNDECIDED = (Verdict.SETTLING, Verdict.UNKNOWN)
 
 
 class UpstreamError(AslPipeError):
@@ -80,6 +84,46 @@ def resolve(
     return with_deps(job.document, hashes)
 
 
+def give_way(fence: Path, paths: RecordPaths, services: Services) -> None:
+    """Leave a folder to the job of another run that works there, as long as that lives.
+
+    Runs of different recipes can turn out to be one and the same when their inputs are there.
+
+    Args:
+        fence: Names whose job works in the folder.
+        paths: The record of the job that asks.
+        services: Where the other job is looked for.
+
+    Raises:
+        UpstreamPending: The other job lives; its result will be found afterwards.
+    """
+    began = services.clock()
+    while True:
+        holder = holder_of(fence)
+        if holder is None or holder == paths.fingerprint:
+            return
+        report = _report_on(RecordPaths.of(paths.scratch, holder), services)
+        if report is None or report.verdict not in (Verdict.ACTIVE, *_UNDECIDED):
+            return
+        late = services.clock() - began >= services.patience.submitted_s
+        lives = report.verdict is Verdict.ACTIVE or (late and _beats(report, services))
+        if lives and report.job_id is not None:
+            raise UpstreamPending(
+                f"job {report.job_id} of {report.job.name} makes the same", (report.job_id,)
+            )
+        if late:
+            return
+        services.pause(POLL_S)
+
+
+def _beats(report: JobReport, services: Services) -> bool:
+    """Say whether a job has said a moment ago that it runs."""
+    state = report.own_state
+    if state is None or state.status is not Status.RUNNING:
+        return False
+    return services.clock() - state.heartbeat < services.patience.silence_s
+
+
 def _wait_for_output(
     path: str, fingerprint: str, paths: RecordPaths, services: Services
 ) -> tuple[Hashes | None, str | None]:
@@ -88,12 +132,9 @@ def _wait_for_output(
     What another machine has written may show here a little later: it is looked for again.
     """
     root, upstream = paths.scratch.parent, RecordPaths.of(paths.scratch, fingerprint)
-    give_up = services.clock() + services.patience.submitted_s
+    began = services.clock()
     while True:
-        report = report_on(
-            upstream, root, Queue(services.scheduler), services.cache, services.patience,
-            services.clock(),
-        )  # fmt: skip
+        report = _report_on(upstream, services)
         if report is not None and report.verdict is Verdict.SUCCEEDED:
             assert report.state is not None
             return report.state.manifest, None
@@ -103,13 +144,25 @@ def _wait_for_output(
         found = None if provisional else services.cache.find(root, fingerprint)
         if found is not None:
             return found, None
-        if (
-            report is None
-            or report.verdict not in (*LIVE, Verdict.UNKNOWN)
-            or (services.clock() > give_up)
-        ):
+        if services.clock() - began >= _seconds_to_wait(report, services.patience):
             said = "there is no record of it" if report is None else (
                 f"{report.verdict} {report.finding.detail}".strip()
             )  # fmt: skip
             raise UpstreamError(f"{path} was not made: {fingerprint[:12]}: {said}")
-        services.pause(2.0)
+        services.pause(POLL_S)
+
+
+def _seconds_to_wait(report: JobReport | None, patience: Patience) -> float:
+    """Return for how long evidence may still be on its way that would change a verdict."""
+    if report is None or report.verdict in (Verdict.LOST, Verdict.ACTIVE):
+        return patience.submitted_s
+    if report.verdict in _UNDECIDED:
+        return patience.settling_s
+    return 0.0
+
+
+def _report_on(paths: RecordPaths, services: Services) -> JobReport | None:
+    return report_on(
+        paths, paths.scratch.parent, Queue(services.scheduler), services.cache, services.patience,
+        services.clock(),
+    )  # fmt: skip

@@ -20,6 +20,9 @@ from pipeline.ports import Filing
 
 STAGE = "result"
 
+TIMEOUT_S = 3600.0
+"""For one command; it may have to hash a large dataset. The job that waits heeds no signals."""
+
 
 def file_through_commands(filing: Filing) -> Hashes:
     """Let DVC run a stage that leaves the outputs of `filing`, and thereby file them.
@@ -93,11 +96,16 @@ def _write_program(folder: Path, filing: Filing) -> None:
 
 
 def _dvc(folder: Path, *arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "dvc", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "SHELL": "/bin/sh", **environment},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "dvc", *arguments],
+            cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+            env={**os.environ, "SHELL": "/bin/sh", **environment},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise OSError(
+            f"dvc {' '.join(arguments)} in {folder} took more than {TIMEOUT_S:.0f} s"
+        ) from error
     if done.returncode != 0:
         said = " ".join((done.stderr or done.stdout).split())
         raise OSError(f"dvc {' '.join(arguments)} failed in {folder}: {said[-1000:]}")

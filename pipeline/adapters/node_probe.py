@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
     """Answer questions until asked to stop, or until nobody asks any more."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda n, _frame: _got.append(signal.Signals(n).name))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2, signal.SIGTERM))
     rank, number, deadline = os.environ.get("RANK", "0"), 0, time.time() + LIFETIME_S
     while time.time() < deadline:
         ask = read_json(folder / f"ask-{number}.json")

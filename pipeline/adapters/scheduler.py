@@ -379,7 +379,8 @@ def _parameters(jobs: Sequence[BatchJob], folder: Path) -> dict[str, Any]:
         "constraint": resources.constraint,
         "dependency": f"afterok:{':'.join(first.after)}" if first.after else None,
         "signal_delay_s": resources.warning_seconds,
-        "setup": list(first.setup),
+        # a stage must not run in another environment than was asked for
+        "setup": ["set -e", *first.setup, "set +e"],
         "array_parallelism": len(jobs),
         "wckey": None,  # submitit has one of its own, which a cluster may not know
         "stderr_to_stdout": True,

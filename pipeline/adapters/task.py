@@ -8,6 +8,8 @@ import json
 import os
 import random
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +23,16 @@ PORTS = (20_000, 32_000)
 """Below the ports that Linux hands out by itself."""
 
 
+SCONTROL_TIMEOUT_S = 60.0
+
+HELD_BACK = (signal.SIGUSR1, signal.SIGUSR2)
+"""The scheduler's warnings. They would end a process that has no handlers for them yet."""
+
+
 def main(folder: Path) -> None:
     """Read which command this task is for, and become it."""
+    # what is blocked stays so, and what has come stays pending, when the process becomes another
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     submission = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
     become(submission[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]["command"])
 
@@ -30,7 +40,8 @@ def main(folder: Path) -> None:
 def become(command: Sequence[str]) -> None:
     """Replace this process by the command, which is told its rank and where the first one is.
 
-    A task is its command from then on: signals reach it, and its exit code is the task's. The
+    A task is its command from then on: signals reach it, and its exit code is the task's. It has to
+    unblock those in `HELD_BACK` once it is ready for them. The
     variables are those of torch's env:// rendezvous.
     """
     from submitit.helpers import TorchDistributedEnvironment
@@ -57,22 +68,39 @@ def address_of(node: str) -> str:
 
     Exits with one line that names the node where neither does.
     """
-    shown = subprocess.run(
-        ["scontrol", "show", "node", "--oneliner", node],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    known = dict(re.findall(r"\b(NodeAddr|NodeHostName)=(\S+)", shown.stdout))
-    for name in (node, known.get("NodeAddr"), known.get("NodeHostName")):
-        try:
-            if name is not None:
-                socket.getaddrinfo(name, None)
-                return name
-        except OSError:
-            continue
+    if _resolves(node):
+        return node
+    known = _addresses(node)
+    for name in (known.get("NodeAddr"), known.get("NodeHostName")):
+        if name is not None and _resolves(name):
+            return name
     sys.exit(
         f"{socket.gethostname()} cannot resolve the name of the first node, {node}, nor Slurm's "
         f"address of it ({known.get('NodeAddr', 'none')}); add it to DNS or to /etc/hosts"
     )
+
+
+def _resolves(name: str) -> bool:
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return False
+    return True
+
+
+def _addresses(node: str) -> dict[str, str]:
+    """Return what Slurm knows of a node's addresses; nothing where it cannot be asked."""
+    command = shutil.which("scontrol")
+    if command is None:
+        return {}
+    try:
+        shown = subprocess.run(
+            [command, "show", "node", "--oneliner", node],
+            capture_output=True, text=True, check=False, timeout=SCONTROL_TIMEOUT_S,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(re.findall(r"\b(NodeAddr|NodeHostName)=(\S+)", shown.stdout))
 
 
 if __name__ == "__main__":

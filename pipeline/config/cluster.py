@@ -58,7 +58,8 @@ class SlurmResources:
     minute earlier. Absent: a quarter of the limit, at most `WARNING_SECONDS`."""
     constraint: str | None = None
     setup: tuple[str, ...] = ()
-    """Lines of shell before the stage, on the first node: `module load ...`."""
+    """Lines of shell before the stage, on the first node: `module load ...`. The first that fails
+    ends the job (`set -e`)."""
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables of the stage."""
     options: Mapping[str, str | int | bool] = dataclasses.field(default_factory=dict)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import AslPipeError
-from pipeline.jobs.job import read_attempts
+from pipeline.jobs.job import newer_attempt
 from pipeline.jobs.layout import RecordPaths
 from pipeline.jobs.record import write_json
 
@@ -78,12 +78,17 @@ class Fence:
         self._check_attempts()
 
     def _check_attempts(self) -> None:
-        attempts = read_attempts(self.record)
-        if attempts and attempts[-1].number > self.attempt and not attempts[-1].refused:
+        newer = newer_attempt(self.record, self.attempt)
+        if newer is not None:
             raise SupersededError(
                 f"attempt {self.attempt} of {self.record.fingerprint} was given up; attempt "
-                f"{attempts[-1].number} was submitted"
+                f"{newer.number} was submitted"
             )
+
+
+def holder_of(file: Path) -> str | None:
+    """Return the fingerprint of the record whose job took a folder over last."""
+    return _read(file).get("record")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -142,6 +142,30 @@ def read_attempts(paths: RecordPaths) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.number)
 
 
+def newer_attempt(paths: RecordPaths, number: int) -> Attempt | None:
+    """Return the newest attempt where that is a newer one, None if the scheduler refused it."""
+    newest = next(reversed(read_attempts(paths)), None)
+    is_newer = newest is not None and newest.number > number and not newest.refused
+    return newest if is_newer else None
+
+
+def take_number(paths: RecordPaths) -> int:
+    """Reserve the next attempt's number: of two that ask at once each gets its own.
+
+    Its file is there from now on, and no attempt until it is written.
+    """
+    paths.attempts.mkdir(parents=True, exist_ok=True)
+    taken = (int(path.stem) for path in paths.attempts.glob("[0-9]*.json") if path.stem.isdigit())
+    number = max(taken, default=0) + 1
+    while True:
+        try:
+            (paths.attempts / f"{number:03d}.json").open("x").close()
+        except FileExistsError:  # made since
+            number += 1
+        else:
+            return number
+
+
 def _read(path: Path, kind: type[Any]) -> Any:
     try:
         return _build(kind, json.loads(path.read_text(encoding="utf-8")))

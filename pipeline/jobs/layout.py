@@ -124,6 +124,14 @@ class RecordPaths:
         """Return where a process other than the first leaves its traceback."""
         return self.folder / f"rank-{rank}.error.json"
 
+    def rank_stopped(self, rank: int) -> Path:
+        """Return where a process other than the first says that it obeyed a signal to stop."""
+        return self.folder / f"rank-{rank}.stopped.json"
+
+    def rank_gpus(self, rank: int) -> Path:
+        """Return where a process other than the first says which GPUs its node has."""
+        return self.folder / f"rank-{rank}.gpus.json"
+
 
 @dataclass(frozen=True)
 class OutputPaths:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.adapters import dvc_command
 from pipeline.adapters.dvc_cache import DvcCache
 from pipeline.errors import UserError
 from pipeline.jobs.documents import differences
@@ -307,3 +308,11 @@ def test_a_full_disk_while_filing_leaves_no_entry(
     with pytest.raises(OSError, match=r"could not be put|No space"):
         chain.cache.file(filing)
     assert chain.entries() == {}
+
+
+def test_a_dvc_command_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_command, "TIMEOUT_S", 0.01)
+    with pytest.raises(OSError, match="took more than"):
+        dvc_command._dvc(tmp_path, "version")

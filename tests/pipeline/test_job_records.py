@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from asl_core.engine.records import Journal
+from pipeline.actions import hand_over
+from pipeline.actions.hand_over import pack
 from pipeline.jobs import claim as claims
 from pipeline.jobs.claim import claim
 from pipeline.jobs.documents import differences, missing_deps, recipe_id, with_deps, with_outs
@@ -83,6 +85,27 @@ def test_attempts_are_read_in_order_and_damaged_ones_left_out(paths: RecordPaths
     (paths.attempts / "003.json").write_text("{")
     assert [attempt.number for attempt in read_attempts(paths)] == [1, 2, 10]
     assert read_attempts(paths)[0] == make_attempt(1)
+
+
+def test_of_two_attempts_prepared_at_once_none_replaces_the_other(
+    paths: RecordPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(
+        stage="pretrain", key="asl", name="pretrain@asl", suite=".", fingerprint="f" * 64,
+        recipe="r", document=DOCUMENT, submitted=1.0, host="h", user="u",
+    )  # fmt: skip
+    token = hand_over.new_token
+
+    def meanwhile() -> str:
+        """Let another process prepare an attempt before this one is written."""
+        monkeypatch.setattr(hand_over, "new_token", token)
+        pack(paths, job, TERMS)
+        return token()
+
+    monkeypatch.setattr(hand_over, "new_token", meanwhile)
+    first = pack(paths, job, TERMS).attempt
+    assert sorted(attempt.number for attempt in read_attempts(paths)) == [1, 2]
+    assert first in read_attempts(paths)
 
 
 def test_what_a_newer_version_adds_is_ignored_and_what_is_missing_is_no_record(

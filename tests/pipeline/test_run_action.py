@@ -17,8 +17,9 @@ from asl_core.errors import InputError, InterruptedRun, TrainingError
 from asl_core.recipes.optimisation import Resources
 from pipeline import stages
 from pipeline.actions.inputs import data_root
-from pipeline.actions.perform import Terminated, set_threads
+from pipeline.actions.perform import set_threads
 from pipeline.actions.run import Services, run_stage
+from pipeline.actions.stop_signals import Terminated
 from pipeline.adapters.git import Git
 from pipeline.config.cluster import STAGES
 from pipeline.errors import NotFinishedError, TrackingError, UserError

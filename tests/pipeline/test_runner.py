@@ -5,6 +5,8 @@ import getpass
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +14,18 @@ from typing import Any
 
 import pytest
 
-from asl_core.errors import InputError
+from asl_core.engine.records import read_records
+from asl_core.engine.signals import catch_stop_signals
+from asl_core.errors import InputError, InterruptedRun
+from pipeline.actions import job_helper
 from pipeline.actions.job_process import Services
 from pipeline.adapters.fake_scheduler import FakeScheduler
+from pipeline.jobs.claim import claim
+from pipeline.jobs.fence import Fence, SupersededError
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
 from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.record import write_json
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.jobs.verdict import Patience
 from pipeline.ports import Filing, QueuedJob, SchedulerError
@@ -50,6 +58,7 @@ class MemoryCache:
         self.results: dict[str, Any] = {}
         self.filings: list[Filing] = []
         self.while_filing: Callable[[], None] = lambda: None
+        self.visible: Callable[[], bool] = lambda: True
 
     def key(self, document: dict[str, Any]) -> str:
         return document["deps"][0]["md5"].split(".")[0] * 2
@@ -58,7 +67,7 @@ class MemoryCache:
         return self.results.get(fingerprint)
 
     def holds(self, root: Path, hashes: Any) -> bool:
-        return True
+        return self.visible()
 
     def link(self, root: Path, hashes: Any, target: Path) -> None:
         for path in hashes:
@@ -76,9 +85,10 @@ class OneJobScheduler:
 
     def __init__(self, state: str) -> None:
         self.state, self.submitted = state, []
+        self.others: list[QueuedJob] = []
 
     def queue(self) -> list[QueuedJob]:
-        return [QueuedJob("27", self.state, "", comment_of(KEY, "t1"), "n1", 0)]
+        return [QueuedJob("27", self.state, "", comment_of(KEY, "t1"), "n1", 0), *self.others]
 
     def requeue(self, job_id: str) -> None:
         raise SchedulerError("Requested operation is presently disabled")
@@ -86,6 +96,19 @@ class OneJobScheduler:
     def submit(self, jobs: list[Any]) -> list[str]:
         self.submitted += jobs
         return ["28"]
+
+
+class RequeueingScheduler(OneJobScheduler):
+    """Knows one job, which it requeues."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        super().__init__("RUNNING")
+        self.requeued: list[str] = []
+        self.then = then
+
+    def requeue(self, job_id: str) -> None:
+        self.requeued.append(job_id)
+        self.then()
 
 
 class Bench:
@@ -97,6 +120,9 @@ class Bench:
         self.paths.folder.mkdir(parents=True)
         self.paths.params.write_text(PARAMS)
         self.pauses: list[float] = []
+        self.heartbeat_s = 0.02
+        self.clock: Callable[[], float] = time.time
+        self.while_pausing: Callable[[], None] = lambda: None
         self.write_job(DATA)
         self.write_attempt(1)
 
@@ -124,7 +150,7 @@ class Bench:
         write_attempt(self.paths, attempt)
         return attempt
 
-    def upstream(self, status: Status | None) -> None:
+    def upstream(self, status: Status | None, submitted: float | None = None) -> None:
         """Let the run that makes the input be in a state; None: it has not begun."""
         paths = RecordPaths.of(self.paths.scratch, "p-" + "e" * 64)
         paths.folder.mkdir(parents=True, exist_ok=True)
@@ -134,13 +160,14 @@ class Bench:
             submitted=0.0, host="h", user=ME,
         ))  # fmt: skip
         write_attempt(paths, Attempt(
-            number=1, token="u", job_id="5", submitted=time.time(), host="h", user=ME,
+            number=1, token="u", job_id="5", host="h", user=ME,
+            submitted=time.time() if submitted is None else submitted,
             terms=Terms(snapshot="", resources={}, slurm={}, upstream={}, data_root=""),
         ))  # fmt: skip
         if status is not None:
             manifest = {"data/icons": DATA} if status is Status.SUCCEEDED else {}
             write_state(paths, JobState(
-                status=status, attempt=1, token="u", heartbeat=time.time(), started=0.0,
+                status=status, attempt=1, token="u", heartbeat=self.clock(), started=0.0,
                 fingerprint="b" * 64, manifest=manifest, error="Traceback\nOSError: no",
             ))  # fmt: skip
 
@@ -152,10 +179,42 @@ class Bench:
     ) -> int:
         services = Services(
             cache=self.cache, scheduler=self.scheduler, load=lambda _: stage,
-            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=0.02, pause=self.pauses.append,
-            patience=Patience(submitted_s=0.5),
+            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=self.heartbeat_s, pause=self.pause,
+            patience=Patience(submitted_s=0.5), clock=self.clock,
         )  # fmt: skip
         return run_job(self.paths, token, services, {"SLURM_JOB_ID": "27", **environment})
+
+    def be_ready(self) -> None:
+        """Let the first process of several have laid out the inputs."""
+        (self.paths.inputs / "data/icons").mkdir(parents=True, exist_ok=True)
+        self.leave(self.paths.ready, fingerprint="d" * 64, done=False)
+
+    def leave(self, path: Path, **content: Any) -> None:
+        """Let a process of the first start have left a word."""
+        write_json(path, {"token": "t1", "restart": 0, **content})
+
+    def lead(self, status: Status) -> None:
+        """Let the first process of several say something."""
+        write_state(self.paths, JobState(
+            status=status, attempt=1, token="t1", heartbeat=self.clock(), started=0.0,
+        ))  # fmt: skip
+
+    def tags(self) -> dict[str, str]:
+        """Return what the run's journal says of it."""
+        said = [r.body["values"] for r in read_records(self.work.journal) if r.kind == "tags"]
+        return {name: value for values in said for name, value in values.items()}
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.while_pausing()
+
+    def fast_clock(self) -> float:
+        """Return the time, in which pauses have taken as long as they say."""
+        return time.time() + sum(self.pauses)
+
+    def after_pauses(self, number: int, act: Callable[[], None]) -> None:
+        """Let something happen in a pause."""
+        self.while_pausing = lambda: act() if len(self.pauses) == number else None
 
     @property
     def state(self) -> JobState:
@@ -166,6 +225,9 @@ class Bench:
     @property
     def work(self) -> JobPaths:
         return JobPaths.of(self.paths.scratch, "d" * 64)
+
+
+HELPER = {"RANK": "1", "WORLD_SIZE": "2"}
 
 
 @pytest.fixture
@@ -252,10 +314,65 @@ def test_a_signal_before_training_interrupts_and_is_remembered(bench: Bench) -> 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_that_came_before_there_were_handlers_is_not_lost(bench: Bench) -> None:
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as task.py leaves it
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert bench.run(succeed) == 75
+        assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert bench.state.stopped_by == ("SIGUSR2",)
+        assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+    finally:
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # drops what is pending
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGUSR2, handler)
+
+
 def warn(request: StageRequest) -> dict[str, float]:
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(5)
     return {}
+
+
+def be_terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class PeerLost(RuntimeError):
+    """An error while which is written down the scheduler ends the job."""
+
+    def __str__(self) -> str:
+        be_terminated()
+        return "Connection closed by peer"
+
+
+def test_a_signal_while_a_failure_is_written_down_does_not_hide_it(bench: Bench) -> None:
+    def fail(request: StageRequest) -> dict[str, float]:
+        raise PeerLost
+
+    assert bench.run(fail) == 1
+    assert bench.state.status is Status.FAILED
+    assert (bench.state.error or "").rstrip().endswith("Connection closed by peer")
+    record = json.loads(bench.work.record.read_text())
+    assert record["status"] == "FAILED"
+
+
+def test_a_job_that_slurm_ends_because_it_was_requeued_ends_without_an_error(bench: Bench) -> None:
+    bench.scheduler = RequeueingScheduler(be_terminated)  # type: ignore[assignment]
+    assert bench.run(warn) == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+
+
+def test_a_run_that_cannot_note_its_interruption_goes_on_all_the_same(bench: Bench) -> None:
+    def fill_the_disk(request: StageRequest) -> dict[str, float]:
+        bench.paths.state.unlink()
+        bench.paths.state.mkdir()  # nothing can be written there
+        return warn(request)
+
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    assert bench.run(fill_the_disk) == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
 
 
 def test_a_job_that_may_not_be_requeued_is_submitted_anew(bench: Bench) -> None:
@@ -276,6 +393,61 @@ def test_a_job_that_the_scheduler_is_requeueing_itself_is_left_to_it(
     assert bench.run(warn) == 75
     assert bench.scheduler.submitted == []  # type: ignore[attr-defined]
     assert len(read_attempts(bench.paths)) == 1
+
+
+class DeafScheduler(RequeueingScheduler):
+    """Does not answer so many times, whatever it is asked."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def _listen(self) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise SchedulerError("Unable to contact slurm controller (connect failure)")
+
+    def queue(self) -> list[QueuedJob]:
+        self._listen()
+        return super().queue()
+
+    def requeue(self, job_id: str) -> None:
+        self._listen()
+        super().requeue(job_id)
+
+
+def test_a_scheduler_that_does_not_answer_for_a_while_is_asked_again(bench: Bench) -> None:
+    bench.scheduler = DeafScheduler(5)  # type: ignore[assignment]
+    assert bench.run(warn) == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+    assert bench.scheduler.submitted == []  # type: ignore[attr-defined]
+
+
+def test_a_scheduler_that_never_answers_is_given_up(bench: Bench) -> None:
+    bench.clock = bench.fast_clock
+    bench.scheduler = DeafScheduler(10**9)  # type: ignore[assignment]
+    assert bench.run(warn) == 75
+    assert len(read_attempts(bench.paths)) == 1
+    assert bench.state.status is Status.INTERRUPTED
+
+
+@pytest.mark.parametrize("submits", [False, True])
+def test_a_run_goes_on_once_nobody_else_submits_it(bench: Bench, submits: bool) -> None:
+    bench.clock = bench.fast_clock
+    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
+    theirs = claim(bench.paths.folder.parent, "p-" + "r" * 64, bench.clock())
+    assert theirs is not None
+
+    def end_submission() -> None:
+        if submits and theirs.is_held():
+            bench.write_attempt(2, job_id="29")
+        theirs.release()
+
+    bench.after_pauses(1, end_submission)
+    assert bench.run(warn) == 0
+    newest = read_attempts(bench.paths)[-1]
+    assert (newest.number, newest.job_id) == (2, "29" if submits else "28")
+    assert len(bench.scheduler.submitted) == (0 if submits else 1)  # type: ignore[attr-defined]
 
 
 def test_a_job_that_comes_back_again_and_again_fails(bench: Bench) -> None:
@@ -320,32 +492,60 @@ def test_passwords_do_not_reach_the_record(bench: Bench, monkeypatch: pytest.Mon
 def test_a_start_that_was_given_up_writes_nothing_more(bench: Bench) -> None:
     def go_on(request: StageRequest) -> dict[str, float]:
         bench.write_attempt(2)
-        write_state(bench.paths, JobState(
-            status=Status.RUNNING, attempt=2, token="t2", heartbeat=1.0, started=1.0
-        ))  # fmt: skip
         give_up = time.monotonic() + 10
-        while time.monotonic() < give_up:  # the heartbeat notices, and asks to stop
-            time.sleep(0.01)
+        try:
+            while time.monotonic() < give_up:  # the heartbeat notices, and asks to stop
+                time.sleep(0.01)
+        finally:
+            write_state(bench.paths, JobState(
+                status=Status.RUNNING, attempt=2, token="t2", heartbeat=1.0, started=1.0
+            ))  # fmt: skip
         return succeed(request)
 
-    assert bench.run(go_on) == 75
+    assert bench.run(go_on) == 0  # jobs that wait for this one follow the newer attempt
     assert (bench.state.token, bench.state.heartbeat) == ("t2", 1.0)
     assert bench.cache.filings == []
 
 
 def test_a_checkpoint_is_not_written_after_a_newer_start(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
     def checkpoint(request: StageRequest) -> dict[str, float]:
         request.before_checkpoint()
         bench.write_attempt(2)
         request.before_checkpoint()
         raise AssertionError("must not get here")
 
-    assert bench.run(checkpoint) == 75
+    assert bench.run(checkpoint) == 0
 
 
 def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
     def end(request: StageRequest) -> dict[str, float]:
         bench.write_attempt(2)
+        return succeed(request)
+
+    assert bench.run(end) == 0
+    assert bench.cache.filings == []
+
+
+def test_a_failure_after_a_newer_attempt_is_no_failure_in_slurms_eyes(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
+    def fail(request: StageRequest) -> dict[str, float]:
+        bench.write_attempt(2)
+        raise ZeroDivisionError
+
+    assert bench.run(fail) == 0
+    assert bench.state.status is Status.RUNNING  # the record is its successor's
+
+
+def test_a_start_fails_in_slurms_eyes_when_the_same_job_has_started_anew(bench: Bench) -> None:
+    bench.heartbeat_s = 60.0  # it does not notice first
+
+    def end(request: StageRequest) -> dict[str, float]:
+        Fence.put_up(bench.paths.fence, bench.paths, 1, 1)
         return succeed(request)
 
     assert bench.run(end) == 75
@@ -355,6 +555,171 @@ def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
 def test_an_attempt_without_a_record_does_nothing(bench: Bench) -> None:
     assert bench.run(succeed, token="another") == 2
     assert read_state(bench.paths) is None
+
+
+# Several processes
+
+
+def lose_peer(request: StageRequest) -> dict[str, float]:
+    raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Closed")
+
+
+def be_ended_and_lose_peer(request: StageRequest) -> dict[str, float]:
+    with catch_stop_signals():
+        be_terminated()
+        return lose_peer(request)
+
+
+@pytest.mark.parametrize(
+    ("stage", "peer_heard", "status", "requeued"),
+    [
+        (lose_peer, ["SIGUSR2"], Status.INTERRUPTED, ["27"]),
+        (lose_peer, ["SIGTERM"], Status.INTERRUPTED, []),
+        (be_ended_and_lose_peer, ["SIGTERM"], Status.INTERRUPTED, []),
+        (lose_peer, None, Status.FAILED, []),
+        (be_ended_and_lose_peer, None, Status.FAILED, []),  # it was killed, srun ends the rest
+    ],
+)
+def test_the_end_of_another_process_is_an_interruption_if_that_obeyed_a_signal(
+    bench: Bench, stage: Any, peer_heard: list[str] | None, status: Status, requeued: list[str]
+) -> None:
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    if peer_heard is not None:
+        bench.leave(bench.paths.rank_stopped(1), signals=peer_heard)
+    assert bench.run(stage, WORLD_SIZE="2") == (1 if status is Status.FAILED else 75)
+    assert bench.state.status is status
+    assert bench.scheduler.requeued == requeued  # type: ignore[attr-defined]
+    record = json.loads(bench.work.record.read_text())
+    assert record["status"] == ("FAILED" if status is Status.FAILED else "KILLED")
+
+
+def test_a_word_of_another_start_counts_for_nothing(bench: Bench) -> None:
+    bench.leave(bench.paths.rank_stopped(1), restart=1, signals=["SIGUSR2"])
+    assert bench.run(lose_peer, WORLD_SIZE="2") == 1
+
+
+def test_a_warning_that_only_another_process_has_heard_yet_counts(bench: Bench) -> None:
+    def stop(request: StageRequest) -> dict[str, float]:
+        raise InterruptedRun("another process was asked to stop")
+
+    bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
+    bench.after_pauses(2, lambda: bench.leave(bench.paths.rank_stopped(1), signals=["SIGUSR2"]))
+    assert bench.run(stop, WORLD_SIZE="2") == 75
+    assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
+
+
+def test_a_helper_whose_first_process_was_interrupted_has_not_failed(bench: Bench) -> None:
+    bench.be_ready()
+    bench.lead(Status.RUNNING)
+    bench.after_pauses(1, lambda: bench.lead(Status.INTERRUPTED))
+    assert bench.run(lose_peer, **HELPER) == 0
+    assert bench.paths.rank_stopped(1).exists()
+    assert not bench.paths.rank_error(1).exists()
+
+
+def test_a_helper_of_an_attempt_that_was_given_up_has_not_failed(bench: Bench) -> None:
+    bench.be_ready()
+    bench.write_attempt(2)
+    assert bench.run(lose_peer, **HELPER) == 0
+
+
+def test_a_helper_that_fails_leaves_a_word(bench: Bench) -> None:
+    bench.clock = bench.fast_clock
+    bench.be_ready()
+    assert bench.run(lose_peer, **HELPER) == 1
+    assert "gloo" in json.loads(bench.paths.rank_error(1).read_text())["error"]
+    assert not bench.paths.rank_stopped(1).exists()
+
+
+def test_a_helper_that_is_stopped_leaves_a_word(bench: Bench) -> None:
+    bench.be_ready()
+    assert bench.run(warn, **HELPER) == 0
+    said = json.loads(bench.paths.rank_stopped(1).read_text())
+    assert (said["token"], said["restart"], said["signals"]) == ("t1", 0, ["SIGUSR1"])
+
+
+def test_a_helper_ends_with_a_first_process_that_never_begins(bench: Bench) -> None:
+    bench.after_pauses(1, lambda: bench.lead(Status.INTERRUPTED))
+    assert bench.run(lose_peer, **HELPER) == 0
+
+
+@pytest.mark.parametrize(("beats", "code"), [(True, 0), (False, 1)])
+def test_a_helper_waits_for_inputs_as_long_as_the_first_process_lives(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, beats: bool, code: int
+) -> None:
+    monkeypatch.setattr(job_helper, "READY_S", 2.0)
+    bench.clock = bench.fast_clock
+    bench.lead(Status.RUNNING)
+
+    def lay_out() -> None:
+        if beats:
+            bench.lead(Status.RUNNING)
+        if sum(bench.pauses) > 5:
+            bench.be_ready()
+
+    bench.while_pausing = lay_out
+    assert bench.run(lambda _: {}, **HELPER) == code
+
+
+def test_a_helpers_folder_is_its_own_to_remove(bench: Bench) -> None:
+    folder = bench.work.rank_folder(1)
+
+    def compute(request: StageRequest) -> dict[str, float]:
+        assert request.out.is_relative_to(folder)
+        return {}
+
+    bench.be_ready()
+    assert bench.run(compute, **HELPER) == 0
+    assert not folder.exists()
+    folder.mkdir()  # it is slow
+    assert bench.run(succeed, WORLD_SIZE="2") == 0
+    assert folder.exists()
+
+
+def test_a_run_says_where_it_ran_and_how_it_ended(bench: Bench) -> None:
+    bench.be_ready()
+    assert bench.run(lambda _: {}, **HELPER) == 0
+    told = json.loads(bench.paths.rank_gpus(1).read_text())
+    assert told["gpus"] == ["GPU-1"]
+    bench.leave(bench.paths.rank_gpus(1), gpus=["GPU-1", "GPU-2"])
+    assert bench.run(succeed, WORLD_SIZE="2") == 0
+    assert bench.state.gpus == ("GPU-1", "GPU-2")
+    tags = bench.tags()
+    assert tags["gpu.uuids"] == "GPU-1,GPU-2"
+    assert tags["exit_code"] == "0"
+    assert tags["log"] == f".asl/jobs/{KEY}/log/27_0.log"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("no"), "2"), (ZeroDivisionError(), "1"), (InterruptedRun("stop"), "75")],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_run_that_does_not_end_well_says_so_too(
+    bench: Bench, error: Exception, code: str
+) -> None:
+    def fail(request: StageRequest) -> dict[str, float]:
+        raise error
+
+    assert bench.run(fail) == int(code)
+    assert bench.tags()["exit_code"] == code
+
+
+@pytest.mark.parametrize("what", ["threading.Thread(target=hang).start()", "atexit.register(hang)"])
+def test_nothing_keeps_a_process_that_is_done(what: str) -> None:
+    program = f"""
+import atexit, threading, time
+from pipeline import runner
+def hang(): time.sleep(200)
+runner.EXIT_S = 1.0
+{what}
+atexit.register(print, "kept", flush=True)
+runner.leave(7)"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "kept\n"
 
 
 # What it needs
@@ -400,14 +765,57 @@ def test_an_input_of_which_nobody_has_heard_is_a_failure(bench: Bench) -> None:
 def test_an_input_that_is_not_seen_yet_is_waited_for(bench: Bench) -> None:
     bench.write_job({})
     bench.upstream(None)
-    waited = bench.pauses.append
-
-    def see(seconds: float) -> None:
-        waited(seconds)
-        bench.upstream(Status.SUCCEEDED)
-
-    bench.pauses = type("Pauses", (list,), {"append": lambda _self, s: see(s)})()
+    bench.after_pauses(1, lambda: bench.upstream(Status.SUCCEEDED))
     assert bench.run(succeed) == 0
+
+
+def test_outputs_that_show_after_minutes_are_waited_for(bench: Bench) -> None:
+    bench.clock = bench.fast_clock
+    bench.write_job({})
+    bench.upstream(Status.SUCCEEDED)
+    bench.cache.visible = lambda: sum(bench.pauses) > 200
+    assert bench.run(succeed) == 0
+
+
+@pytest.mark.parametrize("at_first", ["no record", "no state"])
+def test_a_record_that_shows_late_is_no_failure(bench: Bench, at_first: str) -> None:
+    bench.write_job({})
+    if at_first == "no state":
+        bench.upstream(None, submitted=0.0)  # long ago, and it has left the queue
+    bench.after_pauses(1, lambda: bench.upstream(Status.SUCCEEDED))
+    assert bench.run(succeed) == 0
+
+
+def test_an_attempt_whose_file_shows_late_begins_then(bench: Bench) -> None:
+    bench.after_pauses(1, lambda: bench.write_attempt(2) and None)
+    assert bench.run(succeed, token="t2") == 0
+    assert bench.state.attempt == 2
+
+
+@pytest.mark.parametrize("folder", ["own", "another"])
+@pytest.mark.parametrize("state", ["RUNNING", "silent", "ended"])
+def test_a_folder_is_left_to_another_runs_job_as_long_as_that_lives(
+    bench: Bench, state: str, folder: str
+) -> None:
+    bench.heartbeat_s = 60.0
+    bench.clock = bench.fast_clock
+    bench.upstream(None if state == "ended" else Status.RUNNING, submitted=0.0)
+    other = RecordPaths.of(bench.paths.scratch, "p-" + "e" * 64)
+    fence = bench.paths.fence if folder == "own" else bench.work.fence
+    theirs = Fence.put_up(fence, other, 1, 0)
+    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
+    line = QueuedJob("5", "RUNNING", "", comment_of("e" * 64, "u"), "n1", 0)
+    bench.scheduler.others = [line] if state == "RUNNING" else []  # type: ignore[attr-defined]
+    assert bench.run(succeed) == 0
+    if state == "ended":
+        assert len(bench.cache.filings) == 1
+        with pytest.raises(SupersededError):
+            theirs.check()
+    else:
+        assert bench.cache.filings == []
+        theirs.check()
+        assert read_attempts(bench.paths)[-1].after == ("5",)
+        assert bench.state.status is Status.INTERRUPTED
 
 
 def test_other_inputs_mean_another_folder_and_other_checkpoints(bench: Bench) -> None:

@@ -1,8 +1,10 @@
 """What Slurm's commands are given and how their answers are read, without a Slurm."""
 
+import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,18 @@ def test_the_script_asks_for_everything_once(tmp_path: Path, commands: Path) -> 
     for argument in ("--kill-on-bad-exit=1", "--cpus-per-task=6", "--open-mode=append"):
         assert argument in command
     assert (folder / "0" / "log").resolve() == asked.folder / "log"
+
+
+@pytest.mark.parametrize(("line", "code"), [("false", 1), ("false || true", 0)])
+def test_a_setup_line_that_fails_ends_the_job(
+    tmp_path: Path, commands: Path, line: str, code: int
+) -> None:
+    asked = BatchJob("prepare@icons", tmp_path / "job", "", ("true",), SlurmResources(), (line,))
+    SlurmScheduler(tmp_path / "slurm").submit([asked])
+    write(commands / "srun", f"touch {tmp_path}/started")
+    done = subprocess.run(["bash", str(tmp_path / "submitted.sh")], check=False)
+    assert done.returncode == code
+    assert (tmp_path / "started").exists() == (code == 0)
 
 
 def test_jobs_that_ask_the_same_are_one_array(tmp_path: Path, commands: Path) -> None:
@@ -159,12 +173,49 @@ def test_ids_that_slurm_has_forgotten_are_no_error_but_other_complaints_are(
         SlurmScheduler(tmp_path / "slurm").cancel(["9", "10"])
 
 
-def test_a_node_whose_name_does_not_resolve_is_reached_by_slurms_address(commands: Path) -> None:
+def test_a_node_is_reached_by_its_name_else_by_slurms_address(commands: Path) -> None:
     write(commands / "scontrol", "echo 'NodeName=n1 NodeAddr=127.0.0.1 NodeHostName=localhost'")
+    assert task.address_of("localhost") == "localhost"
     assert task.address_of("no-such-name.invalid") == "127.0.0.1"
     write(commands / "scontrol", "exit 1")
     with pytest.raises(SystemExit, match="cannot resolve the name of the first node, no-such-name"):
         task.address_of("no-such-name.invalid")
+
+
+def test_a_node_without_scontrol_is_reached_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert task.address_of("localhost") == "localhost"
+    with pytest.raises(SystemExit, match="cannot resolve the name of the first node, no-such-name"):
+        task.address_of("no-such-name.invalid")
+
+
+def test_a_warning_is_kept_for_the_command_that_a_task_becomes(tmp_path: Path) -> None:
+    listen = """import signal
+signal.signal(signal.SIGUSR2, lambda *_: print("heard"))
+print(sorted(signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())))"""
+    command = [sys.executable, "-c", listen]
+    (tmp_path / task.SUBMISSION).write_text(json.dumps([{"command": command}]))
+    warned = f"""import os, runpy, signal, sys
+become = os.execvp
+def be_warned(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR2)
+    become(*arguments)
+os.execvp = be_warned
+sys.argv = ["task.py", {str(tmp_path)!r}]
+runpy.run_path({task.__file__!r}, run_name="__main__")"""
+    slurm = {
+        "JOB_ID": "27", "NTASKS": "1", "JOB_NUM_NODES": "1", "NODEID": "0", "PROCID": "0",
+        "LOCALID": "0", "JOB_NODELIST": "localhost",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", warned], capture_output=True, text=True, check=False,
+        env=os.environ | {"SUBMITIT_EXECUTOR": "slurm"}
+        | {f"SLURM_{name}": value for name, value in slurm.items()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "heard" in done.stdout
 
 
 def test_a_task_needs_nothing_of_the_project(tmp_path: Path) -> None:

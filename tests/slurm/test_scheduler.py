@@ -26,6 +26,7 @@ NOTE_SIGNALS = """
 import os, signal, time
 def note(number, frame): print('got', signal.Signals(number).name)
 for number in (signal.SIGTERM, signal.SIGUSR2): signal.signal(number, note)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2,))
 print('up', os.environ.get('SLURM_RESTART_COUNT', '0'), os.environ['MASTER_PORT'])
 end = time.time() + 120
 while time.time() < end: time.sleep(0.1)
