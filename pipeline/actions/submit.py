@@ -25,13 +25,13 @@ from pipeline.actions.plan import (
     judge_entry,
     relative_suite,
 )
-from pipeline.actions.states import Queue
+from pipeline.actions.states import JobReport, Queue
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.job import Job, Terms, read_job, write_job
 from pipeline.jobs.layout import RecordPaths
 from pipeline.jobs.record import write_bytes
 from pipeline.jobs.snapshot import code_folder, freeze
-from pipeline.ports import SchedulerError
+from pipeline.ports import QueueState, SchedulerError
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +121,9 @@ class _Submission:
     def _hold_back_without_inputs(self, entry: Entry) -> bool:
         """Hold a run back if one that it needs has neither a result nor a job."""
         for name in entry.needs:
-            if self.results[name].job_id is None:
-                detail = f"{name}: {self.results[name].outcome}"
-                self._note(entry, Outcome.HELD, detail=detail)
+            needed = self.results[name]
+            if needed.job_id is None and needed.outcome is not Outcome.DONE:
+                self._note(entry, Outcome.HELD, detail=f"{name}: {needed.outcome}")
                 return True
         return False
 
@@ -164,9 +164,14 @@ class _Submission:
         if not entry.force and self._has_result(entry):
             self._note(entry, Outcome.DONE)
             return
-        action, detail, report = judge_entry(project, entry.facts, queue, self.services)
+        action, detail, report = judge_entry(
+            project, entry.facts, queue, self.services, anew=self._is_anew(entry)
+        )
+        if action is Action.NOTHING and report is not None:
+            self._note(entry, Outcome.DONE, fingerprint=report.paths.fingerprint)
+            return
         if action is Action.ATTACH and report is not None:
-            if entry.action is not Action.REPLACE:
+            if not _is_to_be_replaced(entry, report):
                 fingerprint = report.paths.fingerprint
                 self._note(entry, Outcome.ATTACHED, report.job_id, detail, fingerprint)
                 return
@@ -180,6 +185,10 @@ class _Submission:
         if action is Action.REPLACE and report is not None and report.job_id is not None:
             self.services.scheduler.cancel([report.job_id])
         parcels.append((entry, self._prepare(entry)))
+
+    def _is_anew(self, entry: Entry) -> bool:
+        """Say whether a run is to be made although it has a result: it, or what it needs."""
+        return entry.force or any(self._is_anew(self.plan.entry(name)) for name in entry.needs)
 
     def _has_result(self, entry: Entry) -> bool:
         fingerprint = entry.facts.fingerprint
@@ -279,6 +288,18 @@ class _Submission:
     ) -> None:
         named = fingerprint or entry.fingerprint
         self.results[entry.name] = Submitted(entry.name, named, outcome, job_id, detail)
+
+
+def _is_to_be_replaced(entry: Entry, report: JobReport) -> bool:
+    """Say whether a live job is the one that the plan replaces, and still has not begun.
+
+    Another client may have replaced it since the plan was made, or what it waited for is there.
+    """
+    planned = entry.report.attempt if entry.report is not None else None
+    newest, queued = report.attempt, report.queued
+    if entry.action is not Action.REPLACE or planned is None or newest is None or queued is None:
+        return False
+    return newest.token == planned.token and queued.state == QueueState.PENDING
 
 
 def _levels(plan: Plan) -> Iterable[list[Entry]]:
