@@ -15,7 +15,8 @@ from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
 from pipeline.jobs.documents import differences, missing_deps
 from pipeline.jobs.job import PROVISIONAL
-from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.snapshot import Code, read_code
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.ports import CodeHistory, QueueState, ResultCache, Scheduler, StageFacts
@@ -191,6 +192,11 @@ def judge_entry(
             return Action.WAIT, said, report
     if queue.error is not None:
         return Action.WAIT, "the scheduler does not answer", None
+    if facts.fingerprint is not None:
+        work = JobPaths.of(project.scratch, facts.fingerprint)
+        host = host_of_local_run(work, services.clock(), services.patience.silence_s)
+        if host is not None:
+            return Action.WAIT, f"runs in a local process on {host}", None
     newest = reports[0] if reports else None
     said = "" if newest is None else f"{newest.verdict} {newest.finding.detail}".strip()
     return Action.SUBMIT, said, newest

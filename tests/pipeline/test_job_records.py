@@ -3,14 +3,17 @@
 import json
 import multiprocessing
 import os
+import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from asl_core.engine.records import Journal
 from pipeline.jobs import claim as claims
+from pipeline.jobs import local_run
 from pipeline.jobs.claim import claim
 from pipeline.jobs.documents import differences, missing_deps, recipe_id, with_deps, with_outs
 from pipeline.jobs.fence import Fence, SupersededError
@@ -26,8 +29,10 @@ from pipeline.jobs.job import (
     write_attempt,
     write_job,
 )
-from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import Progress, ProgressReader
+from pipeline.jobs.record import JobRecord, write_record
 from pipeline.jobs.reporter import Reporter, as_fields
 from pipeline.jobs.snapshot import code_folder, freeze, read_code
 from pipeline.jobs.state import JobState, Status, read_state, write_state
@@ -219,6 +224,32 @@ def test_of_two_that_find_a_claim_abandoned_one_gets_it(tmp_path: Path) -> None:
         for worker in workers:
             worker.join()
         assert sum(each is not None and each.is_held() for each in won) == 1
+
+
+# Runs of other machines
+
+
+def test_a_run_of_another_machine_lives_as_long_as_its_journal_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = JobPaths(tmp_path)
+    record = JobRecord(stage="pretrain", key="asl", suite="demo", fingerprint="f" * 64,
+                       status="RUNNING", started=0.0)  # fmt: skip
+    write_record(job.record, record)
+    with Journal.open(job.journal) as journal:
+        journal.tags({"stage": "pretrain"})
+    now = time.time()
+    assert host_of_local_run(job, now, 120.0) is None  # here its lock would tell
+    here = socket.gethostname()
+    monkeypatch.setattr(local_run.socket, "gethostname", lambda: "login2")
+    assert host_of_local_run(job, now, 120.0) == here
+    assert host_of_local_run(job, now + 121.0, 120.0) is None
+    write_record(job.record, replace(record, status="KILLED"))
+    assert host_of_local_run(job, now, 120.0) is None
+    write_record(job.record, record)
+    with Journal.open(job.journal) as journal:
+        journal.tags({"stage": "pretrain", "slurm.job_id": "27"})
+    assert host_of_local_run(job, now, 120.0) is None  # a job: it has a record of its own
 
 
 # Fences

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from pipeline.actions.states import job_reports
 from pipeline.actions.submit import Outcome, submit
 from pipeline.adapters.fake_scheduler import FakeCluster
 from pipeline.jobs.job import read_attempts, token_in
-from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.verdict import Verdict
 from pipeline.ports import SchedulerError
 
@@ -273,3 +274,29 @@ def test_a_run_whose_job_has_ended_since_the_plan_is_done(site) -> None:
     site.run()
     assert {each.outcome for each in submit(plan, site.services)} == {Outcome.DONE}
     assert len(site.cluster.all()) == 3
+
+
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1], "w") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_a_local_process_makes_is_not_submitted_beside_it(site) -> None:
+    work = JobPaths.of(site.root / ".asl", site.plan("prepare").fingerprint_of("prepare@icons"))
+    work.folder.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLD, str(work.lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            done = site.submit("prepare")["prepare@icons"]
+            assert done.outcome is Outcome.WAITING
+            assert done.detail == f"runs in a local process on {socket.gethostname()}"
+        finally:
+            holder.kill()
+    assert site.cluster.all() == []
+    assert site.submit("prepare")["prepare@icons"].outcome is Outcome.SUBMITTED
