@@ -242,6 +242,14 @@ class Scheduler(Protocol):
         """Return what the cluster allows."""
         ...
 
+    def remove_old_submissions(self) -> int:
+        """Remove files of submissions of which no job can run again; return of how many.
+
+        Raises:
+            SchedulerError: The queue cannot be asked.
+        """
+        ...
+
 
 class Cluster(Scheduler, Protocol):
     """A scheduler that can be looked at closely, by who looks for faults in it."""

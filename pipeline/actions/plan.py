@@ -209,6 +209,14 @@ def _is_result_of(report: JobReport, facts: StageFacts) -> bool:
     return facts.fingerprint in (None, report.state.fingerprint)
 
 
+def fingerprint_of(report: JobReport) -> str:
+    """Return the fingerprint of a job; once it has succeeded, DVC's key of what it has made."""
+    made = (
+        report.state.fingerprint if report.verdict is Verdict.SUCCEEDED and report.state else None
+    )
+    return made or report.paths.fingerprint
+
+
 def fingerprints_of(facts: StageFacts) -> list[str]:
     """Return the fingerprints under which jobs of a run may have been submitted."""
     provisional = PROVISIONAL + facts.recipe
@@ -240,7 +248,7 @@ def _plan_entry(
         untracked = untracked_inputs(project, stage, key, recipe_of(params, stage, key))
     return Entry(
         facts=facts, stage=stage, key=key, untracked=untracked,
-        fingerprint=report.paths.fingerprint
+        fingerprint=fingerprint_of(report)
         if report is not None and action in (Action.ATTACH, Action.NOTHING)
         else fingerprints_of(facts)[0],
         action=action,

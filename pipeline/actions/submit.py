@@ -21,6 +21,7 @@ from pipeline.actions.plan import (
     Entry,
     Plan,
     Services,
+    fingerprint_of,
     fingerprints_of,
     judge_entry,
     relative_suite,
@@ -168,7 +169,7 @@ class _Submission:
             project, entry.facts, queue, self.services, anew=self._is_anew(entry)
         )
         if action is Action.NOTHING and report is not None:
-            self._note(entry, Outcome.DONE, fingerprint=report.paths.fingerprint)
+            self._note(entry, Outcome.DONE, fingerprint=fingerprint_of(report))
             return
         if action is Action.ATTACH and report is not None:
             if not _is_to_be_replaced(entry, report):

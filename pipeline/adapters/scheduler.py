@@ -198,6 +198,8 @@ class SlurmScheduler:
     def remove_old_submissions(self) -> int:
         """Remove the files of submissions none of whose jobs can run again; return how many.
 
+        Those of other users stay: the queue does not show their jobs.
+
         Raises:
             SchedulerError: The queue cannot be asked.
         """
@@ -205,7 +207,9 @@ class SlurmScheduler:
         removed = 0
         for folder in self.folder.glob("2*-*"):
             comments = self._comments(folder.name)
-            if time.time() - folder.stat().st_mtime > KEPT_S and live.isdisjoint(comments):
+            found = folder.stat()
+            old = time.time() - found.st_mtime > KEPT_S and found.st_uid == os.getuid()
+            if old and live.isdisjoint(comments):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed

@@ -1,13 +1,22 @@
 """submit, plan, status, logs, cancel, gc as they are typed."""
 
 import json
+import os
+import shutil
 import subprocess
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asl_core.engine.records import Journal
+from pipeline.actions import gc
 from pipeline.cli import run_command
+from pipeline.jobs.claim import claim
+from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.snapshot import freeze, read_code
 
 Say = Callable[..., str]
 
@@ -131,3 +140,136 @@ def test_gc_keeps_what_a_commit_refers_to(site: Any, say: Say) -> None:
     assert left == ["linprobe@asl"]
     state = json.loads(next(folder.glob("*/state.json")).read_text())
     assert state["fingerprint"] == kept
+
+
+def make_old(folder: Path) -> None:
+    """Let a folder be as it was left two days ago."""
+    then = time.time() - 2 * 86400
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (then, then), follow_symlinks=False)
+
+
+def leave_run(site: Any, fingerprint: str) -> Path:
+    """Leave what a killed `dvc repro` leaves; return its folder."""
+    folder = site.root / ".asl/jobs" / fingerprint
+    for name in ("ckpt/1.pt", "out/a", "out.2/a", "rank-1/a", "record.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    with Journal.open(folder / "journal") as journal:
+        journal.end("KILLED")
+    make_old(folder)
+    return folder
+
+
+def test_gc_takes_the_checkpoints_of_runs_without_a_job_and_keeps_their_journals(
+    site: Any, say: Say
+) -> None:
+    killed = leave_run(site, "a" * 64)
+    say("gc", "--days", "1")
+    assert {path.name for path in killed.iterdir()} == {"journal", "record.json"}
+    young = leave_run(site, "b" * 64)
+    (young / "journal/attempt-000.jsonl").touch()
+    say("gc", "--days", "1")
+    assert (young / "ckpt/1.pt").exists()
+    referenced = leave_run(site, "c" * 64)
+    (site.root / "some.json").write_text(json.dumps({"fingerprint": "c" * 64}))
+    say("gc", "--days", "1")
+    assert (referenced / "ckpt/1.pt").exists()
+    assert list((site.root / ".asl/gone").iterdir()) == []
+
+
+def test_gc_takes_the_folder_in_which_a_collected_job_has_worked_and_no_other(
+    site: Any, say: Say
+) -> None:
+    say("submit", "--stage", "pretrain")
+    site.run()
+    record, work = site.reports()["pretrain@asl"].paths.folder, site.work("pretrain@asl")
+    assert record != work
+    make_old(work)
+    say("gc", "--days", "1")
+    assert (work / "out").exists()  # its record is of today
+    shutil.rmtree(record)
+    say("gc", "--days", "1")
+    assert [path.name for path in work.iterdir() if path.is_dir()] == ["journal"]
+
+
+def test_gc_keeps_what_a_waiting_job_needs(site: Any, say: Say) -> None:
+    say("submit", "--stage", "pretrain")
+    site.cluster._write(site.cluster.read("2") | {"begin": time.time() + 1000})
+    site.cluster.run(until=lambda: site.cluster.read("1")["state"] == "COMPLETED")
+    record = site.reports()["prepare@icons"].paths.job
+    say("gc", "--days", "0")
+    assert record.exists()
+    site.cluster.cancel(["2"])
+    say("gc", "--days", "0")
+    assert not record.exists()
+
+
+def test_gc_deletes_nothing_that_was_submitted_since_it_looked(site: Any, say: Say) -> None:
+    site.stub(fail=0)
+    say("submit", "--stage", "prepare")
+    site.run()
+
+    def find() -> list[gc.Garbage]:
+        scratch, reports = site.root / ".asl", list(site.reports().values())
+        return gc.find_garbage(scratch, reports, (), time.time(), 0.0)
+
+    (found,) = find()
+    held = claim(site.root / ".asl/jobs", PROVISIONAL + str(found.recipe), time.time())
+    assert held is not None
+    assert gc.delete([found], site.root / ".asl", find, time.time()) == []
+    assert found.folder.exists()  # somebody is about to submit it
+    held.release()
+    say("submit", "--stage", "prepare")
+    assert gc.delete([found], site.root / ".asl", find, time.time()) == []
+    assert found.folder.exists()
+
+
+def test_gc_leaves_code_that_is_about_to_be_used(site: Any) -> None:
+    scratch = site.root / ".asl"
+    digest = freeze(read_code(site.root), scratch)
+    make_old(scratch / "code" / digest)
+
+    def find() -> list[gc.Garbage]:
+        return gc.find_garbage(scratch, (), (), time.time(), 1.0)
+
+    found = find()
+    assert [item.folder.name for item in found] == [digest]
+    freeze(read_code(site.root), scratch)
+    assert find() == []
+    assert gc.delete(found, scratch, lambda: found, time.time()) == []
+    assert found[0].folder.is_dir()
+    make_old(found[0].folder)
+    gc.delete(find(), scratch, find, time.time())
+    assert not found[0].folder.exists()
+
+
+def test_gc_says_what_it_cannot_delete_and_goes_on(
+    site: Any, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [leave_run(site, letter * 64) for letter in "ab"]
+    remove = shutil.rmtree
+
+    def busy(path: Path, **options: Any) -> None:
+        if not options and not list(path.glob("1.pt")):
+            raise OSError(16, "Device or resource busy", str(path))
+        remove(path, **options)
+
+    monkeypatch.setattr(gc.shutil, "rmtree", busy)
+    said = say("gc", "--days", "1")
+    assert said.count("Device or resource busy") == 6
+    assert not any((folder / "ckpt").exists() for folder in folders)
+    monkeypatch.undo()
+    assert len(list((site.root / ".asl/gone").iterdir())) == 6
+
+
+def test_gc_removes_what_submissions_have_left(site: Any, say: Say) -> None:
+    say("submit", "--stage", "prepare")
+    files = site.cluster.folder / "submissions"
+    say("gc")
+    assert len(list(files.iterdir())) == 1
+    site.run()
+    say("gc")
+    assert list(files.iterdir()) == []
+    site.cluster.set_fault("deaf", -1)
+    assert "files of submissions stay" in say("gc")
