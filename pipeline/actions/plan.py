@@ -304,7 +304,12 @@ def _live_reports(project: Project, queue: Queue, services: Services) -> list[Jo
 
 
 def _read_files(project: Project) -> tuple[bytes, bytes]:
-    return project.params_file.read_bytes(), (project.suite / "dvc.yaml").read_bytes()
+    try:
+        return project.params_file.read_bytes(), (project.suite / "dvc.yaml").read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror}; a suite has params.yaml and dvc.yaml"
+        ) from error
 
 
 def relative_suite(project: Project) -> str:

@@ -230,9 +230,14 @@ class _Survey:
 
 @contextmanager
 def _repo(folder: Path) -> Iterator[Any]:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo(str(folder)) as repo:
+    try:
+        opened = Repo(str(folder))
+    except DvcException as error:  # its configuration, mostly
+        raise UserError(f"DVC cannot open {folder}: {_in_one_line(error)}") from error
+    with opened as repo:
         yield repo
 
 
@@ -250,10 +255,13 @@ def _stages(suite: Path, names: str, *, with_lock: bool = False) -> Iterator[tup
             lock = file.lockfile_contents if with_lock else None
             yield repo, StageLoader(file, file.contents, lock)
     except DvcException as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{names} of {suite / 'dvc.yaml'}: {reason}; see what `dvc status` says"
+            f"{names} of {suite / 'dvc.yaml'}: {_in_one_line(error)}; see what `dvc status` says"
         ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _newest_result(repo: Any, key: str) -> Hashes | None:

@@ -79,6 +79,32 @@ def test_wrong_input_is_one_line(say: Say, arguments: list[str], message: str) -
     assert len(said.splitlines()) == 1
 
 
+def test_a_suite_without_dvc_yaml_is_one_line(site: Any, say: Say) -> None:
+    (site.root / "suites/half").mkdir(parents=True)
+    shutil.copy(site.root / "params.yaml", site.root / "suites/half/params.yaml")
+    said = say("plan", "half", code=2)
+    assert "half/dvc.yaml: No such file" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_broken_configuration_of_dvc_is_one_line(site: Any, say: Say) -> None:
+    say("submit", "--stage", "prepare")
+    site.run()
+    (site.root / ".dvc/config").write_text("[core\n")
+    said = say("status", code=2)
+    assert "DVC cannot open" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_editors_leave_in_the_code_is_in_no_plan(site: Any, say: Say) -> None:
+    before = freeze(read_code(site.root), site.root / ".asl")
+    for package in ("asl_core", "asl_core/data/sources", "pipeline"):
+        (site.root / package / ".#cli.py").symlink_to("somebody@login1.4711:1")
+    (site.root / "pipeline/gone.py").symlink_to("nowhere.py")
+    assert row(say("plan"), "prepare@icons")[1] == "submit"
+    assert read_code(site.root).digest == before
+
+
 def test_status_shows_how_far_each_job_is(site: Any, say: Say) -> None:
     assert "no jobs" in say("status")
     say("submit", "--all")
