@@ -226,6 +226,24 @@ def test_of_two_that_find_a_claim_abandoned_one_gets_it(tmp_path: Path) -> None:
         assert sum(each is not None and each.is_held() for each in won) == 1
 
 
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_claim_whose_owner_cannot_be_read_is_taken_over_after_five_minutes(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "f.claim").mkdir()
+    (tmp_path / "f.claim/owner.json").write_text(content)
+    killed = tmp_path / ".f.claim.0123.new"
+    killed.mkdir()
+    now = time.time()
+    assert claim(tmp_path, "f", now + 290) is None
+    assert killed.exists()
+    mine = claim(tmp_path, "f", now + 310)
+    assert mine is not None
+    assert mine.is_held()
+    assert not killed.exists()
+    assert claim(tmp_path, "f", now + 310) is None
+
+
 # Runs of other machines
 
 
