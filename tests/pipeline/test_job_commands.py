@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import pytest
 
 from asl_core.engine.records import Journal
 from pipeline.actions import gc
+from pipeline.actions.status import Explanations
 from pipeline.cli import run_command
 from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.jobs.snapshot import freeze, read_code
+from pipeline.jobs.verdict import Verdict
 
 Say = Callable[..., str]
 
@@ -114,6 +118,57 @@ def test_status_shows_how_far_each_job_is(site: Any, say: Say) -> None:
     assert row(said, "pretrain@asl")[1:6] == ["demo", "SUCCEEDED", "2", "n1", "7/7"]
     (site.cluster.folder / "faults.json").write_text('{"deaf": -1}')
     assert row(say("status"), "pretrain@asl")[2] == "SUCCEEDED"  # its result is there, queue or no
+
+
+def test_status_tells_what_the_scheduler_knows_of_a_job_that_died_without_a_word(
+    site: Any, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.stub(steps=60, step_s=0.05)
+    say("submit", "--stage", "pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.signal(job_id, signal.SIGKILL)
+    site.run()
+    state = site.reports()["pretrain@asl"].paths.state
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"heartbeat": time.time() - 300}))
+    assert "FAILED, exit -9" in say("status")
+    asked = []
+    monkeypatch.setattr(
+        type(site.cluster).__mro__[1], "explain", lambda _, name: asked.append(name)
+    )
+    say("status")
+    assert asked == [job_id]  # nobody asks about those that said how they ended
+
+
+def test_explanations_are_asked_for_once_and_of_the_newest(site: Any) -> None:
+    site.stub(steps=60, step_s=0.05)
+    site.submit("pretrain")
+    site.cluster.cancel(["1", "2"])
+    report = site.reports()["pretrain@asl"]
+    assert report.verdict is Verdict.LOST
+    reports = [
+        replace(report, attempts=[replace(report.attempts[-1], job_id=str(number))])
+        for number in range(30)
+    ]
+    asked: list[str] = []
+
+    def explain(job_id: str) -> str:
+        asked.append(job_id)
+        return "OUT_OF_MEMORY"
+
+    explanations = Explanations(explain)
+    for _ in range(2):
+        shown = explanations.added_to(reports)
+        assert sum("OUT_OF_MEMORY" in each.finding.detail for each in shown) == 20
+    assert asked == [str(number) for number in range(10, 30)]
+
+
+def test_a_requeued_job_that_waits_is_on_no_node(site: Any, say: Say) -> None:
+    site.stub(steps=60, step_s=0.05)
+    say("submit", "--stage", "pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    assert row(say("status"), "pretrain@asl")[4] == "n1"
+    site.cluster.lose_node(job_id)
+    assert "n1" not in row(say("status"), "pretrain@asl")
 
 
 def test_an_unknown_state_is_said_and_nothing_is_submitted(site: Any, say: Say) -> None:
