@@ -171,11 +171,9 @@ class Limits:
 
     Attributes:
         max_array_size: Largest index of an array, plus one.
-        max_jobs: Jobs that the whole cluster holds at once.
     """
 
     max_array_size: int | None = None
-    max_jobs: int | None = None
 
 
 class SchedulerError(AslPipeError):

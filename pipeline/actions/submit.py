@@ -93,7 +93,7 @@ class _Submission:
         self.jobs = plan.project.scratch / "jobs"
         self.results: dict[str, Submitted] = {}
         self.snapshot: str | None = None
-        self.room: int | None = None
+        self.queued: int | None = None
         self.tags = services.code.tags(plan.project.root)
 
     def run(self) -> list[Submitted]:
@@ -181,7 +181,12 @@ class _Submission:
             later.append(replace(entry, detail=detail))
             return
         if not self._has_room(entry, queue):
-            self._note(entry, Outcome.HELD, detail="the queue holds max_queued jobs")
+            self._note(
+                entry,
+                Outcome.HELD,
+                detail=f"the queue holds {self.queued} jobs of asl-pipe, max_queued is "
+                f"{entry.slurm.max_queued}",
+            )
             return
         if action is Action.REPLACE and report is not None and report.job_id is not None:
             self.services.scheduler.cancel([report.job_id])
@@ -198,10 +203,13 @@ class _Submission:
         return self.services.cache.find(self.plan.project.root, fingerprint) is not None
 
     def _has_room(self, entry: Entry, queue: Queue) -> bool:
-        if self.room is None:
-            self.room = entry.slurm.max_queued - len(queue.live)
-        self.room -= 1
-        return self.room >= 0
+        """Count a run that is about to be handed over, if the queue may hold one more."""
+        if self.queued is None:
+            self.queued = len(queue.live)
+        if self.queued >= entry.slurm.max_queued:
+            return False
+        self.queued += 1
+        return True
 
     def _prepare(self, entry: Entry) -> Parcel:
         """Write the job's record and its next attempt."""

@@ -93,7 +93,7 @@ class FakeScheduler:
         return None
 
     def limits(self) -> Limits:
-        return Limits(max_array_size=1001, max_jobs=10_000)
+        return Limits(max_array_size=1001)
 
     def remove_old_submissions(self) -> int:
         files = list((self.folder / "submissions").glob("*.json"))

@@ -158,13 +158,8 @@ class SlurmScheduler:
         Raises:
             SchedulerError: The controller does not answer.
         """
-        configured = self.configuration()
-
-        def number(name: str) -> int | None:
-            value = configured.get(name, "")
-            return int(value) if value.isdigit() else None
-
-        return Limits(number("MaxArraySize"), number("MaxJobCount"))
+        longest = self.configuration().get("MaxArraySize", "")
+        return Limits(int(longest) if longest.isdigit() else None)
 
     def configuration(self) -> dict[str, str]:
         """Return the cluster's settings by their names in slurm.conf.

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from asl_core.engine.records import Journal
-from pipeline.actions import gc
+from pipeline.actions import gc, logs
 from pipeline.actions.status import Explanations
+from pipeline.adapters.dvc_cache import DvcCache
 from pipeline.cli import run_command
 from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL
@@ -176,6 +177,7 @@ def test_an_unknown_state_is_said_and_nothing_is_submitted(site: Any, say: Say) 
     (site.cluster.folder / "faults.json").write_text('{"deaf": -1}')
     assert row(say("status"), "prepare@icons")[2] == "UNKNOWN"
     assert "the queue is not known" in say("plan")
+    assert "the queue is not known" in say("submit", "--all", "--dry-run")
     assert "nothing was submitted" in say("submit", "--all", code=1)
     assert len(site.cluster.all()) == 1
 
@@ -198,6 +200,44 @@ def test_a_cancelled_job_goes_on_when_it_is_submitted_again(site: Any, say: Say)
     assert f"pretrain@asl: job {job_id} is told to end" in say("cancel", "pretrain@asl")
     site.cluster.run(until=lambda: site.cluster.read(job_id)["state"] == "CANCELLED")
     assert "none of them has a live job" in say("cancel", "prepare@icons")
+
+
+def test_a_plan_names_the_jobs_that_it_attaches_to(site: Any, say: Say) -> None:
+    say("submit", "--stage", "pretrain")
+    assert "job 2 is ACTIVE PENDING Priority; never run" in say("plan")
+
+
+def test_logs_are_read_from_their_end(site: Any, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BLOCK", 16)
+    say("submit", "--stage", "prepare")
+    folder = site.reports()["prepare@icons"].paths.logs
+    folder.mkdir(exist_ok=True)
+    printed = [f"line {number} \u00e4\n" for number in range(40)]
+    for name, begin in (("1_0.log", 0), ("1_1.log", 30)):
+        (folder / name).write_text("".join(printed[begin : begin + 30 - begin // 3]))
+    os.utime(folder / "1_0.log", (1, 1))
+    for lines in (1, 7, 10, 11, 25, 100):
+        assert say("logs", "prepare@icons", "-n", str(lines)) == "".join(
+            [*printed[:30], *printed[30:50]][-lines:]
+        )
+
+
+def test_logs_ask_nobody_about_other_jobs(
+    site: Any, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("submit", "--stage", "pretrain")
+    site.run()
+    asked: list[dict[str, Any]] = []
+
+    def holds(_self: DvcCache, _root: Path, hashes: dict[str, Any]) -> bool:
+        asked.append(hashes)
+        return True
+
+    monkeypatch.setattr(DvcCache, "holds", holds)
+    say("logs", "prepare@icons")
+    assert asked == []
+    say("logs", "prepare@icons", "-f")
+    assert [list(hashes) for hashes in asked] == [["data/icons"]]
 
 
 def test_gc_keeps_what_a_commit_refers_to(site: Any, say: Say) -> None:

@@ -79,7 +79,6 @@ def test_a_job_is_read_as_it_was_written_parameters_in_their_order(paths: Record
     assert read == job
     assert read is not None
     assert json.dumps(read.document) == json.dumps(DOCUMENT)
-    assert not read.is_provisional
 
 
 def test_attempts_are_read_in_order_and_damaged_ones_left_out(paths: RecordPaths) -> None:
