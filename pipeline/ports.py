@@ -114,6 +114,14 @@ class ResultCache(Protocol):
         """Lay files and folders out under `target`, at their paths, from the cache."""
         ...
 
+    def adopt(self, suite: Path, names: Sequence[str]) -> None:
+        """Take results of stages over into a suite and its dvc.lock; run nothing.
+
+        Raises:
+            OSError: It could not be done; carries why.
+        """
+        ...
+
     def file(self, filing: Filing) -> Hashes:
         """File a result as DVC would have filed it, and return its outputs' hashes."""
         ...

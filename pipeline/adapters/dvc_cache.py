@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.adapters.dvc_command import file_through_commands
+from pipeline.adapters.dvc_command import adopt_through_commands, file_through_commands
 from pipeline.errors import UserError
 from pipeline.jobs.documents import Document, Hashes, hashes_of, missing_deps, recipe_id, with_outs
 from pipeline.ports import Filing, Identity, StageFacts
@@ -119,6 +119,14 @@ class DvcCache:
                         f"{path} ({hashed['md5']}) is not in DVC's cache {odb.path} any more; "
                         "make or pull it again"
                     ) from error
+
+    def adopt(self, suite: Path, names: Sequence[str]) -> None:
+        """Take results of stages from the run-cache into a suite and its dvc.lock; run nothing.
+
+        Raises:
+            OSError: DVC did not do it; carries what it said.
+        """
+        adopt_through_commands(suite, names)
 
     def file(self, filing: Filing) -> Hashes:
         """Put outputs into the cache and write the run-cache's entry, as DVC would have.

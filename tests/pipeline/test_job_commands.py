@@ -240,6 +240,46 @@ def test_logs_ask_nobody_about_other_jobs(
     assert [list(hashes) for hashes in asked] == [["data/icons"]]
 
 
+@pytest.fixture
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be no journals to bring anywhere."""
+    monkeypatch.setattr("pipeline.adapters.mlflow_store.MlflowStore", lambda _root: None)
+    monkeypatch.setattr("pipeline.actions.sync.sync_journals", lambda _root, _store: 0)
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_sync_takes_finished_results_over_and_runs_nothing(site: Any, say: Say) -> None:
+    say("submit", "--all")
+    site.run()
+    said = say("sync")
+    assert "taken over: prepare@icons, pretrain@asl, linprobe@asl" in said
+    assert "git add dvc.lock runs/pretrain/asl.json runs/linprobe/asl.json" in said
+    assert "up to date" in site.dvc("status", "linprobe@asl")
+    lock = (site.root / "dvc.lock").read_bytes()
+    assert "taken over" not in say("sync")
+    assert (site.root / "dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_sync_leaves_out_what_was_made_from_other_inputs(
+    site: Any, say: Say, caplog: pytest.LogCaptureFixture
+) -> None:
+    say("submit", "--stage", "prepare")
+    site.run()
+    say("sync")
+    say("submit", "--stage", "pretrain")
+    site.run()
+    shard = site.root / "data/icons/shard"
+    shard.unlink()
+    shard.write_text("edited")
+    assert "taken over" not in say("sync")
+    assert "pretrain@asl: left out" in caplog.text
+    with pytest.raises(OSError, match="failed"):  # should it be asked to all the same
+        site.cache.adopt(site.root, ["pretrain@asl"])
+    assert not (site.root / "runs/pretrain/asl").exists()
+    assert len(site.cluster.all()) == 2
+
+
 def test_gc_keeps_what_a_commit_refers_to(site: Any, say: Say) -> None:
     say("submit", "--all")
     site.run()
