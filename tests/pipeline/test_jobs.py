@@ -273,7 +273,9 @@ def test_a_blocked_job_is_replaced_when_what_it_needs_was_made_elsewhere(site) -
     site.submit("pretrain")
     site.run()
     assert site.verdict("pretrain@asl") is Verdict.BLOCKED
-    site.dvc("repro", "prepare@icons", PYTHONPATH=str(site.root))
+    cluster = str(site.cluster.folder)
+    here = {"ASL_FAKE_CLUSTER": cluster, "ASL_HERE": "1", "PYTHONPATH": str(site.root)}
+    site.dvc("repro", "prepare@icons", **here)
     site.stub(steps=7)
     done = site.submit("pretrain")
     assert done["prepare@icons"].outcome is Outcome.DONE
