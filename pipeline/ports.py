@@ -114,6 +114,14 @@ class ResultCache(Protocol):
         """Lay files and folders out under `target`, at their paths, from the cache."""
         ...
 
+    def adopt(self, suite: Path, names: Sequence[str]) -> None:
+        """Take results of stages over into a suite and its dvc.lock; run nothing.
+
+        Raises:
+            OSError: It could not be done; carries why.
+        """
+        ...
+
     def file(self, filing: Filing) -> Hashes:
         """File a result as DVC would have filed it, and return its outputs' hashes."""
         ...
@@ -171,11 +179,9 @@ class Limits:
 
     Attributes:
         max_array_size: Largest index of an array, plus one.
-        max_jobs: Jobs that the whole cluster holds at once.
     """
 
     max_array_size: int | None = None
-    max_jobs: int | None = None
 
 
 class SchedulerError(AslPipeError):
@@ -240,6 +246,14 @@ class Scheduler(Protocol):
 
     def limits(self) -> Limits:
         """Return what the cluster allows."""
+        ...
+
+    def remove_old_submissions(self) -> int:
+        """Remove files of submissions of which no job can run again; return of how many.
+
+        Raises:
+            SchedulerError: The queue cannot be asked.
+        """
         ...
 
 

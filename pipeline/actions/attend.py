@@ -8,12 +8,13 @@ ended. Its own death changes nothing: the job does not know of it.
 import logging
 from dataclasses import dataclass
 
-from pipeline.actions.plan import Services, relative_suite
+from pipeline.actions.plan import Services
 from pipeline.actions.states import JobReport, Queue, report_on
 from pipeline.errors import AslPipeError, NotFinishedError
 from pipeline.jobs.documents import Hashes
 from pipeline.jobs.job import PROVISIONAL, read_job
 from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.state import read_state
 from pipeline.jobs.verdict import Verdict
 from pipeline.ports import Identity
 from pipeline.project import Project
@@ -51,22 +52,14 @@ class Attendance:
             NotFinishedError: A job lives, or it is not known what became of it.
             AslPipeError: The job failed or was lost.
         """
-        paths = self._find(project, name, identity.fingerprint)
-        if paths is None:
+        report = self._find(project, name, identity)
+        if report is None:
             return None
-        report = self._look(project, paths)
-        said, pause = -LINE_S, FIRST_POLL_S
-        while self.wait and report.verdict in _LIVES:
-            if self.services.clock() - said >= LINE_S:
-                logger.info("%s: %s", name, describe(report))
-                said = self.services.clock()
-            self.services.pause(pause)
-            pause = min(2 * pause, POLL_S)
-            report = self._look(project, paths)
+        if self.wait:
+            report = self._wait_for_end(project, name, report)
         if report.verdict is Verdict.SUCCEEDED and report.state is not None:
-            if report.state.fingerprint not in (None, identity.fingerprint):
-                return None  # made from what the inputs were; nothing of it is for this identity
-            return report.state.manifest
+            # else made from what the inputs were; nothing of it is for this identity
+            return report.state.manifest if _is_for(report, identity) else None
         if report.verdict in (*_LIVES, Verdict.BLOCKED):
             raise NotFinishedError(
                 f"{name}: {describe(report)}; asl-pipe status shows it, {WAIT}=1 dvc repro waits"
@@ -78,34 +71,96 @@ class Attendance:
             f"from its checkpoint, {HERE}=1 dvc repro runs it in this process"
         )
 
-    def _find(self, project: Project, name: str, fingerprint: str) -> RecordPaths | None:
-        """Return the record of a run: under its key, or under what it was before its inputs."""
-        paths = RecordPaths.of(project.scratch, fingerprint)
-        if read_job(paths) is not None:
-            return paths
-        suite = relative_suite(project)
-        candidates = []
-        for folder in (project.scratch / "jobs").glob(f"{PROVISIONAL}*"):
-            job = read_job(RecordPaths(folder))
-            if job is not None and (job.name, job.suite) == (name, suite):
-                candidates.append((RecordPaths(folder), job.recipe))
-        if not candidates:
-            return None
-        recipe = self.services.cache.survey(project.suite, [name])[name].recipe
-        return next((paths for paths, known in candidates if known == recipe), None)
+    def _wait_for_end(self, project: Project, name: str, report: JobReport) -> JobReport:
+        """Look at a job until it has ended, or nobody has said anything of it for a while.
 
-    def _look(self, project: Project, paths: RecordPaths) -> JobReport:
+        The queue shows no jobs of other users; as long as such a job says itself that it runs, it
+        is waited for too.
+
+        Raises:
+            NotFinishedError: Nobody knows what became of it.
+        """
         services = self.services
+        heard, said, pause = services.clock(), -LINE_S, FIRST_POLL_S
+        while report.verdict in _LIVES:
+            now = services.clock()
+            if report.verdict is not Verdict.UNKNOWN:
+                heard = now
+            elif report.own_state is not None:
+                heard = max(heard, report.own_state.heartbeat)
+            if now - heard > services.patience.settling_s:
+                raise NotFinishedError(
+                    f"{name}: {describe(report)}; nothing was heard of it for "
+                    f"{now - heard:.0f} s, so it is not waited for any longer"
+                )
+            if now - said >= LINE_S:
+                logger.info("%s: %s", name, describe(report))
+                said = now
+            services.pause(pause)
+            pause = min(2 * pause, POLL_S)
+            report = self._look(project, report.paths)
+        return report
+
+    def _find(self, project: Project, name: str, identity: Identity) -> JobReport | None:
+        """Return the job of a run that matters most: its result, what lives, what has ended.
+
+        There may be one under the run's key and others from the time before its inputs were
+        there, submitted from any suite that shares the run.
+        """
+        found = []
+        own = RecordPaths.of(project.scratch, identity.fingerprint)
+        if read_job(own) is not None:
+            found.append(own)
+        earlier: list[tuple[RecordPaths, str]] = []
+        for folder in sorted((project.scratch / "jobs").glob(f"{PROVISIONAL}*")):
+            paths = RecordPaths(folder)
+            job = read_job(paths)
+            if job is not None and job.name == name:
+                earlier.append((paths, job.recipe))
+        if earlier:
+            recipe = self.services.cache.survey(project.suite, [name])[name].recipe
+            found += [
+                paths
+                for paths, known in earlier
+                if known == recipe or _works_on(paths, identity.fingerprint)
+            ]
+        if not found:
+            return None
+        queue = Queue(self.services.scheduler)
+        reports = [self._look(project, paths, queue) for paths in found]
+        return min(reports, key=lambda report: _rank(report, identity))
+
+    def _look(self, project: Project, paths: RecordPaths, queue: Queue | None = None) -> JobReport:
+        services = self.services
+        queue = queue or Queue(services.scheduler)
         report = report_on(
-            paths, project.root, Queue(services.scheduler), services.cache, services.patience,
-            services.clock(),
-        )  # fmt: skip
+            paths, project.root, queue, services.cache, services.patience, services.clock()
+        )
         if report is None:
             raise NotFinishedError(f"{paths.job} went away; run the same command again")
         return report
 
 
 _LIVES = (Verdict.ACTIVE, Verdict.SETTLING, Verdict.UNKNOWN)
+
+
+def _works_on(paths: RecordPaths, fingerprint: str) -> bool:
+    state = read_state(paths)
+    return state is not None and state.fingerprint == fingerprint
+
+
+def _is_for(report: JobReport, identity: Identity) -> bool:
+    """Say whether what a job has made was made from what an identity stands for."""
+    return report.state is not None and report.state.fingerprint in (None, identity.fingerprint)
+
+
+def _rank(report: JobReport, identity: Identity) -> int:
+    """Order the jobs of one run: a result of this identity first, then what may become one."""
+    if report.verdict is Verdict.SUCCEEDED:
+        return 0 if _is_for(report, identity) else 4
+    if report.verdict in _LIVES:
+        return 1
+    return 2 if report.verdict is Verdict.BLOCKED else 3
 
 
 def describe(report: JobReport) -> str:

@@ -15,7 +15,8 @@ from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
 from pipeline.jobs.documents import differences, missing_deps
 from pipeline.jobs.job import PROVISIONAL
-from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.snapshot import Code, read_code
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.ports import CodeHistory, QueueState, ResultCache, Scheduler, StageFacts
@@ -147,11 +148,14 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
             f"files of {project.root} change while they are read; submit when they rest"
         )
     forced = set(choose(params, wanted)) if wanted.force else set()
+    anew: set[str] = set()
     queue = Queue(services.scheduler)
     live = _live_reports(project, queue, services)
     entries: dict[str, Entry] = {}
     for name, known in facts.items():
-        entry = _plan_entry(project, params, known, entries, queue, services)
+        if name in forced or anew.intersection(known.upstream.values()):
+            anew.add(name)
+        entry = _plan_entry(project, params, known, entries, queue, services, anew=name in anew)
         others = tuple(
             (report, tuple(differences(report.job.document, known.document)))
             for report in live
@@ -163,17 +167,21 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
 
 
 def judge_entry(
-    project: Project, facts: StageFacts, queue: Queue, services: Services
+    project: Project, facts: StageFacts, queue: Queue, services: Services, *, anew: bool = False
 ) -> tuple[Action, str, JobReport | None]:
     """Decide what to do about a run that has no result: (action, why, the job it rests on).
 
     A run may live under its key, or under its recipe from the time when its inputs were not there.
+    A job's result counts unless the run is to be made `anew`.
     """
     reports = [
         report
         for fingerprint in fingerprints_of(facts)
         if (report := _report(project, fingerprint, queue, services)) is not None
     ]
+    for report in reports:
+        if not anew and _is_result_of(report, facts):
+            return Action.NOTHING, "", report
     for report in reports:
         said = f"{report.verdict} {report.finding.detail}".strip()
         if report.verdict is Verdict.ACTIVE:
@@ -184,9 +192,29 @@ def judge_entry(
             return Action.WAIT, said, report
     if queue.error is not None:
         return Action.WAIT, "the scheduler does not answer", None
+    if facts.fingerprint is not None:
+        work = JobPaths.of(project.scratch, facts.fingerprint)
+        host = host_of_local_run(work, services.clock(), services.patience.silence_s)
+        if host is not None:
+            return Action.WAIT, f"runs in a local process on {host}", None
     newest = reports[0] if reports else None
     said = "" if newest is None else f"{newest.verdict} {newest.finding.detail}".strip()
     return Action.SUBMIT, said, newest
+
+
+def _is_result_of(report: JobReport, facts: StageFacts) -> bool:
+    """Say whether a job has made what a run would make, as far as the run's inputs are known."""
+    if report.verdict is not Verdict.SUCCEEDED or report.state is None:
+        return False
+    return facts.fingerprint in (None, report.state.fingerprint)
+
+
+def fingerprint_of(report: JobReport) -> str:
+    """Return the fingerprint of a job; once it has succeeded, DVC's key of what it has made."""
+    made = (
+        report.state.fingerprint if report.verdict is Verdict.SUCCEEDED and report.state else None
+    )
+    return made or report.paths.fingerprint
 
 
 def fingerprints_of(facts: StageFacts) -> list[str]:
@@ -202,6 +230,8 @@ def _plan_entry(
     before: dict[str, Entry],
     queue: Queue,
     services: Services,
+    *,
+    anew: bool,
 ) -> Entry:
     stage, _, key = facts.name.partition("@")
     needs = tuple(
@@ -211,14 +241,15 @@ def _plan_entry(
     if facts.outputs is not None:
         action, detail, report = Action.NOTHING, "", None
     else:
-        action, detail, report = judge_entry(project, facts, queue, services)
+        action, detail, report = judge_entry(project, facts, queue, services, anew=anew)
         action = _replace_if_orphaned(action, report, [before[name] for name in needs])
     untracked: Mapping[str, Path] = {}
     if action is not Action.NOTHING:
         untracked = untracked_inputs(project, stage, key, recipe_of(params, stage, key))
     return Entry(
         facts=facts, stage=stage, key=key, untracked=untracked,
-        fingerprint=report.paths.fingerprint if report is not None and action is Action.ATTACH
+        fingerprint=fingerprint_of(report)
+        if report is not None and action in (Action.ATTACH, Action.NOTHING)
         else fingerprints_of(facts)[0],
         action=action,
         why=() if action is Action.NOTHING else _why(facts),
@@ -273,7 +304,12 @@ def _live_reports(project: Project, queue: Queue, services: Services) -> list[Jo
 
 
 def _read_files(project: Project) -> tuple[bytes, bytes]:
-    return project.params_file.read_bytes(), (project.suite / "dvc.yaml").read_bytes()
+    try:
+        return project.params_file.read_bytes(), (project.suite / "dvc.yaml").read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror}; a suite has params.yaml and dvc.yaml"
+        ) from error
 
 
 def relative_suite(project: Project) -> str:

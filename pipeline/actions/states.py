@@ -3,7 +3,7 @@
 import getpass
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.jobs.job import Attempt, Job, read_attempts, read_job, token_in
@@ -87,7 +87,7 @@ class Queue:
 
     @property
     def live(self) -> list[QueuedJob]:
-        """Jobs of this project that wait or run."""
+        """Jobs of this user that asl-pipe submitted, from any project, and that wait or run."""
         return [job for job in self.jobs if token_in(job.comment) and not job.has_ended]
 
 
@@ -115,6 +115,26 @@ def job_reports(
     return sorted(reports, key=lambda report: report.job.submitted)
 
 
+def job_records(root: Path) -> list[JobReport]:
+    """Return all jobs of a project by their records alone, the oldest first.
+
+    Neither the scheduler nor DVC is asked: every verdict is UNKNOWN.
+    """
+    folders = [path.parent for path in (root / ".asl" / "jobs").glob("*/job.json")]
+    found = [read_report(RecordPaths(folder)) for folder in folders]
+    reports = [report for report in found if report is not None]
+    return sorted(reports, key=lambda report: report.job.submitted)
+
+
+def read_report(paths: RecordPaths) -> JobReport | None:
+    """Return what a job's record says, not judged; None where there is none."""
+    job = read_job(paths)
+    if job is None:
+        return None
+    finding = Finding(Verdict.UNKNOWN, "nobody was asked")
+    return JobReport(paths, job, read_attempts(paths), read_state(paths), None, finding)
+
+
 def report_on(
     paths: RecordPaths,
     root: Path,
@@ -124,12 +144,10 @@ def report_on(
     now: float,
 ) -> JobReport | None:
     """Return the report on one job, None where there is no record of it."""
-    job = read_job(paths)
-    if job is None:
+    report = read_report(paths)  # after the queue was asked: what has ended by now has said so
+    if report is None:
         return None
-    attempts = read_attempts(paths)
-    newest = attempts[-1] if attempts else None
-    state = read_state(paths)  # after the queue was asked: what has ended by now has said so
+    newest, state = report.attempt, report.state
     manifest = state.manifest if state and state.status is Status.SUCCEEDED else {}
     queued = queue.line_of(newest)
     evidence = Evidence(
@@ -139,4 +157,4 @@ def report_on(
         queue_answers=queue.error is None and (newest is None or newest.user == queue.user),
         outputs_visible=bool(manifest) and cache.holds(root, manifest),
     )
-    return JobReport(paths, job, attempts, state, queued, judge(evidence, now, patience))
+    return replace(report, queued=queued, finding=judge(evidence, now, patience))

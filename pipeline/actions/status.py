@@ -1,6 +1,7 @@
-"""What people ask of jobs: how far each is. Pure."""
+"""What people ask of jobs: how far each is, and why it ended. Reads only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pipeline.actions.states import JobReport
 from pipeline.jobs.verdict import Verdict
@@ -9,6 +10,46 @@ DAY_S = 86400.0
 
 HEADINGS = ("stage", "suite", "state", "job", "node", "step", "loss", "images/s", "left",
             "restarts", "what is known")  # fmt: skip
+
+
+MOST_EXPLAINED = 20
+"""Jobs that the scheduler is asked about one by one: the newest."""
+
+
+class Explanations:
+    """Why jobs ended of which their own records say nothing: what the scheduler knows of them.
+
+    Args:
+        explain: The scheduler's; asked once for each job.
+    """
+
+    def __init__(self, explain: Callable[[str], str | None]) -> None:
+        self._explain = explain
+        self._known: dict[str, str | None] = {}
+
+    def added_to(self, reports: Sequence[JobReport]) -> list[JobReport]:
+        """Return the reports, with what the scheduler says (OUT_OF_MEMORY, ...) in their detail."""
+        silent = [report.job_id for report in reports if _ended_without_a_word(report)]
+        for job_id in silent[-MOST_EXPLAINED:]:
+            if job_id is not None and job_id not in self._known:
+                self._known[job_id] = self._explain(job_id)
+        return [self._explained(report) for report in reports]
+
+    def _explained(self, report: JobReport) -> JobReport:
+        said = self._known.get(report.job_id or "") if _ended_without_a_word(report) else None
+        detail = report.finding.detail
+        if said is None or said in detail:
+            return report
+        detail = f"{said}; {detail}" if detail else said
+        return replace(report, finding=replace(report.finding, detail=detail))
+
+
+def _ended_without_a_word(report: JobReport) -> bool:
+    if report.verdict is Verdict.FAILED:
+        return not report.finding.detail
+    refused = report.attempt is not None and report.attempt.refused is not None
+    succeeded = report.own_state is not None and bool(report.own_state.manifest)
+    return report.verdict is Verdict.LOST and not refused and not succeeded
 
 
 def status_rows(reports: Sequence[JobReport], now: float) -> list[tuple[str, ...]]:
@@ -31,7 +72,7 @@ def _row(report: JobReport, now: float) -> tuple[str, ...]:
         "demo" if report.job.suite == "." else report.job.suite.removeprefix("suites/"),
         str(report.verdict),
         report.job_id or "",
-        state.nodes if state is not None else "",
+        _nodes(report),
         steps,
         _number(state.loss if state is not None else None, ".4f"),
         _number(state.images_per_s if state is not None else None, ".0f"),
@@ -39,6 +80,13 @@ def _row(report: JobReport, now: float) -> tuple[str, ...]:
         str(_restarts(report) or ""),
         report.finding.detail,
     )
+
+
+def _nodes(report: JobReport) -> str:
+    """Return where a job runs or ran; nothing while it waits, be it for the second time."""
+    if report.queued is not None and not report.queued.has_ended:
+        return report.queued.nodes
+    return report.own_state.nodes if report.own_state is not None else ""
 
 
 def _number(value: float | None, form: str) -> str:

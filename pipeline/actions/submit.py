@@ -21,17 +21,18 @@ from pipeline.actions.plan import (
     Entry,
     Plan,
     Services,
+    fingerprint_of,
     fingerprints_of,
     judge_entry,
     relative_suite,
 )
-from pipeline.actions.states import Queue
+from pipeline.actions.states import JobReport, Queue
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.job import Job, Terms, read_job, write_job
 from pipeline.jobs.layout import RecordPaths
 from pipeline.jobs.record import write_bytes
 from pipeline.jobs.snapshot import code_folder, freeze
-from pipeline.ports import SchedulerError
+from pipeline.ports import QueueState, SchedulerError
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class _Submission:
         self.jobs = plan.project.scratch / "jobs"
         self.results: dict[str, Submitted] = {}
         self.snapshot: str | None = None
-        self.room: int | None = None
+        self.queued: int | None = None
         self.tags = services.code.tags(plan.project.root)
 
     def run(self) -> list[Submitted]:
@@ -121,9 +122,9 @@ class _Submission:
     def _hold_back_without_inputs(self, entry: Entry) -> bool:
         """Hold a run back if one that it needs has neither a result nor a job."""
         for name in entry.needs:
-            if self.results[name].job_id is None:
-                detail = f"{name}: {self.results[name].outcome}"
-                self._note(entry, Outcome.HELD, detail=detail)
+            needed = self.results[name]
+            if needed.job_id is None and needed.outcome is not Outcome.DONE:
+                self._note(entry, Outcome.HELD, detail=f"{name}: {needed.outcome}")
                 return True
         return False
 
@@ -164,9 +165,14 @@ class _Submission:
         if not entry.force and self._has_result(entry):
             self._note(entry, Outcome.DONE)
             return
-        action, detail, report = judge_entry(project, entry.facts, queue, self.services)
+        action, detail, report = judge_entry(
+            project, entry.facts, queue, self.services, anew=self._is_anew(entry)
+        )
+        if action is Action.NOTHING and report is not None:
+            self._note(entry, Outcome.DONE, fingerprint=fingerprint_of(report))
+            return
         if action is Action.ATTACH and report is not None:
-            if entry.action is not Action.REPLACE:
+            if not _is_to_be_replaced(entry, report):
                 fingerprint = report.paths.fingerprint
                 self._note(entry, Outcome.ATTACHED, report.job_id, detail, fingerprint)
                 return
@@ -175,11 +181,20 @@ class _Submission:
             later.append(replace(entry, detail=detail))
             return
         if not self._has_room(entry, queue):
-            self._note(entry, Outcome.HELD, detail="the queue holds max_queued jobs")
+            self._note(
+                entry,
+                Outcome.HELD,
+                detail=f"the queue holds {self.queued} jobs of asl-pipe, max_queued is "
+                f"{entry.slurm.max_queued}",
+            )
             return
         if action is Action.REPLACE and report is not None and report.job_id is not None:
             self.services.scheduler.cancel([report.job_id])
         parcels.append((entry, self._prepare(entry)))
+
+    def _is_anew(self, entry: Entry) -> bool:
+        """Say whether a run is to be made although it has a result: it, or what it needs."""
+        return entry.force or any(self._is_anew(self.plan.entry(name)) for name in entry.needs)
 
     def _has_result(self, entry: Entry) -> bool:
         fingerprint = entry.facts.fingerprint
@@ -188,10 +203,13 @@ class _Submission:
         return self.services.cache.find(self.plan.project.root, fingerprint) is not None
 
     def _has_room(self, entry: Entry, queue: Queue) -> bool:
-        if self.room is None:
-            self.room = entry.slurm.max_queued - len(queue.live)
-        self.room -= 1
-        return self.room >= 0
+        """Count a run that is about to be handed over, if the queue may hold one more."""
+        if self.queued is None:
+            self.queued = len(queue.live)
+        if self.queued >= entry.slurm.max_queued:
+            return False
+        self.queued += 1
+        return True
 
     def _prepare(self, entry: Entry) -> Parcel:
         """Write the job's record and its next attempt."""
@@ -279,6 +297,18 @@ class _Submission:
     ) -> None:
         named = fingerprint or entry.fingerprint
         self.results[entry.name] = Submitted(entry.name, named, outcome, job_id, detail)
+
+
+def _is_to_be_replaced(entry: Entry, report: JobReport) -> bool:
+    """Say whether a live job is the one that the plan replaces, and still has not begun.
+
+    Another client may have replaced it since the plan was made, or what it waited for is there.
+    """
+    planned = entry.report.attempt if entry.report is not None else None
+    newest, queued = report.attempt, report.queued
+    if entry.action is not Action.REPLACE or planned is None or newest is None or queued is None:
+        return False
+    return newest.token == planned.token and queued.state == QueueState.PENDING
 
 
 def _levels(plan: Plan) -> Iterable[list[Entry]]:

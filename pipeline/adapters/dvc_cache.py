@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.adapters.dvc_command import file_through_commands
+from pipeline.adapters.dvc_command import adopt_through_commands, file_through_commands
 from pipeline.errors import UserError
 from pipeline.jobs.documents import Document, Hashes, hashes_of, missing_deps, recipe_id, with_outs
 from pipeline.ports import Filing, Identity, StageFacts
@@ -119,6 +119,14 @@ class DvcCache:
                         f"{path} ({hashed['md5']}) is not in DVC's cache {odb.path} any more; "
                         "make or pull it again"
                     ) from error
+
+    def adopt(self, suite: Path, names: Sequence[str]) -> None:
+        """Take results of stages from the run-cache into a suite and its dvc.lock; run nothing.
+
+        Raises:
+            OSError: DVC did not do it; carries what it said.
+        """
+        adopt_through_commands(suite, names)
 
     def file(self, filing: Filing) -> Hashes:
         """Put outputs into the cache and write the run-cache's entry, as DVC would have.
@@ -230,9 +238,14 @@ class _Survey:
 
 @contextmanager
 def _repo(folder: Path) -> Iterator[Any]:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo(str(folder)) as repo:
+    try:
+        opened = Repo(str(folder))
+    except DvcException as error:  # its configuration, mostly
+        raise UserError(f"DVC cannot open {folder}: {_in_one_line(error)}") from error
+    with opened as repo:
         yield repo
 
 
@@ -250,10 +263,13 @@ def _stages(suite: Path, names: str, *, with_lock: bool = False) -> Iterator[tup
             lock = file.lockfile_contents if with_lock else None
             yield repo, StageLoader(file, file.contents, lock)
     except DvcException as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{names} of {suite / 'dvc.yaml'}: {reason}; see what `dvc status` says"
+            f"{names} of {suite / 'dvc.yaml'}: {_in_one_line(error)}; see what `dvc status` says"
         ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _newest_result(repo: Any, key: str) -> Hashes | None:

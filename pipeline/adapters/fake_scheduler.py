@@ -45,6 +45,7 @@ class FakeScheduler:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "jobs").mkdir(parents=True, exist_ok=True)
+        (folder / "submissions").mkdir(exist_ok=True)
 
     def submit(self, jobs: Sequence[BatchJob]) -> list[str]:
         with self._locked():
@@ -57,6 +58,7 @@ class FakeScheduler:
             ids = [str(number) if single else f"{number}_{i}" for i in range(len(jobs))]
             for job_id, job in zip(ids, jobs, strict=True):
                 self._write(_pending(job_id, job))
+            write_json(self.folder / "submissions" / f"{number}.json", ids)
             if self._fault("lie"):
                 raise SubmitError("Socket timed out on send/recv operation", ambiguous=True)
         return ids
@@ -91,7 +93,15 @@ class FakeScheduler:
         return None
 
     def limits(self) -> Limits:
-        return Limits(max_array_size=1001, max_jobs=10_000)
+        return Limits(max_array_size=1001)
+
+    def remove_old_submissions(self) -> int:
+        files = list((self.folder / "submissions").glob("*.json"))
+        live = {job.job_id for job in self.queue() if not job.has_ended}
+        old = [path for path in files if live.isdisjoint(json.loads(path.read_text("utf-8")))]
+        for path in old:
+            path.unlink()
+        return len(old)
 
     def set_fault(self, name: str, times: int) -> None:
         """Let something go wrong so many times; -1: always."""

@@ -158,13 +158,8 @@ class SlurmScheduler:
         Raises:
             SchedulerError: The controller does not answer.
         """
-        configured = self.configuration()
-
-        def number(name: str) -> int | None:
-            value = configured.get(name, "")
-            return int(value) if value.isdigit() else None
-
-        return Limits(number("MaxArraySize"), number("MaxJobCount"))
+        longest = self.configuration().get("MaxArraySize", "")
+        return Limits(int(longest) if longest.isdigit() else None)
 
     def configuration(self) -> dict[str, str]:
         """Return the cluster's settings by their names in slurm.conf.
@@ -198,6 +193,8 @@ class SlurmScheduler:
     def remove_old_submissions(self) -> int:
         """Remove the files of submissions none of whose jobs can run again; return how many.
 
+        Those of other users stay: the queue does not show their jobs.
+
         Raises:
             SchedulerError: The queue cannot be asked.
         """
@@ -205,7 +202,9 @@ class SlurmScheduler:
         removed = 0
         for folder in self.folder.glob("2*-*"):
             comments = self._comments(folder.name)
-            if time.time() - folder.stat().st_mtime > KEPT_S and live.isdisjoint(comments):
+            found = folder.stat()
+            old = time.time() - found.st_mtime > KEPT_S and found.st_uid == os.getuid()
+            if old and live.isdisjoint(comments):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed

@@ -1,23 +1,26 @@
 """asl-pipe gc."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from pipeline.actions.gc import Garbage
+
 
 def gc(
-    days: Annotated[
-        float, typer.Option(min=0, help="Keep jobs that ended within so many days.")
-    ] = 30.0,
+    days: Annotated[float, typer.Option(min=0, help="Keep what ended within so many days.")] = 30.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would go and delete nothing.")
     ] = False,
 ) -> None:
-    """Delete records, checkpoints and logs of old jobs under .asl.
+    """Delete what old jobs and runs left under .asl: records, checkpoints, logs, frozen code.
 
-    Keeps jobs that may live, and those whose result is in the working tree or in any commit that
-    a branch or tag points at. Results themselves are DVC's and are not touched.
+    Keeps jobs that may live and what they need, and those whose result is in the working tree or
+    in any commit that a branch or tag points at. Of runs without a job, `dvc repro`'s too,
+    checkpoints and outputs go; a journal that MLflow does not have in whole stays. Results
+    themselves are DVC's and are not touched.
 
     Example: asl-pipe gc --days 7 --dry-run
     """
@@ -29,18 +32,39 @@ def gc(
     from pipeline.adapters.git import Git
     from pipeline.adapters.schedulers import find_scheduler
     from pipeline.commands.printing import console, text_table
+    from pipeline.ports import SchedulerError
     from pipeline.project import find_project
 
     project = find_project(Path.cwd(), "demo")
-    reports = job_reports(project.root, find_scheduler(project.scratch), DvcCache())
+    scratch, cache, scheduler = project.scratch, DvcCache(), find_scheduler(project.scratch)
     referenced = Git().fingerprints(project.root)
-    garbage = find_garbage(project.scratch, reports, referenced, time.time(), days)
-    if not garbage:
+
+    def look() -> "list[Garbage]":
+        reports = job_reports(project.root, scheduler, cache)
+        return find_garbage(scratch, reports, referenced, time.time(), days)
+
+    garbage = look()
+    if garbage:
+        rows = [
+            (_shown(g.folder, scratch), f"{g.size / 2**20:.1f} MiB", g.why) for g in garbage
+        ]  # fmt: skip
+        console().print(text_table(("folder", "size", "why"), rows))
+    else:
         typer.echo("nothing to delete")
-        return
-    rows = [(g.folder.name[:12], f"{g.size / 2**20:.1f} MiB", g.why) for g in garbage]
-    console().print(text_table(("folder", "size", "why"), rows))
     if dry_run:
         return
-    delete(garbage)
-    typer.echo(f"{sum(item.size for item in garbage) / 2**20:.1f} MiB freed")
+    problems = delete(garbage, scratch, look, time.time()) if garbage else []
+    freed = sum(item.size for item in garbage if not item.folder.exists())
+    if garbage:
+        typer.echo(f"{freed / 2**20:.1f} MiB freed")
+    try:
+        scheduler.remove_old_submissions()
+    except SchedulerError as error:
+        problems.append(f"files of submissions stay: {error}")
+    for problem in problems:
+        typer.echo(problem, err=True)
+
+
+def _shown(folder: Path, scratch: Path) -> str:
+    """Return a folder under `.asl` with its long names cut: `jobs/0123456789ab/ckpt`."""
+    return "/".join(part[:14] for part in folder.relative_to(scratch).parts)

@@ -1,12 +1,9 @@
 """asl-pipe logs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from pipeline.actions.states import JobReport
 
 
 def logs(
@@ -25,27 +22,31 @@ def logs(
 
     Example: asl-pipe logs pretrain@asl -f
     """
+    import time
+
     from pipeline.actions.cancel import ENDED
     from pipeline.actions.logs import follow as go_on
     from pipeline.actions.logs import tail
     from pipeline.actions.pick import pick
     from pipeline.actions.plan import relative_suite
-    from pipeline.actions.states import job_reports
+    from pipeline.actions.states import Queue, job_records, report_on
     from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.adapters.schedulers import find_scheduler
     from pipeline.project import find_project
 
     project = find_project(Path.cwd())
+    chosen = pick(job_records(project.root), name, relative_suite(project))
+    if not follow:
+        text = tail(chosen.paths, lines)
+        typer.echo(text or f"{chosen.job.name} has printed nothing yet", nl=not text)
+        return
     cache, scheduler = DvcCache(), find_scheduler(project.scratch)
 
-    def look() -> "JobReport":
-        reports = job_reports(project.root, scheduler, cache)
-        return pick(reports, name, relative_suite(project))
+    def has_ended() -> bool:
+        report = report_on(
+            chosen.paths, project.root, Queue(scheduler), cache, None, time.time()
+        )  # fmt: skip
+        return report is None or report.verdict in ENDED
 
-    report = look()
-    if not follow:
-        text = tail(report.paths, lines)
-        typer.echo(text or f"{report.job.name} has printed nothing yet", nl=not text)
-        return
-    for text in go_on(report.paths, lines, lambda: look().verdict in ENDED):
+    for text in go_on(chosen.paths, lines, has_ended):
         typer.echo(text, nl=False)

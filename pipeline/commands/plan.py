@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.actions.plan import Plan
+    from pipeline.actions.plan import Entry, Plan
 
 
 def plan(
@@ -26,16 +26,22 @@ def plan(
     from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.adapters.git import Git
     from pipeline.adapters.schedulers import find_scheduler
-    from pipeline.commands.printing import console
     from pipeline.project import find_project
 
     project = find_project(Path.cwd(), suite)
     found = make_plan(
         project, Wanted(), Services(DvcCache(), find_scheduler(project.scratch), Git())
     )
-    console().print(plan_table(found))
-    if found.queue_error is not None:
-        typer.echo(f"the queue is not known: {found.queue_error}", err=True)
+    show_plan(found)
+
+
+def show_plan(plan: "Plan") -> None:
+    """Print a plan, and that the queue is not known where it is not."""
+    from pipeline.commands.printing import console
+
+    console().print(plan_table(plan))
+    if plan.queue_error is not None:
+        typer.echo(f"the queue is not known: {plan.queue_error}", err=True)
 
 
 def plan_table(plan: "Plan") -> "Table":
@@ -44,12 +50,11 @@ def plan_table(plan: "Plan") -> "Table":
 
     rows = []
     for entry in plan.entries:
-        why = "; ".join(entry.why[:3]) + (
-            f"; {len(entry.why) - 3} more" if len(entry.why) > 3 else ""
-        )
+        more = (f"{len(entry.why) - 3} more",) if len(entry.why) > 3 else ()
+        why = "; ".join(text for text in (_known_of(entry), *entry.why[:3], *more) if text)
         rows.append(
             (
-                entry.name, str(entry.action), why or entry.detail,
+                entry.name, str(entry.action), why,
                 asked_of_slurm(entry.slurm) if entry.why else "", ", ".join(entry.needs),
             )
         )  # fmt: skip
@@ -57,6 +62,12 @@ def plan_table(plan: "Plan") -> "Table":
             text = f"job {report.job_id} runs for other settings: {', '.join(changes) or 'none'}"
             rows.append(("", str(report.verdict), text, "", ""))
     return text_table(("stage", "to do", "why", "resources", "after"), rows)
+
+
+def _known_of(entry: "Entry") -> str:
+    """Return what is known of a run's job: `job 27 is ACTIVE RUNNING`."""
+    job_id = entry.report.job_id if entry.report is not None else None
+    return f"job {job_id} is {entry.detail}" if job_id and entry.detail else entry.detail
 
 
 def asked_of_slurm(slurm: object) -> str:

@@ -8,6 +8,10 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.actions.status import Explanations
+    from pipeline.ports import Scheduler
+    from pipeline.project import Project
+
 SECONDS = 5.0
 
 
@@ -30,10 +34,20 @@ def status(
 
     from rich.live import Live
 
+    from pipeline.actions.status import Explanations
+    from pipeline.adapters.schedulers import find_scheduler
     from pipeline.commands.printing import console
+    from pipeline.project import find_project
+
+    project = find_project(Path.cwd(), "demo")
+    scheduler = find_scheduler(project.scratch)
+    explanations = Explanations(scheduler.explain)
+
+    def look() -> "Table | None":
+        return _table(project, scheduler, explanations, everything)
 
     if not watch:
-        table = _table(everything)
+        table = look()
         if table is None:
             typer.echo("no jobs; asl-pipe submit makes them")
         else:
@@ -41,22 +55,21 @@ def status(
         return
     with Live(console=console(), auto_refresh=False) as live:
         while True:
-            live.update(_table(everything) or "no jobs", refresh=True)
+            live.update(look() or "no jobs", refresh=True)
             time.sleep(SECONDS)
 
 
-def _table(everything: bool) -> "Table | None":
+def _table(
+    project: "Project", scheduler: "Scheduler", explanations: "Explanations", everything: bool
+) -> "Table | None":
     import time
 
     from pipeline.actions.states import job_reports
     from pipeline.actions.status import HEADINGS, recent, status_rows
     from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.schedulers import find_scheduler
     from pipeline.commands.printing import text_table
-    from pipeline.project import find_project
 
-    project = find_project(Path.cwd(), "demo")
-    reports = job_reports(project.root, find_scheduler(project.scratch), DvcCache())
+    reports = job_reports(project.root, scheduler, DvcCache())
     now = time.time()
-    shown = reports if everything else recent(reports, now)
+    shown = explanations.added_to(reports if everything else recent(reports, now))
     return text_table(HEADINGS, status_rows(shown, now)) if shown else None

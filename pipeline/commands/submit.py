@@ -41,7 +41,7 @@ def submit(
     from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.adapters.git import Git
     from pipeline.adapters.schedulers import find_scheduler
-    from pipeline.commands.plan import plan_table
+    from pipeline.commands.plan import show_plan
     from pipeline.commands.printing import console, text_table
     from pipeline.errors import UserError
     from pipeline.project import find_project
@@ -55,7 +55,7 @@ def submit(
     wanted = Wanted(stage, tuple(names or ()), downstream, force)
     plan = make_plan(project, wanted, services)
     if dry_run:
-        console().print(plan_table(plan))
+        show_plan(plan)
         return
     results = carry_out(plan, services)
     rows = [(r.name, str(r.outcome), r.job_id or "", r.fingerprint[:10], r.detail) for r in results]

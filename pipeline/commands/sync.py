@@ -17,16 +17,20 @@ def sync(
         Path | None, typer.Option(help="Folder with the one run's files; found if not given.")
     ] = None,
 ) -> None:
-    """Bring all journals into MLflow, or one.
+    """Take finished results over, and bring all journals into MLflow, or one.
 
-    A second time adds nothing. For runs that ended while MLflow could not be reached, were
-    killed, or came from elsewhere. Stages call it for their own run when they end; for one run
-    it prints nothing, and does not look whether the run was deleted in MLflow.
+    In the folder of a suite, results that jobs have filed and dvc.lock does not have are laid out
+    and written into dvc.lock, as dvc repro would; no stage is run and nothing is committed: the
+    line for git is printed. Journals are of runs that ended while MLflow could not be reached,
+    were killed, or came from elsewhere. A second time adds nothing. Stages call it for their own
+    run when they end; for one run it prints nothing, and does not look whether the run was
+    deleted in MLflow.
 
     Example: asl-pipe sync
     """
     from pipeline.actions.sync import sync_journals, sync_run
     from pipeline.adapters.mlflow_store import MlflowStore
+    from pipeline.errors import AslPipeError
     from pipeline.project import find_project
 
     project = find_project(Path.cwd(), "demo")
@@ -34,5 +38,26 @@ def sync(
         store = MlflowStore(project.root, trust_links=True)
         sync_run(project.root, fingerprint, store, outputs)
         return
+    problem = None
+    try:
+        _adopt()
+    except AslPipeError as error:  # journals do not wait for it
+        problem = error
     count = sync_journals(project.root, MlflowStore(project.root))
     typer.echo(f"{count} runs are in MLflow; asl-pipe ui shows them")
+    if problem is not None:
+        raise problem
+
+
+def _adopt() -> None:
+    """Take finished results over into the suite of the present folder, if it is one."""
+    from pipeline.actions.adopt import adopt, files_for_git
+    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.project import find_project
+
+    if not all(Path(name).is_file() for name in ("params.yaml", "dvc.yaml")):
+        return
+    adopted = adopt(find_project(Path.cwd()), DvcCache())
+    if adopted:
+        typer.echo(f"taken over: {', '.join(adopted)}")
+        typer.echo(f"git add {' '.join(files_for_git(adopted))}")

@@ -67,7 +67,8 @@ class SlurmResources:
     max_restarts: int = 20
     """After preemption or a time limit; one more is a failure."""
     max_queued: int = 1000
-    """Jobs of this user that may be in the queue at once."""
+    """A stage is held back while the queue holds so many jobs of this user that asl-pipe submitted,
+    those of all stages and projects together."""
     requeue: Literal["allowed", "resubmit"] = "allowed"
     """allowed: an interrupted job goes back into the queue itself; resubmit: as a new job."""
 

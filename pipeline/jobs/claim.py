@@ -56,7 +56,8 @@ class Claim:
 def claim(jobs: Path, fingerprint: str, now: float, stale_s: float = STALE_S) -> Claim | None:
     """Take the right to submit a fingerprint, None while somebody else has it.
 
-    A claim whose owner is dead (on this machine) or that is older than `stale_s` is taken over.
+    A claim whose owner is dead (on this machine) or that is older than `stale_s` is taken over;
+    so is one whose owner cannot be read, by the age of its folder.
 
     Args:
         jobs: `.asl/jobs`.
@@ -76,7 +77,7 @@ def claim(jobs: Path, fingerprint: str, now: float, stale_s: float = STALE_S) ->
         for _ in range(2):  # a second time after an abandoned one is out of the way
             if _rename_into_place(prepared, mine):
                 return mine
-            if not _clear_abandoned(mine.folder, now, stale_s):
+            if not _clear_abandoned(mine.folder, prepared, now, stale_s):
                 return None
         return None
     finally:
@@ -93,36 +94,45 @@ def _rename_into_place(prepared: Path, mine: Claim) -> bool:
     return mine.is_held()
 
 
-def _clear_abandoned(folder: Path, now: float, stale_s: float) -> bool:
+def _clear_abandoned(folder: Path, prepared: Path, now: float, stale_s: float) -> bool:
     """Move an abandoned claim out of the way and say whether the way is free.
 
     It goes to a name made of its owner's token: of two that clear it one succeeds. Who finds that
     it has moved a claim made meanwhile puts it back; its owner looks before it hands over.
     """
     owner = _read_owner(folder)
-    if owner is None:
-        return not folder.exists()
-    if not _is_abandoned(owner, now, stale_s):
+    try:
+        changed = folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return True
+    if owner is None:  # damaged
+        mark, abandoned = str(changed), now - changed / 1e9 > stale_s
+    else:
+        mark, abandoned = owner["token"], _is_abandoned(owner, now, stale_s)
+    if not abandoned:
         return False
-    grave = folder.with_name(f".{folder.name}.{owner['token']}")
+    grave = folder.with_name(f".{folder.name}.{mark}")
     try:
         os.rename(folder, grave)
     except OSError:
         return True  # somebody else did; try again
     moved = _read_owner(grave)
-    if moved is not None and moved["token"] != owner["token"]:
+    if moved is not None and moved["token"] != mark:
         with contextlib.suppress(OSError):
             os.rename(grave, folder)
         return False
     # the grave stays for a moment: as long as it is there nobody can clear this owner twice
-    _remove_old_graves(folder, keep=grave)
+    _remove_left_over(folder, (grave, prepared), now - stale_s)
     return True
 
 
-def _remove_old_graves(folder: Path, keep: Path) -> None:
-    for grave in folder.parent.glob(f".{folder.name}.*"):
-        if grave != keep and not grave.name.endswith(".new"):
-            shutil.rmtree(grave, ignore_errors=True)
+def _remove_left_over(folder: Path, keep: tuple[Path, ...], before: float) -> None:
+    """Remove other graves, and what clients had prepared that were killed long ago."""
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        with contextlib.suppress(OSError):
+            if path in keep or (path.suffix == ".new" and path.stat().st_mtime >= before):
+                continue
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_abandoned(owner: dict[str, Any], now: float, stale_s: float) -> bool:
@@ -140,8 +150,6 @@ def _is_abandoned(owner: dict[str, Any], now: float, stale_s: float) -> bool:
 def _read_owner(folder: Path) -> dict[str, Any] | None:
     try:
         owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return (
-            owner if {"token", "host", "pid", "process_started", "time"} <= owner.keys() else None
-        )
+        return owner if owner.keys() >= _OWNER_KEYS else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -45,10 +45,6 @@ class Job:
     user: str
     schema: int = SCHEMA
 
-    @property
-    def is_provisional(self) -> bool:
-        return self.fingerprint.startswith(PROVISIONAL)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:

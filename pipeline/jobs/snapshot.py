@@ -32,16 +32,22 @@ class Code:
 
 
 def read_code(root: Path) -> Code:
-    """Read the packages of a project, compiled files left out."""
+    """Read the packages of a project, without compiled files and what editors leave."""
     files: dict[str, bytes] = {}
     for package in PACKAGES:
         for folder, folders, names in os.walk(root / package, followlinks=True):
-            folders[:] = sorted(name for name in folders if name != "__pycache__")
+            folders[:] = sorted(name for name in folders if not _is_no_code(name))
             for name in sorted(names):
                 path = Path(folder, name)
-                if path.suffix not in (".pyc", ".pyo", ".tmp"):
+                if _is_no_code(name) or not path.is_file():  # a link that leads nowhere, a pipe
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # gone since the folder was listed
                     files[path.relative_to(root).as_posix()] = path.read_bytes()
     return Code(files)
+
+
+def _is_no_code(name: str) -> bool:
+    return name.startswith((".", "__pycache__")) or name.endswith((".pyc", ".pyo", ".tmp"))
 
 
 def code_folder(scratch: Path, digest: str) -> Path:
@@ -59,7 +65,12 @@ def freeze(code: Code, scratch: Path) -> str:
         scratch: The project's `.asl`.
     """
     target = code_folder(scratch, code.digest)
-    if target.is_dir():
+    try:
+        os.utime(target)  # it is in use again: gc leaves young code alone
+        return code.digest
+    except FileNotFoundError:
+        pass
+    except PermissionError:  # another user's
         return code.digest
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:

@@ -22,10 +22,6 @@ class Status(StrEnum):
     FAILED = "FAILED"
     INTERRUPTED = "INTERRUPTED"
 
-    @property
-    def is_final(self) -> bool:
-        return self in (Status.SUCCEEDED, Status.FAILED)
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:

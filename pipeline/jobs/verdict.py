@@ -4,6 +4,7 @@
 |---|---|---|
 | SUCCEEDED, outputs in the cache | any | SUCCEEDED |
 | SUCCEEDED, outputs not visible | any | SETTLING for five minutes, then LOST |
+| FAILED more than five minutes ago | does not answer | FAILED |
 | any other | does not answer | UNKNOWN |
 | FAILED | no longer there | FAILED |
 | FAILED | ending | SETTLING |
@@ -99,6 +100,8 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
     if state is not None and state.status is Status.SUCCEEDED:
         return _judge_success(evidence, state, now, patience)
     if not evidence.queue_answers:
+        if state is not None and _has_failed_long_since(state, now, patience):
+            return Finding(Verdict.FAILED, _last_line(state.error))
         whose = f"submitted by {attempt.user}" if attempt is not None else "not known by whom"
         return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler says nothing of it")
     if queued is not None and not queued.has_ended:
@@ -127,6 +130,12 @@ def _judge_success(evidence: Evidence, state: JobState, now: float, patience: Pa
     if now - (state.ended or state.heartbeat) < patience.settling_s:
         return Finding(Verdict.SETTLING, "succeeded; its outputs are not seen here yet")
     return Finding(Verdict.LOST, "it succeeded, but its outputs are gone from DVC's cache")
+
+
+def _has_failed_long_since(state: JobState, now: float, patience: Patience) -> bool:
+    """Say whether a job's word that it failed needs nobody to confirm it any more."""
+    ago = now - (state.ended or state.heartbeat)
+    return state.status is Status.FAILED and ago > patience.settling_s
 
 
 def _judge_queued(queued: QueuedJob, state: JobState | None) -> Finding:

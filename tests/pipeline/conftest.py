@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,8 @@ class Site:
 
 
 @pytest.fixture
-def site(stub_project: Path, call: Any) -> Site:
-    """Return a project with stub stages and a cluster."""
-    return Site(stub_project, call)
+def site(stub_project: Path, call: Any) -> Iterator[Site]:
+    """Return a project with stub stages and a cluster; what it still runs ends with the test."""
+    made = Site(stub_project, call)
+    yield made
+    made.cluster.close()

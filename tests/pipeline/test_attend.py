@@ -1,14 +1,21 @@
 """`dvc repro` of a run that a job makes: refuse, wait, adopt."""
 
+import json
 import os
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.actions.attend import HERE, WAIT, Attendance
+from pipeline.actions.states import job_reports
 from pipeline.errors import AslPipeError, NotFinishedError
+from pipeline.jobs.job import read_attempts
+from pipeline.jobs.verdict import Patience, Verdict
+from pipeline.ports import Identity
 
 
 def repro(site: Any, name: str, **environment: str) -> subprocess.Popen[str]:
@@ -129,3 +136,78 @@ def test_outputs_that_are_gone_come_back_from_the_cache(prepared: Any) -> None:
     assert outputs is not None
     prepared.cache.link(prepared.root, outputs, prepared.root)
     assert path.read_text() == encoder
+
+
+def attend(site: Any, **changes: Any) -> Attendance:
+    return Attendance(replace(site.services, **changes), wait="pause" in changes)
+
+
+def identify(site: Any) -> Identity:
+    return site.cache.identify(site.root, "pretrain@asl")
+
+
+def test_a_run_that_another_suite_has_submitted_is_found(prepared: Any) -> None:
+    prepared.submit("pretrain")
+    record = prepared.reports()["pretrain@asl"].paths
+    # as it is before its inputs are there: filed under its recipe, by a suite that shares the run
+    job = json.loads(record.job.read_text())
+    earlier = record.folder.with_name(f"p-{job['recipe']}")
+    changed = {"suite": "suites/other", "fingerprint": earlier.name}
+    record.job.write_text(json.dumps(job | changed))
+    record.folder.rename(earlier)
+    with pytest.raises(NotFinishedError, match="job 2 is ACTIVE"):
+        attend(prepared).result_of(prepared.project, "pretrain@asl", identify(prepared))
+
+
+def test_a_job_that_lives_counts_more_than_one_that_has_failed(site: Any) -> None:
+    site.stub(steps=7, step_s=1.0)
+    site.submit("pretrain")
+    site.cluster.run(until=lambda: site.cluster.read("1")["state"] == "COMPLETED")
+    site.dvc("repro", "prepare@icons")
+    lives = site.reports()["pretrain@asl"].paths
+    identity = identify(site)
+    failed = lives.folder.with_name(identity.fingerprint)
+    failed.mkdir(exist_ok=True)
+    job = json.loads(lives.job.read_text())
+    (failed / "job.json").write_text(json.dumps(job | {"fingerprint": identity.fingerprint}))
+    found = job_reports(site.root, site.cluster, site.cache)
+    reports = {report.paths.fingerprint: report.verdict for report in found}
+    assert reports[identity.fingerprint] is Verdict.LOST
+    with pytest.raises(NotFinishedError, match="job 2 is ACTIVE"):
+        attend(site).result_of(site.project, "pretrain@asl", identity)
+
+
+def give_to_somebody(site: Any, name: str) -> Path:
+    """Let a job be another user's, whom the queue does not show; return its record."""
+    paths = site.reports()[name].paths
+    number = read_attempts(paths)[-1].number
+    path = paths.attempts / f"{number:03d}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"user": "somebody"}))
+    (site.cluster.folder / "jobs").rename(site.cluster.folder / "of others")
+    (site.cluster.folder / "jobs").mkdir()
+    return paths.folder
+
+
+def test_a_job_of_which_nothing_is_heard_is_not_waited_for_for_ever(prepared: Any) -> None:
+    prepared.submit("pretrain")
+    give_to_somebody(prepared, "pretrain@asl")
+    now = [time.time()]
+    waits = attend(
+        prepared, patience=Patience(settling_s=300.0), clock=lambda: now[0],
+        pause=lambda seconds: now.__setitem__(0, now[0] + seconds),
+    )  # fmt: skip
+    began = now[0]
+    with pytest.raises(NotFinishedError, match=r"submitted by somebody.*nothing was heard"):
+        waits.result_of(prepared.project, "pretrain@asl", identify(prepared))
+    assert 300 < now[0] - began < 320
+
+
+def test_a_failed_job_of_another_user_is_seen_to_have_failed(prepared: Any) -> None:
+    prepared.stub(steps=7, fail=0)
+    prepared.submit("pretrain")
+    prepared.run()
+    give_to_somebody(prepared, "pretrain@asl")
+    later = attend(prepared, clock=lambda: time.time() + 10)
+    with pytest.raises(AslPipeError, match=r"FAILED .*rank 0 fails") as caught:
+        later.result_of(prepared.project, "pretrain@asl", identify(prepared))
+    assert not isinstance(caught.value, NotFinishedError)

@@ -1,13 +1,27 @@
 """submit, plan, status, logs, cancel, gc as they are typed."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asl_core.engine.records import Journal
+from pipeline.actions import gc, logs
+from pipeline.actions.status import Explanations
+from pipeline.adapters.dvc_cache import DvcCache
 from pipeline.cli import run_command
+from pipeline.jobs.claim import claim
+from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.snapshot import freeze, read_code
+from pipeline.jobs.verdict import Verdict
 
 Say = Callable[..., str]
 
@@ -70,6 +84,32 @@ def test_wrong_input_is_one_line(say: Say, arguments: list[str], message: str) -
     assert len(said.splitlines()) == 1
 
 
+def test_a_suite_without_dvc_yaml_is_one_line(site: Any, say: Say) -> None:
+    (site.root / "suites/half").mkdir(parents=True)
+    shutil.copy(site.root / "params.yaml", site.root / "suites/half/params.yaml")
+    said = say("plan", "half", code=2)
+    assert "half/dvc.yaml: No such file" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_broken_configuration_of_dvc_is_one_line(site: Any, say: Say) -> None:
+    say("submit", "--stage", "prepare")
+    site.run()
+    (site.root / ".dvc/config").write_text("[core\n")
+    said = say("status", code=2)
+    assert "DVC cannot open" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_editors_leave_in_the_code_is_in_no_plan(site: Any, say: Say) -> None:
+    before = freeze(read_code(site.root), site.root / ".asl")
+    for package in ("asl_core", "asl_core/data/sources", "pipeline"):
+        (site.root / package / ".#cli.py").symlink_to("somebody@login1.4711:1")
+    (site.root / "pipeline/gone.py").symlink_to("nowhere.py")
+    assert row(say("plan"), "prepare@icons")[1] == "submit"
+    assert read_code(site.root).digest == before
+
+
 def test_status_shows_how_far_each_job_is(site: Any, say: Say) -> None:
     assert "no jobs" in say("status")
     say("submit", "--all")
@@ -81,11 +121,63 @@ def test_status_shows_how_far_each_job_is(site: Any, say: Say) -> None:
     assert row(say("status"), "pretrain@asl")[2] == "SUCCEEDED"  # its result is there, queue or no
 
 
+def test_status_tells_what_the_scheduler_knows_of_a_job_that_died_without_a_word(
+    site: Any, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.stub(steps=60, step_s=0.05)
+    say("submit", "--stage", "pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    site.cluster.signal(job_id, signal.SIGKILL)
+    site.run()
+    state = site.reports()["pretrain@asl"].paths.state
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"heartbeat": time.time() - 300}))
+    assert "FAILED, exit -9" in say("status")
+    asked = []
+    monkeypatch.setattr(
+        type(site.cluster).__mro__[1], "explain", lambda _, name: asked.append(name)
+    )
+    say("status")
+    assert asked == [job_id]  # nobody asks about those that said how they ended
+
+
+def test_explanations_are_asked_for_once_and_of_the_newest(site: Any) -> None:
+    site.stub(steps=60, step_s=0.05)
+    site.submit("pretrain")
+    site.cluster.cancel(["1", "2"])
+    report = site.reports()["pretrain@asl"]
+    assert report.verdict is Verdict.LOST
+    reports = [
+        replace(report, attempts=[replace(report.attempts[-1], job_id=str(number))])
+        for number in range(30)
+    ]
+    asked: list[str] = []
+
+    def explain(job_id: str) -> str:
+        asked.append(job_id)
+        return "OUT_OF_MEMORY"
+
+    explanations = Explanations(explain)
+    for _ in range(2):
+        shown = explanations.added_to(reports)
+        assert sum("OUT_OF_MEMORY" in each.finding.detail for each in shown) == 20
+    assert asked == [str(number) for number in range(10, 30)]
+
+
+def test_a_requeued_job_that_waits_is_on_no_node(site: Any, say: Say) -> None:
+    site.stub(steps=60, step_s=0.05)
+    say("submit", "--stage", "pretrain")
+    job_id = site.run_until_step("pretrain@asl", 3)
+    assert row(say("status"), "pretrain@asl")[4] == "n1"
+    site.cluster.lose_node(job_id)
+    assert "n1" not in row(say("status"), "pretrain@asl")
+
+
 def test_an_unknown_state_is_said_and_nothing_is_submitted(site: Any, say: Say) -> None:
     say("submit", "--stage", "prepare")
     (site.cluster.folder / "faults.json").write_text('{"deaf": -1}')
     assert row(say("status"), "prepare@icons")[2] == "UNKNOWN"
     assert "the queue is not known" in say("plan")
+    assert "the queue is not known" in say("submit", "--all", "--dry-run")
     assert "nothing was submitted" in say("submit", "--all", code=1)
     assert len(site.cluster.all()) == 1
 
@@ -110,6 +202,84 @@ def test_a_cancelled_job_goes_on_when_it_is_submitted_again(site: Any, say: Say)
     assert "none of them has a live job" in say("cancel", "prepare@icons")
 
 
+def test_a_plan_names_the_jobs_that_it_attaches_to(site: Any, say: Say) -> None:
+    say("submit", "--stage", "pretrain")
+    assert "job 2 is ACTIVE PENDING Priority; never run" in say("plan")
+
+
+def test_logs_are_read_from_their_end(site: Any, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BLOCK", 16)
+    say("submit", "--stage", "prepare")
+    folder = site.reports()["prepare@icons"].paths.logs
+    folder.mkdir(exist_ok=True)
+    printed = [f"line {number} \u00e4\n" for number in range(40)]
+    for name, begin in (("1_0.log", 0), ("1_1.log", 30)):
+        (folder / name).write_text("".join(printed[begin : begin + 30 - begin // 3]))
+    os.utime(folder / "1_0.log", (1, 1))
+    for lines in (1, 7, 10, 11, 25, 100):
+        assert say("logs", "prepare@icons", "-n", str(lines)) == "".join(
+            [*printed[:30], *printed[30:50]][-lines:]
+        )
+
+
+def test_logs_ask_nobody_about_other_jobs(
+    site: Any, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("submit", "--stage", "pretrain")
+    site.run()
+    asked: list[dict[str, Any]] = []
+
+    def holds(_self: DvcCache, _root: Path, hashes: dict[str, Any]) -> bool:
+        asked.append(hashes)
+        return True
+
+    monkeypatch.setattr(DvcCache, "holds", holds)
+    say("logs", "prepare@icons")
+    assert asked == []
+    say("logs", "prepare@icons", "-f")
+    assert [list(hashes) for hashes in asked] == [["data/icons"]]
+
+
+@pytest.fixture
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be no journals to bring anywhere."""
+    monkeypatch.setattr("pipeline.adapters.mlflow_store.MlflowStore", lambda _root: None)
+    monkeypatch.setattr("pipeline.actions.sync.sync_journals", lambda _root, _store: 0)
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_sync_takes_finished_results_over_and_runs_nothing(site: Any, say: Say) -> None:
+    say("submit", "--all")
+    site.run()
+    said = say("sync")
+    assert "taken over: prepare@icons, pretrain@asl, linprobe@asl" in said
+    assert "git add dvc.lock runs/pretrain/asl.json runs/linprobe/asl.json" in said
+    assert "up to date" in site.dvc("status", "linprobe@asl")
+    lock = (site.root / "dvc.lock").read_bytes()
+    assert "taken over" not in say("sync")
+    assert (site.root / "dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_sync_leaves_out_what_was_made_from_other_inputs(
+    site: Any, say: Say, caplog: pytest.LogCaptureFixture
+) -> None:
+    say("submit", "--stage", "prepare")
+    site.run()
+    say("sync")
+    say("submit", "--stage", "pretrain")
+    site.run()
+    shard = site.root / "data/icons/shard"
+    shard.unlink()
+    shard.write_text("edited")
+    assert "taken over" not in say("sync")
+    assert "pretrain@asl: left out" in caplog.text
+    with pytest.raises(OSError, match="failed"):  # should it be asked to all the same
+        site.cache.adopt(site.root, ["pretrain@asl"])
+    assert not (site.root / "runs/pretrain/asl").exists()
+    assert len(site.cluster.all()) == 2
+
+
 def test_gc_keeps_what_a_commit_refers_to(site: Any, say: Say) -> None:
     say("submit", "--all")
     site.run()
@@ -131,3 +301,136 @@ def test_gc_keeps_what_a_commit_refers_to(site: Any, say: Say) -> None:
     assert left == ["linprobe@asl"]
     state = json.loads(next(folder.glob("*/state.json")).read_text())
     assert state["fingerprint"] == kept
+
+
+def make_old(folder: Path) -> None:
+    """Let a folder be as it was left two days ago."""
+    then = time.time() - 2 * 86400
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (then, then), follow_symlinks=False)
+
+
+def leave_run(site: Any, fingerprint: str) -> Path:
+    """Leave what a killed `dvc repro` leaves; return its folder."""
+    folder = site.root / ".asl/jobs" / fingerprint
+    for name in ("ckpt/1.pt", "out/a", "out.2/a", "rank-1/a", "record.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    with Journal.open(folder / "journal") as journal:
+        journal.end("KILLED")
+    make_old(folder)
+    return folder
+
+
+def test_gc_takes_the_checkpoints_of_runs_without_a_job_and_keeps_their_journals(
+    site: Any, say: Say
+) -> None:
+    killed = leave_run(site, "a" * 64)
+    say("gc", "--days", "1")
+    assert {path.name for path in killed.iterdir()} == {"journal", "record.json"}
+    young = leave_run(site, "b" * 64)
+    (young / "journal/attempt-000.jsonl").touch()
+    say("gc", "--days", "1")
+    assert (young / "ckpt/1.pt").exists()
+    referenced = leave_run(site, "c" * 64)
+    (site.root / "some.json").write_text(json.dumps({"fingerprint": "c" * 64}))
+    say("gc", "--days", "1")
+    assert (referenced / "ckpt/1.pt").exists()
+    assert list((site.root / ".asl/gone").iterdir()) == []
+
+
+def test_gc_takes_the_folder_in_which_a_collected_job_has_worked_and_no_other(
+    site: Any, say: Say
+) -> None:
+    say("submit", "--stage", "pretrain")
+    site.run()
+    record, work = site.reports()["pretrain@asl"].paths.folder, site.work("pretrain@asl")
+    assert record != work
+    make_old(work)
+    say("gc", "--days", "1")
+    assert (work / "out").exists()  # its record is of today
+    shutil.rmtree(record)
+    say("gc", "--days", "1")
+    assert [path.name for path in work.iterdir() if path.is_dir()] == ["journal"]
+
+
+def test_gc_keeps_what_a_waiting_job_needs(site: Any, say: Say) -> None:
+    say("submit", "--stage", "pretrain")
+    site.cluster._write(site.cluster.read("2") | {"begin": time.time() + 1000})
+    site.cluster.run(until=lambda: site.cluster.read("1")["state"] == "COMPLETED")
+    record = site.reports()["prepare@icons"].paths.job
+    say("gc", "--days", "0")
+    assert record.exists()
+    site.cluster.cancel(["2"])
+    say("gc", "--days", "0")
+    assert not record.exists()
+
+
+def test_gc_deletes_nothing_that_was_submitted_since_it_looked(site: Any, say: Say) -> None:
+    site.stub(fail=0)
+    say("submit", "--stage", "prepare")
+    site.run()
+
+    def find() -> list[gc.Garbage]:
+        scratch, reports = site.root / ".asl", list(site.reports().values())
+        return gc.find_garbage(scratch, reports, (), time.time(), 0.0)
+
+    (found,) = find()
+    held = claim(site.root / ".asl/jobs", PROVISIONAL + str(found.recipe), time.time())
+    assert held is not None
+    assert gc.delete([found], site.root / ".asl", find, time.time()) == []
+    assert found.folder.exists()  # somebody is about to submit it
+    held.release()
+    say("submit", "--stage", "prepare")
+    assert gc.delete([found], site.root / ".asl", find, time.time()) == []
+    assert found.folder.exists()
+
+
+def test_gc_leaves_code_that_is_about_to_be_used(site: Any) -> None:
+    scratch = site.root / ".asl"
+    digest = freeze(read_code(site.root), scratch)
+    make_old(scratch / "code" / digest)
+
+    def find() -> list[gc.Garbage]:
+        return gc.find_garbage(scratch, (), (), time.time(), 1.0)
+
+    found = find()
+    assert [item.folder.name for item in found] == [digest]
+    freeze(read_code(site.root), scratch)
+    assert find() == []
+    assert gc.delete(found, scratch, lambda: found, time.time()) == []
+    assert found[0].folder.is_dir()
+    make_old(found[0].folder)
+    gc.delete(find(), scratch, find, time.time())
+    assert not found[0].folder.exists()
+
+
+def test_gc_says_what_it_cannot_delete_and_goes_on(
+    site: Any, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [leave_run(site, letter * 64) for letter in "ab"]
+    remove = shutil.rmtree
+
+    def busy(path: Path, **options: Any) -> None:
+        if not options and not list(path.glob("1.pt")):
+            raise OSError(16, "Device or resource busy", str(path))
+        remove(path, **options)
+
+    monkeypatch.setattr(gc.shutil, "rmtree", busy)
+    said = say("gc", "--days", "1")
+    assert said.count("Device or resource busy") == 6
+    assert not any((folder / "ckpt").exists() for folder in folders)
+    monkeypatch.undo()
+    assert len(list((site.root / ".asl/gone").iterdir())) == 6
+
+
+def test_gc_removes_what_submissions_have_left(site: Any, say: Say) -> None:
+    say("submit", "--stage", "prepare")
+    files = site.cluster.folder / "submissions"
+    say("gc")
+    assert len(list(files.iterdir())) == 1
+    site.run()
+    say("gc")
+    assert list(files.iterdir()) == []
+    site.cluster.set_fault("deaf", -1)
+    assert "files of submissions stay" in say("gc")

@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from asl_core.engine.records import Journal
 from pipeline.actions import hand_over
 from pipeline.actions.hand_over import pack
 from pipeline.jobs import claim as claims
+from pipeline.jobs import local_run
 from pipeline.jobs.claim import claim
 from pipeline.jobs.documents import differences, missing_deps, recipe_id, with_deps, with_outs
 from pipeline.jobs.fence import Fence, SupersededError
@@ -28,8 +31,10 @@ from pipeline.jobs.job import (
     write_attempt,
     write_job,
 )
-from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.layout import JobPaths, RecordPaths
+from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import Progress, ProgressReader
+from pipeline.jobs.record import JobRecord, write_record
 from pipeline.jobs.reporter import Reporter, as_fields
 from pipeline.jobs.snapshot import code_folder, freeze, read_code
 from pipeline.jobs.state import JobState, Status, read_state, write_state
@@ -76,7 +81,6 @@ def test_a_job_is_read_as_it_was_written_parameters_in_their_order(paths: Record
     assert read == job
     assert read is not None
     assert json.dumps(read.document) == json.dumps(DOCUMENT)
-    assert not read.is_provisional
 
 
 def test_attempts_are_read_in_order_and_damaged_ones_left_out(paths: RecordPaths) -> None:
@@ -242,6 +246,50 @@ def test_of_two_that_find_a_claim_abandoned_one_gets_it(tmp_path: Path) -> None:
         for worker in workers:
             worker.join()
         assert sum(each is not None and each.is_held() for each in won) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_claim_whose_owner_cannot_be_read_is_taken_over_after_five_minutes(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "f.claim").mkdir()
+    (tmp_path / "f.claim/owner.json").write_text(content)
+    killed = tmp_path / ".f.claim.0123.new"
+    killed.mkdir()
+    now = time.time()
+    assert claim(tmp_path, "f", now + 290) is None
+    assert killed.exists()
+    mine = claim(tmp_path, "f", now + 310)
+    assert mine is not None
+    assert mine.is_held()
+    assert not killed.exists()
+    assert claim(tmp_path, "f", now + 310) is None
+
+
+# Runs of other machines
+
+
+def test_a_run_of_another_machine_lives_as_long_as_its_journal_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = JobPaths(tmp_path)
+    record = JobRecord(stage="pretrain", key="asl", suite="demo", fingerprint="f" * 64,
+                       status="RUNNING", started=0.0)  # fmt: skip
+    write_record(job.record, record)
+    with Journal.open(job.journal) as journal:
+        journal.tags({"stage": "pretrain"})
+    now = time.time()
+    assert host_of_local_run(job, now, 120.0) is None  # here its lock would tell
+    here = socket.gethostname()
+    monkeypatch.setattr(local_run.socket, "gethostname", lambda: "login2")
+    assert host_of_local_run(job, now, 120.0) == here
+    assert host_of_local_run(job, now + 121.0, 120.0) is None
+    write_record(job.record, replace(record, status="KILLED"))
+    assert host_of_local_run(job, now, 120.0) is None
+    write_record(job.record, record)
+    with Journal.open(job.journal) as journal:
+        journal.tags({"stage": "pretrain", "slurm.job_id": "27"})
+    assert host_of_local_run(job, now, 120.0) is None  # a job: it has a record of its own
 
 
 # Fences

@@ -178,8 +178,7 @@ def test_a_preempted_job_goes_on_where_it_was(site) -> None:
 
 
 def test_where_requeueing_is_forbidden_a_new_job_goes_on_and_what_waits_follows_it(site) -> None:
-    with (site.root / "cluster.yaml").open("a") as file:
-        file.write("slurm:\n  default: {requeue: resubmit}\n")
+    (site.root / "cluster.yaml").write_text("slurm:\n  default: {requeue: resubmit}\n")
     site.stub(steps=40, step_s=0.05)
     done = site.submit()
     job_id = site.run_until_step("pretrain@asl", 3)
@@ -219,8 +218,7 @@ def test_a_cancelled_job_stays_where_it_was_until_it_is_submitted_again(site) ->
 
 
 def test_a_job_that_is_interrupted_too_often_fails(site) -> None:
-    with (site.root / "cluster.yaml").open("a") as file:
-        file.write("slurm:\n  pretrain: {max_restarts: 1}\n")
+    (site.root / "cluster.yaml").write_text("slurm:\n  pretrain: {max_restarts: 1}\n")
     site.stub(steps=4000, step_s=0.05)
     site.submit("pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
@@ -275,7 +273,9 @@ def test_a_blocked_job_is_replaced_when_what_it_needs_was_made_elsewhere(site) -
     site.submit("pretrain")
     site.run()
     assert site.verdict("pretrain@asl") is Verdict.BLOCKED
-    site.dvc("repro", "prepare@icons", PYTHONPATH=str(site.root))
+    cluster = str(site.cluster.folder)
+    here = {"ASL_FAKE_CLUSTER": cluster, "ASL_HERE": "1", "PYTHONPATH": str(site.root)}
+    site.dvc("repro", "prepare@icons", **here)
     site.stub(steps=7)
     done = site.submit("pretrain")
     assert done["prepare@icons"].outcome is Outcome.DONE
@@ -341,8 +341,7 @@ def test_a_full_disk_is_a_failure_that_says_so_and_what_was_done_is_kept(site) -
 
 @pytest.mark.parametrize("how", ["raises", "is killed"])
 def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
-    with (site.root / "cluster.yaml").open("a") as file:
-        file.write("slurm:\n  pretrain: {tasks_per_node: 2}\n")
+    (site.root / "cluster.yaml").write_text("slurm:\n  pretrain: {tasks_per_node: 2}\n")
     site.stub(steps=4000, step_s=0.05, **({"fail": 1} if how == "raises" else {}))
     site.submit("pretrain")
     if how == "is killed":
@@ -365,8 +364,7 @@ def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
 
 
 def test_several_processes_of_a_job_are_interrupted_and_go_on_together(site) -> None:
-    with (site.root / "cluster.yaml").open("a") as file:
-        file.write("slurm:\n  pretrain: {tasks_per_node: 2}\n")
+    (site.root / "cluster.yaml").write_text("slurm:\n  pretrain: {tasks_per_node: 2}\n")
     site.stub(steps=40, step_s=0.05, stop_s=1.0)  # the others have ended long before
     site.submit("pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
@@ -417,8 +415,7 @@ def test_a_run_can_be_made_anew_although_there_is_a_result(site) -> None:
 
 
 def test_runs_for_which_there_is_no_room_wait_for_another_submission(site) -> None:
-    with (site.root / "cluster.yaml").open("a") as file:
-        file.write("slurm:\n  default: {max_queued: 2}\n")
+    (site.root / "cluster.yaml").write_text("slurm:\n  default: {max_queued: 2}\n")
     site.stub(steps=2)
     done = site.submit()
     assert outcomes(done) == dict(
@@ -428,6 +425,19 @@ def test_runs_for_which_there_is_no_room_wait_for_another_submission(site) -> No
     assert site.submit()["linprobe@asl"].outcome is Outcome.SUBMITTED
     site.run()
     assert site.verdict("linprobe@asl") is Verdict.SUCCEEDED
+
+
+def test_the_room_of_one_stage_is_not_that_of_another(site) -> None:
+    cluster = "slurm:\n  prepare: {max_queued: 1}\n  pretrain: {max_queued: 1}\n"
+    (site.root / "cluster.yaml").write_text(cluster)
+    done = site.submit()
+    assert outcomes(done) == dict(
+        zip(DAG, (Outcome.SUBMITTED, Outcome.HELD, Outcome.HELD), strict=True)
+    )
+    assert done["pretrain@asl"].detail == "the queue holds 1 jobs of asl-pipe, max_queued is 1"
+    site.edit("cluster.yaml", "pretrain: {max_queued: 1}", "pretrain: {max_queued: 2}")
+    assert site.submit("pretrain")["pretrain@asl"].outcome is Outcome.SUBMITTED
+    assert site.submit()["linprobe@asl"].outcome is Outcome.SUBMITTED
 
 
 def test_an_imported_encoder_goes_with_its_job(site) -> None:

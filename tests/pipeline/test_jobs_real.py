@@ -43,8 +43,8 @@ def real_site(site, site_template: Path):
         shutil.copy(site_template / name, site.root / name)
     (site.root / "params.yaml").write_text(PARAMS)
     site.edit("cluster.yaml", "device: auto ", "log_every_steps: 1\n    device: auto ")
-    with (site.root / "cluster.yaml").open("a") as file:
-        file.write("slurm:\n  default: {resources: {device: cpu, threads: 1}}\n")
+    resources = "resources: {device: cpu, threads: 1}"
+    site.edit("cluster.yaml", "    cpus: 2 ", f"    {resources}\n    cpus: 2 ")
     return site
 
 

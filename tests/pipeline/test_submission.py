@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,10 @@ import pytest
 
 from pipeline.actions.plan import Action
 from pipeline.actions.states import job_reports
-from pipeline.actions.submit import Outcome
+from pipeline.actions.submit import Outcome, submit
 from pipeline.adapters.fake_scheduler import FakeCluster
 from pipeline.jobs.job import read_attempts, token_in
-from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.verdict import Verdict
 from pipeline.ports import SchedulerError
 
@@ -234,3 +235,68 @@ def test_a_job_cancelled_before_it_began_can_be_submitted_again_at_once(site) ->
     site.cluster.cancel(["1"])
     assert site.verdict("prepare@icons") is Verdict.LOST
     assert site.submit("prepare")["prepare@icons"].job_id == "2"
+
+
+def test_a_job_that_replaced_a_blocked_one_is_not_replaced_by_an_older_plan(site) -> None:
+    site.stub(fail=0)
+    site.submit()
+    site.run()
+    assert site.verdict("pretrain@asl") is Verdict.BLOCKED
+    older, newer = site.plan(), site.plan()
+    assert older.entry("pretrain@asl").action is Action.REPLACE
+    first = {each.name: each for each in submit(newer, site.services)}
+    second = {each.name: each for each in submit(older, site.services)}
+    assert {each.outcome for each in first.values()} == {Outcome.SUBMITTED}
+    assert {each.outcome for each in second.values()} == {Outcome.ATTACHED}
+    assert live_names(site) == dict.fromkeys(DAG, 1)
+    assert {n: e.job_id for n, e in first.items()} == {n: e.job_id for n, e in second.items()}
+
+
+def test_what_was_made_since_the_plan_holds_nothing_back(site) -> None:
+    site.stub(steps=2)
+    plan = site.plan()
+    site.submit("prepare")
+    site.run()
+    done = {each.name: each.outcome for each in submit(plan, site.services)}
+    assert done == {
+        "prepare@icons": Outcome.DONE,
+        "pretrain@asl": Outcome.SUBMITTED,
+        "linprobe@asl": Outcome.SUBMITTED,
+    }
+    site.run()
+    assert {report.verdict for report in site.reports().values()} == {Verdict.SUCCEEDED}
+
+
+def test_a_run_whose_job_has_ended_since_the_plan_is_done(site) -> None:
+    site.stub(steps=2)
+    site.submit()
+    plan = site.plan()
+    site.run()
+    assert {each.outcome for each in submit(plan, site.services)} == {Outcome.DONE}
+    assert len(site.cluster.all()) == 3
+
+
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1], "w") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_a_local_process_makes_is_not_submitted_beside_it(site) -> None:
+    work = JobPaths.of(site.root / ".asl", site.plan("prepare").fingerprint_of("prepare@icons"))
+    work.folder.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLD, str(work.lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            done = site.submit("prepare")["prepare@icons"]
+            assert done.outcome is Outcome.WAITING
+            assert done.detail == f"runs in a local process on {socket.gethostname()}"
+        finally:
+            holder.kill()
+    assert site.cluster.all() == []
+    assert site.submit("prepare")["prepare@icons"].outcome is Outcome.SUBMITTED

@@ -105,6 +105,13 @@ def test_outputs_that_are_not_seen_settle_and_are_given_up_after_five_minutes() 
     assert find(state(Status.SUCCEEDED, 301), None, visible=False) is Verdict.LOST
 
 
+def test_what_failed_long_since_needs_no_word_of_the_scheduler() -> None:
+    assert find(state(Status.FAILED, 299), None, answers=False) is Verdict.UNKNOWN
+    assert find(state(Status.FAILED, 301), None, answers=False) is Verdict.FAILED
+    assert find(state(Status.INTERRUPTED, 301), None, answers=False) is Verdict.UNKNOWN
+    assert find(state(Status.FAILED, 301, token="older"), None, answers=False) is Verdict.UNKNOWN
+
+
 def test_without_an_attempt_there_is_nothing_that_lives() -> None:
     assert judge(Evidence(None, None, None, True, False), NOW).verdict is Verdict.LOST
     assert judge(Evidence(None, None, None, False, False), NOW).verdict is Verdict.UNKNOWN
@@ -129,7 +136,8 @@ def test_every_combination_has_a_verdict_and_the_dangerous_ones_are_safe() -> No
             assert visible
         if not answers:  # nothing that could be acted on follows from silence
             done = own and said is not None and said.status is Status.SUCCEEDED
-            assert verdict is Verdict.UNKNOWN or done
+            failed = own and said is not None and said.status is Status.FAILED
+            assert verdict is Verdict.UNKNOWN or done or (failed and verdict is Verdict.FAILED)
         live = answers and line is not None and not line.has_ended
         if live:  # what the scheduler still has is never submitted again
             assert verdict not in (Verdict.FAILED, Verdict.LOST) or (
