@@ -166,6 +166,8 @@ class _Survey:
         self.loaded: dict[str, Any] = {}
         self.facts: dict[str, StageFacts] = {}
         self.makers: dict[str, str] | None = None
+        self.hashed: dict[str, Any] = {}
+        self.values: dict[str, dict[str, Any]] = {}
 
     def of(self, names: Sequence[str]) -> dict[str, StageFacts]:
         self.makers = {out.def_path: n for n in self.stages for out in self._load(n).outs}
@@ -207,7 +209,7 @@ class _Survey:
         for dep in stage.deps:
             maker = upstream.get(dep.def_path)
             if maker is None:
-                dep.save()
+                self._hash(dep)
                 continue
             hashed = (self.facts[maker].outputs or {}).get(dep.def_path)
             dep.clear()
@@ -217,6 +219,36 @@ class _Survey:
         for out in stage.outs:
             out.clear()
         return _plain(to_single_stage_lockfile(stage))
+
+    def _hash(self, dep: Any) -> None:
+        """Give an input its hash: that of the same file in another stage, where there is one."""
+        from dvc.dependency.param import ParamsDependency
+
+        if isinstance(dep, ParamsDependency):
+            values = self._values(dep)
+            if dep.params and values.keys() >= set(dep.params):
+                dep.fill_values(values)
+                return
+        elif dep.fs_path in self.hashed and dep.hash_name == "md5":
+            dep.hash_info, dep.meta = self.hashed[dep.fs_path]
+            return
+        dep.save()
+        if dep.hash_name == "md5":
+            self.hashed[dep.fs_path] = (dep.hash_info, dep.meta)
+
+    def _values(self, dep: Any) -> dict[str, Any]:
+        """Return what any stage wants of a params file: DVC reads it anew for each of them."""
+        if dep.fs_path not in self.values:
+            wanted = {
+                param
+                for stage in self.loaded.values()
+                for other in stage.deps
+                if other.fs_path == dep.fs_path
+                for param in getattr(other, "params", ())
+            }
+            everything = type(dep)(dep.stage, dep.def_path, sorted(wanted), dep.repo)
+            self.values[dep.fs_path] = everything.read_params()
+        return self.values[dep.fs_path]
 
     def _find(self, key: str, locked: Mapping[str, Any] | None) -> Hashes | None:
         """Return the result that `dvc repro` would end up with, if it need not run anything."""
