@@ -30,7 +30,7 @@ class DvcCache:
     """Asks DVC itself, so that DVC and the project agree on what is current."""
 
     def __init__(self) -> None:
-        self._stores: dict[Path, Any] = {}
+        self._repos: dict[Path, Any] = {}
 
     def identify(self, suite: Path, name: str) -> Identity:
         """Return the key under which DVC would file the stage's result now.
@@ -81,15 +81,18 @@ class DvcCache:
 
     def find(self, root: Path, fingerprint: str) -> Hashes | None:
         """Return the newest result under a key if all of it is in the cache."""
-        with _repo(root) as repo:
-            return _newest_result(repo, fingerprint)
+        return _newest_result(self._opened(root), fingerprint)
 
     def holds(self, root: Path, hashes: Hashes) -> bool:
         """Say whether the cache has all these files and folders, whole."""
-        if root not in self._stores:  # asked of hundreds of results in turn
+        return _is_cached(self._opened(root).cache.local, hashes)
+
+    def _opened(self, root: Path) -> Any:
+        """Return the project, opened once: its caches are asked for hundreds of results in turn."""
+        if root not in self._repos:
             with _repo(root) as repo:
-                self._stores[root] = repo.cache.local
-        return _is_cached(self._stores[root], hashes)
+                self._repos[root] = repo
+        return self._repos[root]
 
     def add(self, root: Path, paths: Mapping[str, Path]) -> Hashes:
         """Put files and folders into the cache and return their hashes under the same names."""
