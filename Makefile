@@ -52,8 +52,9 @@ test: check  ## check, then all tests with the coverage of both packages
 ui: $(STAMP)  ## open MLflow on the project's runs
 	@$(RUN) asl-pipe ui
 
+# benchmarks/jobs.py needs a Slurm: by hand, see CONTRIBUTING.md
 bench: $(STAMP)  ## measure the training step and the loader on this machine
-	@for file in benchmarks/*.py; do $(RUN) python "$$file"; done
+	@for file in benchmarks/{flops,step,loader}.py; do $(RUN) python "$$file"; done
 
 clean:  ## remove scratch and tool caches; keep results, journals, MLflow's store, .venv
 	@rm -rf .asl/jobs/*/ckpt .asl/jobs/*/out

@@ -1,5 +1,6 @@
 """What a submission would do: which runs are stale and why, what lives already. Reads only."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -151,11 +152,15 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
     anew: set[str] = set()
     queue = Queue(services.scheduler)
     live = _live_reports(project, queue, services)
+    # the file is read once for a stage and not for each of its runs
+    asked = functools.cache(functools.partial(_load_asked, project.cluster_file))
     entries: dict[str, Entry] = {}
     for name, known in facts.items():
         if name in forced or anew.intersection(known.upstream.values()):
             anew.add(name)
-        entry = _plan_entry(project, params, known, entries, queue, services, anew=name in anew)
+        entry = _plan_entry(
+            project, params, known, entries, asked, queue, services, anew=name in anew
+        )
         others = tuple(
             (report, tuple(differences(report.job.document, known.document)))
             for report in live
@@ -228,6 +233,7 @@ def _plan_entry(
     params: Params,
     facts: StageFacts,
     before: dict[str, Entry],
+    asked: Callable[[str], tuple[Resources, SlurmResources]],
     queue: Queue,
     services: Services,
     *,
@@ -246,6 +252,7 @@ def _plan_entry(
     untracked: Mapping[str, Path] = {}
     if action is not Action.NOTHING:
         untracked = untracked_inputs(project, stage, key, recipe_of(params, stage, key))
+    resources, slurm = asked(stage)
     return Entry(
         facts=facts, stage=stage, key=key, untracked=untracked,
         fingerprint=fingerprint_of(report)
@@ -254,10 +261,13 @@ def _plan_entry(
         action=action,
         why=() if action is Action.NOTHING else _why(facts),
         detail=detail,
-        resources=load_job_resources(project.cluster_file, stage),
-        slurm=load_slurm(project.cluster_file, stage),
-        needs=needs, report=report,
+        resources=resources, slurm=slurm, needs=needs, report=report,
     )  # fmt: skip
+
+
+def _load_asked(cluster: Path, stage: str) -> tuple[Resources, SlurmResources]:
+    """Return the resources of a stage's jobs, and what they ask of Slurm."""
+    return load_job_resources(cluster, stage), load_slurm(cluster, stage)
 
 
 def _replace_if_orphaned(

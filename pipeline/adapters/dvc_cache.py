@@ -30,7 +30,7 @@ class DvcCache:
     """Asks DVC itself, so that DVC and the project agree on what is current."""
 
     def __init__(self) -> None:
-        self._stores: dict[Path, Any] = {}
+        self._repos: dict[Path, Any] = {}
 
     def identify(self, suite: Path, name: str) -> Identity:
         """Return the key under which DVC would file the stage's result now.
@@ -81,15 +81,18 @@ class DvcCache:
 
     def find(self, root: Path, fingerprint: str) -> Hashes | None:
         """Return the newest result under a key if all of it is in the cache."""
-        with _repo(root) as repo:
-            return _newest_result(repo, fingerprint)
+        return _newest_result(self._opened(root), fingerprint)
 
     def holds(self, root: Path, hashes: Hashes) -> bool:
         """Say whether the cache has all these files and folders, whole."""
-        if root not in self._stores:  # asked of hundreds of results in turn
+        return _is_cached(self._opened(root).cache.local, hashes)
+
+    def _opened(self, root: Path) -> Any:
+        """Return the project, opened once: its caches are asked for hundreds of results in turn."""
+        if root not in self._repos:
             with _repo(root) as repo:
-                self._stores[root] = repo.cache.local
-        return _is_cached(self._stores[root], hashes)
+                self._repos[root] = repo
+        return self._repos[root]
 
     def add(self, root: Path, paths: Mapping[str, Path]) -> Hashes:
         """Put files and folders into the cache and return their hashes under the same names."""
@@ -174,6 +177,8 @@ class _Survey:
         self.loaded: dict[str, Any] = {}
         self.facts: dict[str, StageFacts] = {}
         self.makers: dict[str, str] | None = None
+        self.hashed: dict[str, Any] = {}
+        self.values: dict[str, dict[str, Any]] = {}
 
     def of(self, names: Sequence[str]) -> dict[str, StageFacts]:
         self.makers = {out.def_path: n for n in self.stages for out in self._load(n).outs}
@@ -215,7 +220,7 @@ class _Survey:
         for dep in stage.deps:
             maker = upstream.get(dep.def_path)
             if maker is None:
-                dep.save()
+                self._hash(dep)
                 continue
             hashed = (self.facts[maker].outputs or {}).get(dep.def_path)
             dep.clear()
@@ -225,6 +230,36 @@ class _Survey:
         for out in stage.outs:
             out.clear()
         return _plain(to_single_stage_lockfile(stage))
+
+    def _hash(self, dep: Any) -> None:
+        """Give an input its hash: that of the same file in another stage, where there is one."""
+        from dvc.dependency.param import ParamsDependency
+
+        if isinstance(dep, ParamsDependency):
+            values = self._values(dep)
+            if dep.params and values.keys() >= set(dep.params):
+                dep.fill_values(values)
+                return
+        elif dep.fs_path in self.hashed and dep.hash_name == "md5":
+            dep.hash_info, dep.meta = self.hashed[dep.fs_path]
+            return
+        dep.save()
+        if dep.hash_name == "md5":
+            self.hashed[dep.fs_path] = (dep.hash_info, dep.meta)
+
+    def _values(self, dep: Any) -> dict[str, Any]:
+        """Return what any stage wants of a params file: DVC reads it anew for each of them."""
+        if dep.fs_path not in self.values:
+            wanted = {
+                param
+                for stage in self.loaded.values()
+                for other in stage.deps
+                if other.fs_path == dep.fs_path
+                for param in getattr(other, "params", ())
+            }
+            everything = type(dep)(dep.stage, dep.def_path, sorted(wanted), dep.repo)
+            self.values[dep.fs_path] = everything.read_params()
+        return self.values[dep.fs_path]
 
     def _find(self, key: str, locked: Mapping[str, Any] | None) -> Hashes | None:
         """Return the result that `dvc repro` would end up with, if it need not run anything."""
