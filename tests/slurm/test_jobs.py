@@ -25,7 +25,8 @@ from pipeline.ports import QueueState
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
-URGENT = "import time; time.sleep(1)"
+KILLS, CLIENTS = (20, 40) if os.environ.get("ASL_LONG_TESTS") else (6, 12)
+"""tests/pipeline does the same more often on a fake cluster, in less time."""
 
 
 @pytest.fixture
@@ -360,7 +361,7 @@ def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_m
     lab.submit("--all")
     whole = time.monotonic() - started
     interrupted = 0
-    for kill in range(20):
+    for kill in range(KILLS):
         lab.cluster.clear()
         lab.first_id = 1 + max(int(job.job_id.partition("_")[0]) for job in lab.queue())
         lab.edit("params.yaml", f"train: {8 + kill}", f"train: {9 + kill}")  # all of it is new
@@ -374,13 +375,13 @@ def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_m
         assert sorted(live.values()) == [1, 1, 1], (kill, lab.queue())
         reports = lab.reports().values()
         assert {report.verdict for report in reports} == {Verdict.ACTIVE}
-    assert interrupted > 10
+    assert interrupted > KILLS / 2
 
 
 @pytest.mark.timeout(900)
-def test_forty_clients_at_once_submit_one_job(held: Lab) -> None:
+def test_many_clients_at_once_submit_one_job(held: Lab) -> None:
     lab = held
-    clients = [lab.start("asl-pipe", "submit", "--stage", "prepare") for _ in range(40)]
+    clients = [lab.start("asl-pipe", "submit", "--stage", "prepare") for _ in range(CLIENTS)]
     said = [client.communicate(timeout=800)[0] for client in clients]
     # whoever has waited a minute for the others says so and asks to be called again
     assert {client.returncode for client in clients} <= {0, 75}, said
