@@ -156,6 +156,7 @@ class Site:
         self.root, self._call = root, call
         self.cluster = FakeCluster(root.parent / "cluster")
         self.cache = DvcCache()
+        self.patience = IMPATIENT
 
     @property
     def project(self) -> Project:
@@ -163,7 +164,7 @@ class Site:
 
     @property
     def services(self) -> Services:
-        return Services(self.cache, self.cluster, Git(), IMPATIENT)
+        return Services(self.cache, self.cluster, Git(), self.patience)
 
     def stub(self, **orders: Any) -> None:
         """Say what stages do from now on, see stub_stages.py."""
@@ -185,7 +186,7 @@ class Site:
 
     def reports(self) -> dict[str, JobReport]:
         """Return the newest job of each run, by its name."""
-        found = job_reports(self.root, self.cluster, self.cache, patience=IMPATIENT)
+        found = job_reports(self.root, self.cluster, self.cache, patience=self.patience)
         return {report.job.name: report for report in found}
 
     def verdict(self, name: str) -> Verdict:
