@@ -19,7 +19,7 @@ suite: tiny
 title: Tiny
 scale: reduced
 tables: []
-datasets: {{icons: {{source: icons, train: 12, test: 5, image_size: 32}}}}
+datasets: {{icons: {{source: icons, train: 16, test: 5, image_size: 32}}}}
 experiments:
   asl:
     method: asl
@@ -31,7 +31,7 @@ experiments:
     lr: 1.0e-3
     precision: fp32
 linprobe:
-  asl: {{dataset: icons, epochs: 2, batch_size: 4, lr: 1.0, warmup_epochs: 0, augment: false}}
+  asl: {{dataset: icons, epochs: 2, batch_size: 8, lr: 1.0, warmup_epochs: 0, augment: false}}
 finetune: {{}}
 detect: {{}}
 segment: {{}}
@@ -80,7 +80,7 @@ def test_processes_on_two_nodes_have_the_losses_of_one(lab: Lab) -> None:
         lab.wait(lambda: not lab.live(), "pretrain@asl", 300)
         lab.wait_for("pretrain@asl", Verdict.SUCCEEDED, 10)
         curves[nodes * tasks] = lab.losses("pretrain@asl")
-    assert len(curves[1]) == 30
+    assert len(curves[1]) == 40
     for processes in (2, 4):
         assert curves[processes] == pytest.approx(curves[1], rel=1e-5)
     lab.ask("linprobe", nodes=2, tasks_per_node=2)
