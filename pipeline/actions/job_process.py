@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def exit_code_of(error: BaseException | None) -> int:
             return FAILED
 
 
-class JobProcess:
+class JobProcess(ABC):
     """One process of a job.
 
     Args:
@@ -158,9 +159,9 @@ class JobProcess:
 
         return function if self.place.world_size == 1 else call
 
+    @abstractmethod
     def is_being_stopped(self) -> bool:
         """Say whether the job's processes are ending because of a signal."""
-        raise NotImplementedError
 
     def soon(self, condition: Callable[[], bool]) -> bool:
         """Say whether a condition holds within a few seconds."""
