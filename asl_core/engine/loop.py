@@ -35,8 +35,11 @@ logger = logging.getLogger(__name__)
 class StepLoader(Protocol):
     """Gives the micro-batches of every optimiser step from any step on."""
 
-    steps_per_epoch: int
-    total_steps: int
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def total_steps(self) -> int: ...
 
     def iterate(self, start_step: int) -> Iterator[list[Any]]: ...
 

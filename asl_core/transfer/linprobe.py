@@ -1,5 +1,8 @@
 """Linear probing by MAE's protocol: frozen encoder, BatchNorm without affine, a Linear, LARS."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader
+from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import collate_labelled, normalise, train_crop_transform
 from asl_core.engine.loop import RunContext, fit
@@ -18,6 +22,7 @@ from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.transfer import LinearProbe
+from asl_core.transfer.batch_norm import refuse_single_images
 from asl_core.transfer.classification import Predictions, gather_predictions
 from asl_core.transfer.features import FeatureBatch, extract_features, labelled_dataset, pool
 
@@ -77,17 +82,35 @@ class ImageProbe(nn.Module):
         """Nothing follows a step."""
 
 
-class _CachedFeatures:
-    """Features as a dataset, one row a sample."""
+@dataclass(frozen=True)
+class FeatureLoader:
+    """Micro-batches of features that are in memory, in the order of a `TrainingLoader`.
 
-    def __init__(self, features: FeatureBatch) -> None:
-        self.features = features
+    Attributes:
+        rows: Features of the whole training split, row i that of sample i.
+        plan: Which samples when.
+    """
 
-    def __len__(self) -> int:
-        return len(self.features.labels)
+    rows: FeatureBatch
+    plan: StepPlan
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(tensor[index] for tensor in self.features)  # type: ignore[return-value]
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        return self.plan.total_steps
+
+    def iterate(self, start_step: int) -> Iterator[list[FeatureBatch]]:
+        micro_batches = self.plan.micro_batches(start_step)
+        for _ in range(start_step, self.total_steps):
+            draws = islice(micro_batches, self.plan.micro_batches_per_step)
+            yield [self._rows_of([index for _, index in part]) for part in draws]
+
+    def _rows_of(self, indices: list[int]) -> FeatureBatch:
+        # one read for the batch: sample by sample takes longer than the probe's whole step
+        return FeatureBatch(*(tensor[indices] for tensor in self.rows))
 
 
 def linprobe(
@@ -96,8 +119,11 @@ def linprobe(
     """Train a probe and predict the test split.
 
     Raises:
-        InputError: No encoder, no labels, or a batch larger than the training split.
+        InputError: No encoder, no labels, a batch larger than the training split, or a forward
+            pass of one image.
     """
+    micro_batch_size = context.resources.micro_batch_size
+    refuse_single_images("the linear probe", recipe.batch_size, micro_batch_size)
     encoder = load_encoder(encoder_folder, image_size=recipe.image_size)
     train = labelled_dataset(dataset_folder, "train")
     with seeded_globals(derive_seed(recipe.seed, "init")):
@@ -128,7 +154,13 @@ def _fit_on_images(
     context: RunContext,
 ) -> None:
     transform = train_crop_transform(encoder.vit.image_size, recipe.crop_scale_min, recipe.flip)
-    loader = _loader(recipe, train, transform, collate_labelled, context)
+    loader = TrainingLoader(
+        train,
+        transform,
+        collate_labelled,
+        num_workers=context.resources.num_workers,
+        **_split(recipe, context),
+    )
     mean, std = train.manifest.mean, train.manifest.std
     probe = ImageProbe(encoder, head, recipe.pooling, mean, std)
     fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
@@ -152,8 +184,8 @@ def _fit_on_features(
     shares = distributed.gather_objects(share)
     rows = FeatureBatch(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
     order = torch.argsort(rows.indices)
-    cached = _CachedFeatures(FeatureBatch(*(tensor[order] for tensor in rows)))
-    loader = _loader(recipe, cached, _identity, _collate_features, context)
+    plan = StepPlan(range(len(order)), **_split(recipe, context))
+    loader = FeatureLoader(FeatureBatch(*(tensor[order] for tensor in rows)), plan)
     probe = FeatureProbe(head)
     fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
 
@@ -162,26 +194,13 @@ def _groups(probe: nn.Module, recipe: LinearProbe) -> list[dict[str, Any]]:
     return lars_groups(probe) if recipe.optimizer == "lars" else no_decay_groups(probe, recipe)
 
 
-def _loader(
-    recipe: LinearProbe, dataset: Any, transform: Any, collate: Any, context: RunContext
-) -> TrainingLoader:
-    return TrainingLoader(
-        dataset,
-        transform,
-        collate,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=context.resources.micro_batch_size,
-        num_workers=context.resources.num_workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-
-
-def _identity(item: Any) -> Any:
-    return item
-
-
-def _collate_features(items: list[tuple[Tensor, Tensor, Tensor]]) -> FeatureBatch:
-    return FeatureBatch(*(torch.stack(column) for column in zip(*items, strict=True)))
+def _split(recipe: LinearProbe, context: RunContext) -> dict[str, Any]:
+    """Return how steps, micro-batches and processes share the data."""
+    return {
+        "seed": recipe.seed,
+        "batch_size": recipe.batch_size,
+        "epochs": recipe.epochs,
+        "micro_batch_size": context.resources.micro_batch_size,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+    }

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from asl_core.data.loaders import TrainingLoader
+from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import Journal
@@ -18,9 +20,9 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import Predictions
-from asl_core.transfer.features import extract_features, pool
+from asl_core.transfer.features import FeatureBatch, extract_features, pool
 from asl_core.transfer.finetune import Classifier, finetune
-from asl_core.transfer.linprobe import ImageProbe, ProbeHead, linprobe
+from asl_core.transfer.linprobe import FeatureLoader, ImageProbe, ProbeHead, linprobe
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
@@ -177,3 +179,26 @@ def test_probe_of_a_missing_encoder_says_so(
 ) -> None:
     with pytest.raises(InputError, match=r"no encoder in .*train it"):
         linprobe(probe_recipe(), tmp_path / "absent", icons, context)
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(1, None), (16, 1), (16, 5)])
+def test_probe_refuses_a_forward_pass_of_one_image(
+    icons: Path, encoder_folder: Path, context: RunContext, batch: int, micro: int | None
+) -> None:
+    context = dataclasses.replace(
+        context, resources=Resources(device="cpu", micro_batch_size=micro)
+    )
+    with pytest.raises(InputError, match=r"linear probe needs 2 images .*processes 1"):
+        linprobe(probe_recipe(batch_size=batch), encoder_folder, icons, context)
+
+
+def test_features_come_in_the_order_in_which_images_would() -> None:
+    numbers = torch.arange(22)
+    rows = FeatureBatch(numbers[:, None] * 2.0, numbers % 3, numbers)
+    split = {"seed": 4, "batch_size": 8, "epochs": 3, "rank": 1, "world_size": 2}
+    features = FeatureLoader(rows, StepPlan(range(22), micro_batch_size=3, **split))
+    images = TrainingLoader(range(22), int, torch.tensor, micro_batch_size=3, **split)
+    assert features.total_steps == images.total_steps == 6
+    for one, other in zip(features.iterate(1), images.iterate(1), strict=True):
+        assert [part.indices.tolist() for part in one] == [part.tolist() for part in other]
+        assert all(torch.equal(part.features[:, 0], part.indices * 2.0) for part in one)

@@ -15,6 +15,7 @@ from asl_core.errors import InputError
 from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.transfer import Segmentation
+from asl_core.transfer.batch_norm import refuse_single_images
 from asl_core.transfer.segmentation.augment import TrainingCrop, collate_segmentation
 from asl_core.transfer.segmentation.model import Segmenter
 
@@ -99,12 +100,5 @@ def check_recipe(
         raise InputError(
             f"slide_stride must be in 1 to crop_size {recipe.crop_size}, got {recipe.slide_stride}"
         )
-    share = recipe.batch_size // distributed.world_size()
-    micro = min(micro_batch_size or share, share)
-    smallest = share % micro or micro
-    if smallest == 1 and not across_processes:
-        raise InputError(
-            "segmentation needs 2 images or more in each forward pass for BatchNorm, got one of 1 "
-            f"(batch_size {recipe.batch_size}, processes {distributed.world_size()}, "
-            f"micro_batch_size {micro_batch_size}); choose a larger or a dividing size"
-        )
+    if not across_processes:
+        refuse_single_images("segmentation", recipe.batch_size, micro_batch_size)
