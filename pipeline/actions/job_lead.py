@@ -36,6 +36,7 @@ from pipeline.jobs.documents import Document, Hashes, hashes_of
 from pipeline.jobs.fence import Fence, SupersededError
 from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.layout import JobPaths, OutputPaths, RecordPaths
+from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import ProgressReader
 from pipeline.jobs.record import write_json
 from pipeline.jobs.reporter import Reporter, as_fields
@@ -125,6 +126,7 @@ class Lead(JobProcess):
             logger.info("%s: the result is there already", self.job.name)
             self._tell_peers(fingerprint, done=True)
             return self._succeeded(found)
+        self._refuse_company(self.work)
         if self.work.folder != paths.folder:
             self._fence(self.work.fence)
         self._lay_out_inputs(document)
@@ -147,6 +149,16 @@ class Lead(JobProcess):
     def _fence(self, file: Path) -> None:
         give_way(file, self.paths, self.services)
         self.fences.append(Fence.put_up(file, self.paths, self.attempt.number, self.place.restart))
+
+    def _refuse_company(self, work: JobPaths) -> None:
+        """Raise JobFailure when `dvc repro` makes the same run: they would share checkpoints."""
+        services = self.services
+        host = host_of_local_run(work, services.clock(), services.patience.silence_s)
+        if host is not None:
+            raise JobFailure(
+                f"{self.job.name}: `dvc repro` makes it on {host} just now; once that has ended "
+                "its result is there, or submit it again to go on from its checkpoint"
+            )
 
     def _lay_out_inputs(self, document: Document) -> None:
         """Link what the stage reads from DVC's cache, anew for each start."""

@@ -4,6 +4,8 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from pipeline.errors import UserError
+
 # The pipeline itself rewrites these while it runs; they are no part of the code.
 NOT_CODE = (":(exclude,glob)**/dvc.lock", ":(exclude,glob)**/runs/**")
 
@@ -24,24 +26,47 @@ class Git:
         return tags
 
     def fingerprints(self, root: Path) -> set[str]:
-        """Return the fingerprints in the results that branches, tags and the working tree have."""
-        refs = (_git(root, "for-each-ref", "--format=%(objectname)") or b"").decode().split()
+        """Return the fingerprints in the results that branches, tags and the working tree have.
+
+        Raises:
+            UserError: There is no git or no repository: nobody says which results are in use.
+        """
+        refs = _asked(root, "for-each-ref", "--format=%(objectname)").decode().split()
         found: set[str] = set()
         for places in ([], *([ref] for ref in dict.fromkeys(refs))):
             untracked = [] if places else ["--untracked"]
-            lines = _git(
+            lines = _asked(
                 root, "grep", "-h", "-o", "-E", *untracked, _FINGERPRINT, *places, "--", "*.json"
             )
-            found |= {line.split(b'"')[-2].decode() for line in (lines or b"").splitlines()}
+            found |= {line.split(b'"')[-2].decode() for line in lines.splitlines()}
         return found
 
 
 _FINGERPRINT = '"fingerprint": *"[0-9a-f]{64}"'
+_NOTHING_FOUND = 1
+"""Exit code of `git grep`."""
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
+    """Return what git prints, None where it cannot say."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
+        done = _run(root, arguments)
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def _asked(root: Path, *arguments: str) -> bytes:
+    """Return what git prints; that it finds nothing is an answer, that it fails is none."""
+    try:
+        done = _run(root, arguments)
+    except OSError as error:
+        raise UserError(f"git: {error.strerror}; it has to say which results are in use") from None
+    if done.returncode not in (0, _NOTHING_FOUND):
+        said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        raise UserError(f"git in {root}: {said}; it has to say which results are in use")
+    return done.stdout
+
+
+def _run(root: Path, arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)

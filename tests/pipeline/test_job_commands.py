@@ -303,6 +303,15 @@ def test_gc_keeps_what_a_commit_refers_to(site: Any, say: Say) -> None:
     assert state["fingerprint"] == kept
 
 
+def test_gc_deletes_nothing_where_git_cannot_say_what_is_in_use(site: Any, say: Say) -> None:
+    say("submit", "--all")
+    site.run()
+    (site.root / ".git/HEAD").write_text("nonsense\n")
+    before = {*(site.root / ".asl/jobs").iterdir()}
+    assert "it has to say which results are in use" in say("gc", "--days", "0", code=2)
+    assert {*(site.root / ".asl/jobs").iterdir()} == before
+
+
 def make_old(folder: Path) -> None:
     """Let a folder be as it was left two days ago."""
     then = time.time() - 2 * 86400

@@ -1,5 +1,6 @@
 """One live job per run, whoever submits it, however often, and whenever a client dies."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,18 +288,37 @@ with open(sys.argv[1], "w") as lock:
 """
 
 
-def test_a_run_that_a_local_process_makes_is_not_submitted_beside_it(site) -> None:
-    work = JobPaths.of(site.root / ".asl", site.plan("prepare").fingerprint_of("prepare@icons"))
-    work.folder.mkdir(parents=True)
+@contextlib.contextmanager
+def local_run(site, name: str) -> Iterator[None]:
+    """Hold the lock of a run as `dvc repro` does while it makes it."""
+    work = JobPaths.of(site.root / ".asl", site.plan().fingerprint_of(name))
+    work.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", HOLD, str(work.lock)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         try:
-            done = site.submit("prepare")["prepare@icons"]
-            assert done.outcome is Outcome.WAITING
-            assert done.detail == f"runs in a local process on {socket.gethostname()}"
+            yield
         finally:
             holder.kill()
+
+
+def test_a_run_that_a_local_process_makes_is_not_submitted_beside_it(site) -> None:
+    with local_run(site, "prepare@icons"):
+        done = site.submit("prepare")["prepare@icons"]
+        assert done.outcome is Outcome.WAITING
+        assert done.detail == f"runs in a local process on {socket.gethostname()}"
     assert site.cluster.all() == []
     assert site.submit("prepare")["prepare@icons"].outcome is Outcome.SUBMITTED
+
+
+def test_a_job_does_not_work_beside_a_local_process_on_the_same_run(site) -> None:
+    site.submit("prepare")
+    with local_run(site, "prepare@icons"):
+        site.run()
+    report = site.reports()["prepare@icons"]
+    assert report.verdict is Verdict.FAILED
+    assert f"makes it on {socket.gethostname()} just now" in report.finding.detail
+    site.submit("prepare")
+    site.run()
+    assert site.reports()["prepare@icons"].verdict is Verdict.SUCCEEDED
