@@ -115,13 +115,32 @@ def site_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def stub_project(site_template: Path, tmp_path: Path) -> Path:
-    """Return a project whose stages add numbers up instead of training."""
-    root = tmp_path / "project"
+@pytest.fixture(scope="session")
+def stub_template(site_template: Path) -> Path:
+    """Make a project once whose stages add numbers up instead of training."""
+    root = site_template.with_name("stub")
     shutil.copytree(site_template, root)
     for stage in ("prepare", "pretrain", "linprobe"):
         shutil.copy(STUB, root / "pipeline/stages" / f"{stage}.py")
-    with (root / ".dvc/config").open("a") as file:
-        file.write(f"    site_cache_dir = {tmp_path / 'site'}\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def copy_project() -> Callable[[Path, Path], Path]:
+    """Copy a project; DVC's database of file hashes is the copy's own."""
+
+    def copy(template: Path, root: Path) -> Path:
+        shutil.copytree(template, root)
+        with (root / ".dvc/config").open("a") as file:
+            file.write(f"    site_cache_dir = {root.with_name(f'{root.name}-site')}\n")
+        return root
+
+    return copy
+
+
+@pytest.fixture
+def stub_project(
+    stub_template: Path, copy_project: Callable[[Path, Path], Path], tmp_path: Path
+) -> Path:
+    """Return a project whose stages add numbers up instead of training."""
+    return copy_project(stub_template, tmp_path / "project")

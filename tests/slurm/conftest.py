@@ -57,6 +57,8 @@ def in_use(cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNo
     """Let the commands of one test find the cluster, and leave it empty."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
+    # the same lines are measured in tests/pipeline: here it would only slow hundreds of processes
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     yield cluster
     cluster.clear()
 

@@ -5,11 +5,13 @@ DVC, Slurm and all processes are real; stages add numbers up. Only faults are in
 
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -35,13 +37,31 @@ def lab(stub_project: Path, cluster: TwoNodes) -> Lab:
     return Lab(stub_project, cluster)
 
 
+@pytest.fixture(scope="module")
+def prepared_template(stub_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a project with stub stages and its data once, without Slurm."""
+    root = tmp_path_factory.mktemp("prepared") / "template"
+    shutil.copytree(stub_template, root)
+    here = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(root),
+        "DVC_SITE_CACHE_DIR": str(root.with_name("site")),
+    }
+    command = ["dvc", "repro", "-q", "prepare@icons"]
+    subprocess.run(command, cwd=root, env=os.environ | here, check=True)
+    shutil.rmtree(root / ".asl")
+    return root
+
+
 @pytest.fixture
-def prepared(lab: Lab) -> Lab:
-    """The same, its data in the workspace."""
-    lab.submit("--stage", "prepare")
-    lab.wait_for("prepare@icons", Verdict.SUCCEEDED)
-    lab.adopt("prepare@icons")
-    return lab
+def prepared(
+    prepared_template: Path,
+    copy_project: Callable[[Path, Path], Path],
+    tmp_path: Path,
+    cluster: TwoNodes,
+) -> Lab:
+    """The same on the cluster without accounting."""
+    return Lab(copy_project(prepared_template, tmp_path / "project"), cluster)
 
 
 def processes_of_session(session: int) -> list[psutil.Process]:
@@ -296,7 +316,7 @@ def test_an_error_of_sbatch_makes_no_second_job(prepared: Lab) -> None:
     fake.unlink()
     lab.wait_for("pretrain@asl", Verdict.SUCCEEDED)
     assert "done" in lab.submit("--stage", "pretrain")
-    assert len(lab.queue()) == 2
+    assert len(lab.queue()) == 1
     assert lab.encoder() == sum_after(7)
 
 
@@ -312,7 +332,7 @@ def test_a_queue_that_does_not_answer_is_said_and_nothing_follows_from_it(prepar
     fake.unlink()
     assert lab.reports()["pretrain@asl"].verdict is Verdict.ACTIVE
     assert len(lab.live()) == 1
-    assert len(lab.queue()) == 2
+    assert len(lab.queue()) == 1
 
 
 def test_dvc_waits_for_a_job_or_leaves_it_alone(prepared: Lab) -> None:
@@ -340,7 +360,7 @@ def test_dvc_waits_for_a_job_or_leaves_it_alone(prepared: Lab) -> None:
     path = lab.root / "runs/pretrain/asl/encoder.safetensors"
     assert path.read_text() == sum_after(200)
     assert "up to date" in lab.say("dvc", "status", "pretrain@asl")
-    assert len(lab.queue()) == 2
+    assert len(lab.queue()) == 1
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,14 @@ analyze: {{}}
 
 
 @pytest.fixture
-def lab(site_template: Path, tmp_path: Path, cluster: TwoNodes) -> Lab:
+def lab(
+    site_template: Path,
+    copy_project: Callable[[Path, Path], Path],
+    tmp_path: Path,
+    cluster: TwoNodes,
+) -> Lab:
     """A project with the stages as they are, its data in the workspace."""
-    root = tmp_path / "project"
-    shutil.copytree(site_template, root)
-    with (root / ".dvc/config").open("a") as file:
-        file.write(f"    site_cache_dir = {tmp_path / 'site'}\n")
+    root = copy_project(site_template, tmp_path / "project")
     (root / "params.yaml").write_text(PARAMS.format(epochs=10))
     return Lab(root, cluster)
 
