@@ -11,6 +11,7 @@ import typer
 
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from pipeline.commands.cancel import cancel
+from pipeline.commands.compare import compare
 from pipeline.commands.doctor import doctor
 from pipeline.commands.export_encoder import export_encoder
 from pipeline.commands.gc import gc
@@ -22,6 +23,7 @@ from pipeline.commands.status import status
 from pipeline.commands.submit import submit
 from pipeline.commands.sync import sync
 from pipeline.commands.tables import tables
+from pipeline.commands.trace import trace
 from pipeline.commands.ui import ui
 from pipeline.commands.validate import validate
 from pipeline.errors import AslPipeError
@@ -49,8 +51,8 @@ app = typer.Typer(
     ),
 )
 for command in (
-    run, plan, submit, status, logs, cancel, tables, ui, sync, gc, import_encoder, export_encoder,
-    validate, doctor,
+    run, plan, submit, status, logs, cancel, tables, compare, trace, ui, sync, gc, import_encoder,
+    export_encoder, validate, doctor,
 ):  # fmt: skip
     app.command()(command)
 

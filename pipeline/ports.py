@@ -110,6 +110,10 @@ class ResultCache(Protocol):
         """Put files and folders into the cache and return their hashes under the same names."""
         ...
 
+    def digest(self, root: Path, path: Path) -> str | None:
+        """Hash a file or folder anew, whatever is remembered of it; None where there is none."""
+        ...
+
     def link(self, root: Path, hashes: Hashes, target: Path) -> None:
         """Lay files and folders out under `target`, at their paths, from the cache."""
         ...

@@ -83,6 +83,14 @@ class Classifier(nn.Module):
         return encoder_layer_matcher(r"encoder\.")
 
 
+def build_classifier(recipe: FineTune, encoder_folder: Path, train: PackedDataset) -> Classifier:
+    """Return the classifier of a training split's classes, as training begins with it."""
+    encoder = load_encoder(encoder_folder, image_size=recipe.image_size, drop_path=recipe.drop_path)
+    mean, std = train.manifest.mean, train.manifest.std
+    with seeded_globals(derive_seed(recipe.seed, "init")):
+        return Classifier(encoder, train.num_classes, recipe, mean, std)
+
+
 def finetune(
     recipe: FineTune, encoder_folder: Path, dataset_folder: Path, context: RunContext
 ) -> tuple[Classifier, Predictions]:
@@ -92,18 +100,15 @@ def finetune(
         InputError: No encoder, no labels, or a batch larger than the training split.
     """
     train = labelled_dataset(dataset_folder, "train")
-    encoder = load_encoder(encoder_folder, image_size=recipe.image_size, drop_path=recipe.drop_path)
-    mean, std = train.manifest.mean, train.manifest.std
-    with seeded_globals(derive_seed(recipe.seed, "init")):
-        model = Classifier(encoder, train.num_classes, recipe, mean, std)
+    model = build_classifier(recipe, encoder_folder, train)
     loader = TrainingLoader(
         train,
         finetune_transform(
-            encoder.vit.image_size,
+            model.encoder.vit.image_size,
             recipe.rand_augment,
             recipe.random_erasing,
-            mean=mean,
-            std=std,
+            mean=train.manifest.mean,
+            std=train.manifest.std,
             scale_min=recipe.crop_scale_min,
             flip=recipe.flip,
         ),

@@ -21,6 +21,7 @@ from asl_core.modules.encoder import Encoder, load_encoder
 from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.normalisation import Rgb
+from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.batch_norm import refuse_single_images
 from asl_core.transfer.classification import Predictions, gather_predictions
@@ -132,18 +133,27 @@ def linprobe(
         _fit_on_images(recipe, encoder, head, train, context)
     else:
         _fit_on_features(recipe, encoder, head, train, context)
-    test = labelled_dataset(dataset_folder, "test")
+    return head, evaluate_probe(head, encoder, recipe, dataset_folder, context.resources)
+
+
+@torch.no_grad()
+def evaluate_probe(
+    head: ProbeHead,
+    encoder: Encoder,
+    recipe: LinearProbe,
+    dataset_folder: Path,
+    resources: Resources,
+) -> Predictions:
+    """Predict the test split."""
     features = extract_features(
         encoder,
-        test,
+        labelled_dataset(dataset_folder, "test"),
         pooling=recipe.pooling,
         precision=recipe.precision,
-        resources=context.resources,
+        resources=resources,
     )
-    head.cpu().eval()
-    with torch.no_grad():
-        logits = head(features.features)
-    return head, gather_predictions(features.indices, features.labels, logits)
+    logits = head.cpu().eval()(features.features)
+    return gather_predictions(features.indices, features.labels, logits)
 
 
 def _fit_on_images(

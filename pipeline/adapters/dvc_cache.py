@@ -8,6 +8,7 @@ filed through DVC's commands instead (`dvc_command`).
 import copy
 import logging
 import os
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,23 @@ class DvcCache:
         """Put files and folders into the cache and return their hashes under the same names."""
         with _repo(root) as repo:
             return {name: _put(repo, path, path) for name, path in paths.items()}
+
+    def digest(self, root: Path, path: Path) -> str | None:
+        """Hash a file or folder anew as DVC does, whatever it remembers; None where there is none.
+
+        DVC itself takes a file for unchanged whose size, inode and time are.
+        """
+        from dvc_data.hashfile.build import build
+        from dvc_data.hashfile.db import HashFileDB
+        from dvc_objects.fs.local import localfs
+
+        if not path.exists():
+            return None
+        ignore: Any = self._opened(root).dvcignore
+        with tempfile.TemporaryDirectory() as empty:
+            forgetful = HashFileDB(localfs, empty)
+            _, _, built = build(forgetful, str(path), localfs, "md5", ignore=ignore, dry_run=True)
+        return built.hash_info.value
 
     def link(self, root: Path, hashes: Hashes, target: Path) -> None:
         """Lay files and folders out under `target`; linked where the filesystem can.

@@ -1,4 +1,4 @@
-"""What a stage is given, and what it must give back."""
+"""What a stage is given, what it must give back, and what is left of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,3 +42,28 @@ class StageRequest:
 
 StageFunction = Callable[[StageRequest], dict[str, float]]
 """Writes into `out` and returns the metrics by the field's names."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a stage run left, and what it was made from.
+
+    Attributes:
+        stage: `linprobe`.
+        recipe: As the stage had it.
+        folder: Its outputs.
+        encoder: Of its experiment; for `pretrain` absent.
+        dataset: The prepared data.
+        resources: Device, threads, workers of the evaluation.
+    """
+
+    stage: str
+    recipe: Any
+    folder: Path
+    encoder: Path | None
+    dataset: Path
+    resources: Resources
+
+
+Reevaluation = Callable[[StoredRun], dict[str, float]]
+"""Computes a stage's metrics again from what it left."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from asl_core.engine.records import Record, points_of, read_records
 from pipeline.tables.collect import StageResult, Suite
@@ -23,25 +22,25 @@ class Origin:
     attempts: int
     peak_memory_gib: float | None
     """Largest resident memory of the process and its children that the run logged."""
+    tags: Mapping[str, str]
+    """What else the journal says, the last word of each."""
 
 
 def origins(suite: Suite) -> list[Origin]:
     """Return the origin of every result that exists, stage by stage."""
-    return [
-        _origin(result, suite.run_folder(result.stage, result.key) / "journal")
-        for result in suite.results.values()
-        if result.state != "missing"
-    ]
+    return [origin(suite, result) for result in suite.results.values() if result.state != "missing"]
 
 
-def _origin(result: StageResult, journal: Path) -> Origin:
+def origin(suite: Suite, result: StageResult) -> Origin:
+    """Return the origin of one result; what its journal does not say stays empty."""
+    journal = suite.run_folder(result.stage, result.key) / "journal"
     records = read_records(journal) if journal.is_dir() else []
     tags: dict[str, str] = {}
     for record in records:
         if record.kind == "tags":
-            tags |= record.body["values"]
-    commit = str(tags.get("git.commit", ""))[:8]
-    dirty = str(tags.get("git.dirty", "")) == "true"
+            tags |= {name: str(value) for name, value in record.body["values"].items()}
+    commit = tags.get("git.commit", "")[:8]
+    dirty = tags.get("git.dirty") == "true"
     attempts = {record.attempt for record in records}
     return Origin(
         result=result,
@@ -55,6 +54,7 @@ def _origin(result: StageResult, journal: Path) -> Origin:
         seconds=sum(_duration(records, attempt) for attempt in attempts) if attempts else None,
         attempts=len(attempts),
         peak_memory_gib=_peak_memory(records),
+        tags=tags,
     )
 
 

@@ -19,7 +19,8 @@ from asl_core.recipes.transfer import Segmentation
 from asl_core.transfer.segmentation.evaluate import predict
 from asl_core.transfer.segmentation.train import check_recipe, semantic_dataset, train_segmenter
 from pipeline.stages import segment
-from pipeline.stages.request import StageRequest
+from pipeline.stages.reevaluate import reevaluate
+from pipeline.stages.request import StageRequest, StoredRun
 
 VIT = Vit(image_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2)
 RECIPE = Segmentation(
@@ -119,3 +120,5 @@ def test_stage_writes_weights_scores_and_pictures(
     assert "head.classifier.1.weight" in load_file(out / "segmenter.safetensors")
     by_class = json.loads((out / "classes.json").read_text())
     assert list(by_class)[:2] == ["background", "0"]
+    stored = StoredRun("segment", RECIPE, out, encoder, scenes, RESOURCES)
+    assert reevaluate(stored) == metrics

@@ -17,7 +17,8 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import Detection
 from pipeline.stages import detect
-from pipeline.stages.request import StageRequest
+from pipeline.stages.reevaluate import reevaluate
+from pipeline.stages.request import StageRequest, StoredRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 """pycocotools' masks do not know NumPy 2's copy keyword yet."""
@@ -61,6 +62,10 @@ def test_the_stage_returns_six_metrics_and_writes_weights_detections_and_a_pictu
     assert isinstance(json.loads((out / "detections.json").read_text()), list)
     assert safetensors.torch.load_file(out / "detector.safetensors")
     assert decode_image(str(out / "pictures/detections.png")).shape[0] >= 3
+    stored = StoredRun(
+        "detect", RECIPE, out, inputs["encoder"], inputs["dataset"], Resources(device="cpu")
+    )
+    assert reevaluate(stored) == metrics
 
 
 def test_drawing_shows_objects_where_they_are(inputs: dict[str, Path]) -> None:

@@ -33,6 +33,16 @@ def instance_dataset(folder: Path, split: str) -> PackedDataset:
     return dataset
 
 
+def build_detector(recipe: Detection, encoder_folder: Path, train: PackedDataset) -> MaskRcnn:
+    """Return the detector of a training split's classes, as training begins with it."""
+    encoder = load_encoder(encoder_folder, image_size=recipe.image_size, drop_path=recipe.drop_path)
+    manifest = train.manifest
+    with seeded_globals(derive_seed(recipe.seed, "init")):
+        return MaskRcnn(
+            encoder, len(manifest.thing_classes or ()), recipe, manifest.mean, manifest.std
+        )
+
+
 def train_detector(
     recipe: Detection, encoder_folder: Path, dataset_folder: Path, context: RunContext
 ) -> MaskRcnn:
@@ -43,15 +53,7 @@ def train_detector(
             larger than the training split.
     """
     train = instance_dataset(dataset_folder, "train")
-    encoder = load_encoder(encoder_folder, image_size=recipe.image_size, drop_path=recipe.drop_path)
-    with seeded_globals(derive_seed(recipe.seed, "init")):
-        model = MaskRcnn(
-            encoder,
-            len(train.manifest.thing_classes or ()),
-            recipe,
-            train.manifest.mean,
-            train.manifest.std,
-        )
+    model = build_detector(recipe, encoder_folder, train)
     if distributed.world_size() > 1 and pick_device(context.resources).type == "cuda":
         model = synchronise_batch_norm(model)
     loader = TrainingLoader(

@@ -35,6 +35,16 @@ def semantic_dataset(folder: Path, split: str) -> PackedDataset:
     return dataset
 
 
+def build_segmenter(recipe: Segmentation, encoder_folder: Path, train: PackedDataset) -> Segmenter:
+    """Return the segmenter of a training split's classes, as training begins with it."""
+    encoder = load_encoder(encoder_folder, image_size=recipe.crop_size, drop_path=recipe.drop_path)
+    manifest = train.manifest
+    with seeded_globals(derive_seed(recipe.seed, "init")):
+        return Segmenter(
+            encoder, len(manifest.semantic_classes or ()), recipe, manifest.mean, manifest.std
+        )
+
+
 def train_segmenter(
     recipe: Segmentation, encoder_folder: Path, dataset_folder: Path, context: RunContext
 ) -> Segmenter:
@@ -52,15 +62,7 @@ def train_segmenter(
         distributed.world_size() > 1 and pick_device(context.resources).type == "cuda"
     )
     check_recipe(recipe, context.resources.micro_batch_size, across_processes)
-    encoder = load_encoder(encoder_folder, image_size=recipe.crop_size, drop_path=recipe.drop_path)
-    with seeded_globals(derive_seed(recipe.seed, "init")):
-        model = Segmenter(
-            encoder,
-            len(train.manifest.semantic_classes or ()),
-            recipe,
-            train.manifest.mean,
-            train.manifest.std,
-        )
+    model = build_segmenter(recipe, encoder_folder, train)
     if across_processes:
         # torch has synchronised BatchNorm for GPUs only
         model = cast(Segmenter, nn.SyncBatchNorm.convert_sync_batchnorm(model))

@@ -1,0 +1,62 @@
+"""asl-pipe trace."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def trace(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="A suite, or a table of the present suite.")
+    ],
+    row: Annotated[
+        str, typer.Argument(metavar="ROW", help="Name of a row, or of an experiment in it.")
+    ],
+    metric: Annotated[
+        str, typer.Argument(metavar="METRIC", help="lp_acc1, or the header of the column: LP.")
+    ],
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Compute the digests and, from the stored weights, the number again."
+        ),
+    ] = False,
+) -> None:
+    """Print where a table's number came from, run by run, back to data, code and machine.
+
+    With --verify every file behind it is hashed anew and compared with dvc.lock, and the number is
+    computed again from the stored weights; nothing is trained. Exit code 1 if something no longer
+    holds.
+
+    Example: asl-pipe trace demo ASL LP --verify
+    """
+    from pipeline.actions.trace import facts, headline
+    from pipeline.actions.trace import trace as trace_number
+    from pipeline.actions.trace import verify as check_again
+    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.project import find_project, suite_folders
+
+    here = find_project(Path.cwd(), None if _in_a_suite() else "demo")
+    project = find_project(Path.cwd(), table) if table in suite_folders(here.root) else here
+    suite, traced = trace_number(project, table, row, metric)
+    typer.echo(headline(traced))
+    for link in traced.links:
+        made = "" if link.value is not None else ", which made the encoder"
+        typer.echo(f"\n{link.name}{made}")
+        for kind, text in facts(suite, link, traced.metric):
+            typer.echo(f"  {kind:8} {text}")
+    if not verify:
+        return
+    typer.echo("\nverification")
+    holds = True
+    for check in check_again(project, suite, traced, DvcCache()):
+        holds &= check.holds
+        typer.echo(f"  {'ok' if check.holds else 'CHANGED':8} {check.what}: {check.detail}")
+    typer.echo("the number holds" if holds else "the number does not hold any more")
+    if not holds:
+        raise typer.Exit(1)
+
+
+def _in_a_suite() -> bool:
+    return Path("params.yaml").is_file()

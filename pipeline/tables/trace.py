@@ -1,0 +1,129 @@
+"""From a table's cell back to the runs behind its number. Reads only."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
+from pipeline.tables.cells import Cell, Heading, Line, ResultTable
+from pipeline.tables.collect import StageResult, Suite
+from pipeline.tables.paper import Paper
+from pipeline.tables.provenance import Origin, origin
+
+DATA, ENCODERS = "data/", "runs/pretrain/"
+
+
+@dataclass(frozen=True)
+class TracedCell:
+    """A number of a table, and all stage runs that it came from.
+
+    Attributes:
+        table: Where it stands.
+        line: Its row.
+        heading: Its column.
+        cell: Itself.
+        metric: Its name in the metrics files.
+        links: The runs, each before the one that made its encoder.
+    """
+
+    table: ResultTable
+    line: Line
+    heading: Heading
+    cell: Cell
+    metric: str
+    links: tuple["Link", ...]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One stage run of a chain.
+
+    Attributes:
+        origin: What is known of it.
+        folder: Its outputs.
+        metrics: Its metrics file.
+        value: Its share of the cell; None for a run that made an encoder.
+    """
+
+    origin: Origin
+    folder: Path
+    metrics: Path
+    value: float | None
+
+    @property
+    def result(self) -> StageResult:
+        return self.origin.result
+
+    @property
+    def name(self) -> str:
+        return f"{self.result.stage}@{self.result.key}"
+
+
+def trace_cell(
+    suite: Suite, paper: Paper, tables: Sequence[ResultTable], row: str, metric: str
+) -> TracedCell:
+    """Find a cell and follow it to the runs that it came from.
+
+    Args:
+        suite: Its results.
+        paper: The metrics.
+        tables: The suite's tables.
+        row: Name of a row as far as no other begins with it, or of an experiment in it.
+        metric: Name of a metric (`lp_acc1`), or the header of its column (`LP`).
+
+    Raises:
+        UserError: There is no such row or metric, or no run has left the number.
+    """
+    table, line = _find_line(tables, row)
+    name, heading, cell = _find_cell(paper, table, line, metric)
+    if not cell.counted:
+        makers = ", ".join(f"`{run.command}`" for run in cell.missing)
+        remedy = f"{makers} makes it" if makers else "this suite does not measure it"
+        raise UserError(f"{line.label}, {heading.header}: there is no number of ours; {remedy}")
+    links: dict[str, Link] = {}
+    for result, value in zip(cell.runs, cell.values, strict=True):
+        if value is not None:
+            for link in _follow(suite, result, value):
+                links.setdefault(link.name, link)
+    return TracedCell(table, line, heading, cell, name, tuple(links.values()))
+
+
+def _find_line(tables: Sequence[ResultTable], row: str) -> tuple[ResultTable, Line]:
+    lines = [(table, line) for table in tables for line in table.lines if line.keys]
+    wanted = row.casefold()
+    exact = [(t, line) for t, line in lines if wanted == line.label.casefold() or row in line.keys]
+    begun = [(t, line) for t, line in lines if line.label.casefold().startswith(wanted)]
+    if not exact and len({line.label for _, line in begun}) == 1:
+        exact = begun
+    if exact:
+        return exact[0]
+    names = [name for _, line in lines for name in (line.label, *line.keys)]
+    raise UserError(unknown_name("row", row, dict.fromkeys(names)))
+
+
+def _find_cell(
+    paper: Paper, table: ResultTable, line: Line, metric: str
+) -> tuple[str, Heading, Cell]:
+    names = {id(each): name for name, each in paper.metrics.items()}
+    columns = {
+        names[id(heading.metric)]: (heading, cell)
+        for heading, cell in zip(table.headings, line.cells, strict=True)
+    }
+    for name, (heading, cell) in columns.items():
+        if metric == name or metric.casefold() == heading.header.casefold():
+            return name, heading, cell
+    headers = [heading.header for heading, _ in columns.values()]
+    raise UserError(unknown_name("metric", metric, dict.fromkeys([*columns, *headers])))
+
+
+def _follow(suite: Suite, result: StageResult, value: float | None) -> Iterator[Link]:
+    stage, key = result.stage, result.key
+    yield Link(
+        origin(suite, result),
+        suite.run_folder(stage, key),
+        suite.folder / "runs" / stage / f"{key}.json",
+        value,
+    )
+    if stage != "pretrain" and ("pretrain", key) in suite.results:
+        yield from _follow(suite, suite.results["pretrain", key], None)
