@@ -38,8 +38,8 @@ class Optimisation:
     clip_grad: float | None = None
     """Largest global norm of the gradient; absent: no clipping."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast for the network, losses in float32. A CPU without bfloat16 instructions emulates
-    it, many times slower than fp32."""
+    """bf16: autocast for the network, losses in float32. A CPU without bfloat16 instructions
+    emulates them, many times slower than fp32."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("blr", 0), ("min_lr", 0),

@@ -1,4 +1,4 @@
-"""Writes one tracked run into MLflow, exactly once: the only module that imports mlflow."""
+"""Writes one tracked run into MLflow, exactly once."""
 
 import contextlib
 import dataclasses
@@ -22,6 +22,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from asl_core.engine.records import redact
+from pipeline.adapters.mlflow_models import EncoderModels
 from pipeline.adapters.mlflow_pictures import draw_curves
 from pipeline.errors import TrackingError
 from pipeline.jobs.mlflow_link import RunLink, read_link, write_link
@@ -76,6 +77,8 @@ class RunUploader:
         link = _note(job, link, begun=run.lines)
         missing = self._fill(run, link, out)
         self._fill_parent(run, link)
+        if run.status == "FINISHED":
+            self._credit_encoder(run, link, out)
         complete = run.status != "RUNNING" and not (missing and run.status == "FINISHED")
         return _note(job, link, done=run.lines, status=run.status, complete=complete)
 
@@ -224,6 +227,15 @@ class RunUploader:
         for name, value in tags.items():  # after the points: a crash in between repeats them
             self._client.set_tag(link.parent_run_id, name, value)
         self._sum_up(link.experiment_id, link.parent_run_id)
+
+    def _credit_encoder(self, run: TrackedRun, link: RunLink, out: Path) -> None:
+        """Show a new encoder among the models, or what a stage has found out about one."""
+        models = EncoderModels(self._client, link.experiment_id, run.suite)
+        if run.stage == "pretrain":
+            weights = texts_beside(out, self._root).get(WEIGHTS_TEXT, "")
+            models.add(run, link.run_id, weights or "not in this project's workspace any more\n")
+        elif run.experiment is not None:
+            models.credit(run, link.run_id)
 
     def _sum_up(self, experiment_id: str, parent_id: str) -> None:
         """Give an experiment's run the state of the newest run of each of its stages."""

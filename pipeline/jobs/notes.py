@@ -17,6 +17,8 @@ def experiment_note(suite: str, experiment_id: str) -> str:
   the newest has the tag `asl.current` = `true`.
 - Below it one run per stage, `detect/asl`, with its own curves, pictures, dataset and system
   metrics. `asl.fingerprint` is DVC's key of the stage: the same key, the same result.
+- Each encoder is a [model](/#/experiments/{experiment_id}/models) with the results of all stages
+  that were made from it, and a version of [asl-{suite}](/#/models/asl-{suite}); alias `best`.
 - To compare: select rows, *Compare*. Weights stay with DVC; a run's `weights.txt` says where.
 """
 

@@ -596,3 +596,64 @@ def test_eight_processes_that_find_no_store_lose_nothing(tmp_path: Path) -> None
         stage = run.data.tags["asl.stage"]
         if stage != "experiment":
             assert len(history(tmp_path, run.info.run_id, f"{stage}/loss")) == 1
+
+
+def scored(encoder: str, accuracy: float) -> Fill:
+    """Fill the journal of a linear probe of an encoder."""
+
+    def fill(journal: Journal) -> None:
+        journal.tags({"encoder_fingerprint": encoder})
+        journal.metrics(0, {"final/lp_acc1": accuracy})
+
+    return fill
+
+
+def test_an_encoder_is_a_model_that_has_the_results_of_all_its_stages(root: Path) -> None:
+    made = write_attempt(root, lambda journal: journal.metrics(0, {"final/pretrain_loss": 0.5}))
+    made.out.mkdir()
+    (made.out / "encoder.safetensors").write_bytes(b"weights")
+    pretrain = ingest(root, made)
+    probe = write_attempt(root, scored(FINGERPRINT, 40.0), stage="linprobe", fingerprint="aa" * 16)
+    linprobe = ingest(root, probe)
+    (probe.folder / "mlflow.json").unlink()  # all of it is sent a second time
+    assert ingest(root, probe).run_id == linprobe.run_id
+    (model,) = client(root).search_logged_models([pretrain.experiment_id])
+    assert (model.name, model.status, model.source_run_id) == ("asl", "READY", pretrain.run_id)
+    assert model.metrics is not None
+    found = sorted((m.key, m.value, m.run_id, m.dataset_name) for m in model.metrics)
+    assert found == [
+        ("final/lp_acc1", 40.0, linprobe.run_id, "icons"),
+        ("final/pretrain_loss", 0.5, pretrain.run_id, "icons"),
+    ]
+    (artifact,) = client(root).list_logged_model_artifacts(model.model_id)
+    assert artifact.path == "weights.txt"
+    used = client(root).get_run(linprobe.run_id).inputs
+    assert used is not None
+    assert [each.model_id for each in used.model_inputs] == [model.model_id]
+    output = client(root).get_run(pretrain.run_id).outputs
+    assert output is not None
+    assert [each.model_id for each in output.model_outputs] == [model.model_id]
+
+
+def test_the_registry_has_each_encoder_once_and_knows_the_best(root: Path) -> None:
+    def best() -> str:
+        return client(root).get_model_version_by_alias("asl-demo", "best").tags["asl.experiment"]
+
+    for number, (key, accuracy) in enumerate((("mae", 40.0), ("asl", 50.0), ("dle", 45.0))):
+        encoder = f"{number}e" * 16
+        ingest(root, write_attempt(root, key=key, fingerprint=encoder))
+        probe = f"{number}f" * 16
+        fill = scored(encoder, accuracy)
+        ingest(root, write_attempt(root, fill, stage="linprobe", key=key, fingerprint=probe))
+        assert best() == ("mae", "asl", "asl")[number]
+    versions = client(root).search_model_versions("name = 'asl-demo'")
+    assert sorted(v.tags["asl.experiment"] for v in versions) == ["asl", "dle", "mae"]
+
+
+def test_a_stage_of_an_encoder_that_was_made_elsewhere_is_shown_without_a_model(
+    root: Path,
+) -> None:
+    probe = write_attempt(root, scored("ee" * 16, 40.0), stage="linprobe")
+    link = ingest(root, probe)
+    assert link.complete
+    assert not client(root).search_logged_models([link.experiment_id])
