@@ -58,7 +58,7 @@ def held_out_predictions(method: Any, dataset_folder: Path, count: int) -> dict[
         subset=[i * len(dataset) // count for i in range(count)],
     )
     parts: dict[str, list[Tensor]] = {}
-    with torch.no_grad(), _evaluating(method), seeded_globals(0):
+    with torch.no_grad(), evaluating(method), seeded_globals(0):
         for batch in batches:
             views = move(Views((batch.images,), batch.indices), device)
             images, mask = method.masked(views, _DRAW)
@@ -66,6 +66,22 @@ def held_out_predictions(method: Any, dataset_folder: Path, count: int) -> dict[
             for name, tensor in tensors.items():
                 parts.setdefault(name, []).append(tensor.half().cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+@torch.no_grad()
+def picture_reconstructions(method: Any, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:
+    """Return reconstructions of the first test images, masked always alike, by name.
+
+    Leaves the method and the global random numbers as they are.
+    """
+    dataset = PackedDataset(dataset_folder, "test")
+    transform = evaluation_transform(method.recipe.model.image_size)
+    count = min(count, len(dataset))
+    images = collate_labelled([transform(dataset[i]) for i in range(count)]).images
+    device = next(method.parameters()).device
+    with evaluating(method), seeded_globals(0):
+        views = move(Views((images,), torch.arange(count)), device)
+        return {name: x.cpu() for name, x in method.reconstructions(views, _DRAW).items()}
 
 
 def write_held_out(method: Any, dataset_folder: Path, count: int, folder: Path, step: int) -> None:
@@ -111,7 +127,7 @@ def read_held_out(path: Path) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _evaluating(method: nn.Module) -> Iterator[None]:
+def evaluating(method: nn.Module) -> Iterator[None]:
     """Switch to evaluation and back, each module to its own mode: a teacher may never train."""
     modes = [(module, module.training) for module in method.modules()]
     method.eval()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import getpass
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from asl_core.engine.records import redact
 from pipeline.adapters.mlflow_models import EncoderModels
@@ -33,6 +35,9 @@ from pipeline.jobs.tracked import FINAL_PREFIX, Point, TrackedRun
 
 BATCH = 1000  # MLflow's limit for metrics in one call
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
+
+SERIES = re.compile(r"pictures/(\w+)/step-(\d+)\.png")
+"""Artifacts that show the same at several steps of training."""
 
 
 @contextlib.contextmanager
@@ -270,6 +275,10 @@ class RunUploader:
         texts = texts_beside(out, self._root)
         for name in run.artifacts:
             path = out / name
+            if of_series := SERIES.fullmatch(name):
+                if not self._add_to_series(run, run_id, path, *of_series.groups()):
+                    missing.append(name)
+                continue
             if path.suffix in WEIGHTS:
                 stored = name in texts.get(WEIGHTS_TEXT, "")
             else:
@@ -286,6 +295,21 @@ class RunUploader:
                 draw_curves(curves, f"{run.stage}/{run.key}", picture)
                 self._client.log_artifact(run_id, str(picture), "pictures")
         return missing
+
+    def _add_to_series(self, run: TrackedRun, run_id: str, path: Path, key: str, step: str) -> bool:
+        """Store a picture so that MLflow shows it with a slider over the steps."""
+        stored = {file.path for file in self._client.list_artifacts(run_id, "images")}
+        if any(name.startswith(f"images/{key}+step+{int(step)}+") for name in stored):
+            return True
+        try:
+            with Image.open(path) as picture:
+                self._client.log_image(
+                    run_id, picture.convert("RGB"), key=key, step=int(step),
+                    timestamp=run.end_ms or run.start_ms, synchronous=True,
+                )  # fmt: skip
+        except FileNotFoundError:
+            return False
+        return True
 
     def _copy(self, run_id: str, path: Path, folder: Path) -> bool:
         """Store a file; False where there is none, or none any more: DVC may be linking it anew."""

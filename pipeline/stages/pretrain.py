@@ -2,7 +2,9 @@
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,13 +14,16 @@ from asl_core.analysis.cost import measure_cost
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import effective_points
-from asl_core.held_out import HELD_OUT_FOLDER
+from asl_core.held_out import HELD_OUT_FOLDER, picture_reconstructions, write_held_out
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
-from asl_core.pretrain import picture_reconstructions, pretrain
+from asl_core.pretrain import pretrain
 from asl_core.recipes.imported import ImportedRecipe
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
+
+RECONSTRUCTIONS = "pictures/reconstructions"
+"""Folder of the same test images, reconstructed at each snapshot: `step-000390.png`."""
 
 
 def run(request: StageRequest) -> dict[str, float]:
@@ -30,25 +35,38 @@ def run(request: StageRequest) -> dict[str, float]:
         request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}",
         request.before_checkpoint,
     )  # fmt: skip
-    # in `work`, as what is in `out` is lost when the run is killed and goes on
-    held_out = request.work / HELD_OUT_FOLDER
-    method = pretrain(request.recipe, request.inputs["dataset"], context, held_out=held_out)
+    method = pretrain(
+        request.recipe, request.inputs["dataset"], context, at_snapshot=partial(_snapshot, request)
+    )
     if distributed.rank() > 0:
         return {}
-    shutil.copytree(held_out, request.out / HELD_OUT_FOLDER)
+    for name in (HELD_OUT_FOLDER, RECONSTRUCTIONS):
+        shutil.copytree(request.work / name, request.out / name)
     save_encoder(request.out, method.encoder_state(), request.recipe.model)
     safetensors.torch.save_file(
         {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()},
         request.out / "method.safetensors",
     )
-    pictures = picture_reconstructions(method, request.inputs["dataset"])
-    save_image_grid(request.out / "pictures/reconstructions.png", pictures)
-    request.journal.artifact("pictures/reconstructions.png")
+    steps = sorted((request.out / RECONSTRUCTIONS).glob("*.png"))
+    shutil.copy(steps[-1], request.out / "pictures/reconstructions.png")
+    for path in (request.out / "pictures/reconstructions.png", *steps):
+        request.journal.artifact(path.relative_to(request.out).as_posix())
     return (
         final_losses(request.work / "journal")
         | {"encoder_parameters_m": _count_millions(method.encoder)}
         | dataclasses.asdict(measure_cost(request.recipe))
     )
+
+
+def _snapshot(request: StageRequest, method: Any, step: int) -> None:
+    """Keep what the method predicts now, as numbers for the analysis and as pictures.
+
+    In `work`, as what is in `out` is lost when the run is killed and goes on.
+    """
+    dataset, count = request.inputs["dataset"], request.recipe.held_out_images
+    write_held_out(method, dataset, count, request.work / HELD_OUT_FOLDER, step)
+    picture = request.work / RECONSTRUCTIONS / f"step-{step:06d}.png"
+    save_image_grid(picture, picture_reconstructions(method, dataset))
 
 
 def _take_over(request: StageRequest) -> dict[str, float]:

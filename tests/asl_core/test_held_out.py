@@ -111,7 +111,12 @@ def train(icons: Path, work: Path, held_out: Path | None, **fields: Any) -> str:
     recipe = AslRecipe(**COMMON, design="dle", dle_rate=0.3, **fields)
     with Journal.open(work / "journal") as journal:
         context = RunContext(work / "ckpt", journal, resources)
-        method = pretrain(recipe, icons, context, held_out=held_out)
+
+        def keep(method: Any, step: int) -> None:
+            if held_out is not None:
+                write_held_out(method, icons, recipe.held_out_images, held_out, step)
+
+        method = pretrain(recipe, icons, context, at_snapshot=keep)
     digest = hashlib.sha256()
     for name, tensor in sorted(method.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())

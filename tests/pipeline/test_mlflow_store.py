@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 from asl_core.engine.records import Journal
 from pipeline import cli
@@ -657,3 +658,24 @@ def test_a_stage_of_an_encoder_that_was_made_elsewhere_is_shown_without_a_model(
     link = ingest(root, probe)
     assert link.complete
     assert not client(root).search_logged_models([link.experiment_id])
+
+
+def test_pictures_of_several_steps_are_one_series_each_stored_once(root: Path) -> None:
+    def fill(journal: Journal) -> None:
+        for step in (5, 10):
+            journal.artifact(f"pictures/reconstructions/step-{step:06d}.png")
+
+    job = write_attempt(root, fill)
+    folder = job.out / "pictures/reconstructions"
+    folder.mkdir(parents=True)
+    for step, colour in ((5, "red"), (10, "blue")):
+        Image.new("RGB", (8, 6), colour).save(folder / f"step-{step:06d}.png")
+    link = ingest(root, job)
+    assert link.complete
+    (job.folder / "mlflow.json").unlink()  # all of it is sent a second time
+    ingest(root, job)
+    names = [file.path for file in client(root).list_artifacts(link.run_id, "images")]
+    pictures = sorted(name for name in names if name.endswith(".png"))
+    assert [name.split("+")[:3] for name in pictures] == [
+        ["images/reconstructions", "step", "10"], ["images/reconstructions", "step", "5"],
+    ]  # fmt: skip

@@ -40,8 +40,12 @@ def test_weights_predictions_pictures_and_costs(request_: StageRequest) -> None:
     assert written == {
         "encoder.json", "encoder.safetensors", "method.safetensors",
         "held_out/step-000002.safetensors", "held_out/step-000004.safetensors",
-        "pictures/reconstructions.png",
+        "pictures/reconstructions.png", "pictures/reconstructions/step-000002.png",
+        "pictures/reconstructions/step-000004.png",
     }  # fmt: skip
+    pictures = request_.out / "pictures"
+    first, last = ((pictures / f"reconstructions/step-00000{n}.png").read_bytes() for n in (2, 4))
+    assert first != last == (pictures / "reconstructions.png").read_bytes()
     last = read_held_out(held_out_files(request_.out)[4])
     assert {name: tuple(tensor.shape) for name, tensor in last.items()} == dict.fromkeys(
         ("target", "ori", "aug"), (3, 12, 48)
