@@ -142,6 +142,14 @@ class CodeHistory(Protocol):
 class Tracker(Protocol):
     """Shows runs to people."""
 
+    def follow(self, journal: Path) -> None:
+        """Begin to show a run while it is made; returns at once.
+
+        Raises:
+            TrackingError: It cannot be begun.
+        """
+        ...
+
     def ingest(self, journal: Path, out: Path) -> object:
         """Bring what a journal says, and the artifacts it names under `out`, into the store.
 

@@ -63,6 +63,7 @@ class StageRun:
         tags: What else its journal says of it: the commit, the job.
         last_tags: What its journal says at the end; given the error with which it ends, if any.
         before_checkpoint: See `StageRequest`.
+        begun: Called when the journal says which run it is.
         out: Where outputs go; `job.out` if absent.
         locks: Keep other processes of this machine out. A job does without: a process that the
             scheduler has given up would keep it waiting; it has a fence.
@@ -79,6 +80,7 @@ class StageRun:
     tags: dict[str, str] = field(default_factory=dict)
     last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
     before_checkpoint: Callable[[], None] = lambda: None
+    begun: Callable[[], None] = lambda: None
     out: Path | None = None
     locks: bool = True
 
@@ -124,6 +126,7 @@ def perform(
         request = run.request(out, journal)
         write_record(job.record, record)
         describe_run(request, run.params, run.identity, run.tags)
+        run.begun()
         with stop_signals_raise() as handler:
             try:
                 record = _attempt(request, record, load, job, handler)

@@ -3,12 +3,14 @@
 At the end writes `runs/<stage>/<key>` (or `data/<key>`, `reports`) and the metrics file beside it.
 """
 
+import contextlib
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from asl_core.errors import InterruptedRun
@@ -84,10 +86,11 @@ def run_stage(
         outputs = services.jobs.result_of(project, name, identity)
         if outputs is not None:
             return _adopt(project, params, stage, key, services.cache, identity, outputs)
+    job = JobPaths.of(project.scratch, identity.fingerprint)
     run = StageRun(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
-        identity=identity, job=JobPaths.of(project.scratch, identity.fingerprint),
-        tags=services.code.tags(project.root) if rank == 0 else {},
+        identity=identity, job=job, tags=services.code.tags(project.root) if rank == 0 else {},
+        begun=partial(_begin_to_show, services.tracker, job),
     )  # fmt: skip
     if rank > 0:
         return help_perform(run, services.load, rank)
@@ -148,6 +151,12 @@ def _publish(project: Project, run: StageRun, record: JobRecord) -> None:
     if output.metrics is not None:
         write_metrics(output.metrics, run, record)
     shutil.rmtree(run.job.checkpoints, ignore_errors=True)
+
+
+def _begin_to_show(tracker: Tracker | None, job: JobPaths) -> None:
+    if tracker is not None:
+        with contextlib.suppress(TrackingError):  # the end tries again, and says so
+            tracker.follow(job.journal)
 
 
 def _show(tracker: Tracker | None, job: JobPaths, out: Path | None = None) -> None:

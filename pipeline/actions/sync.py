@@ -12,11 +12,16 @@ from pipeline.jobs.layout import JobPaths, OutputPaths
 from pipeline.jobs.mlflow_link import read_link
 from pipeline.jobs.record import read_record
 from pipeline.jobs.store import StoreRefusedError
+from pipeline.jobs.tracked import is_under_way
 from pipeline.ports import Tracker
 from pipeline.project import suite_folders
 
 logger = logging.getLogger(__name__)
 
+FOLLOW_S, LONGEST_S = 30.0, 600.0
+"""How often a run is brought while it is made, and how rarely while the store does not answer."""
+POLL_S, PATIENCE = 1.0, 50
+"""Between two looks at a run; a long journal, which takes a while to read, is read more rarely."""
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the tries to find all artifacts of a run that has just ended: DVC links outputs
 into its cache then, and a file is absent for a moment."""
@@ -100,6 +105,56 @@ def sync_run(
         ) from error
     if not whole:
         logger.warning("%s: shown in MLflow without files that are gone", job.folder.name[:12])
+
+
+def follow_run(
+    root: Path,
+    beginning: str,
+    tracker: Tracker,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Bring one stage run into the store while it is made, and what is left when it has ended.
+
+    A store that does not answer is asked less and less often; that is said once.
+
+    Raises:
+        UserError: No run has such a fingerprint, or several have.
+        NotFinishedError: The store cannot be reached at the end; nothing is lost, try later.
+    """
+    job = _find_job(root, beginning)
+    delay, told = FOLLOW_S, False
+    due = clock() + delay
+    while is_under_way(job.journal):
+        pause(POLL_S)
+        if clock() < due:
+            continue
+        began = clock()
+        try:
+            tracker.ingest(job.journal, outputs_of(job, root))
+            delay = max(FOLLOW_S, PATIENCE * (clock() - began))
+        except TrackingError as error:
+            delay = min(2 * delay, LONGEST_S)
+            if not told:
+                logger.warning("not shown in MLflow for now: %s", error)
+                told = True
+        due = clock() + delay
+    sync_run(root, job.folder.name, tracker, pause=pause)
+
+
+def follow_all(root: Path, tracker: Tracker, pause: Callable[[float], None] = time.sleep) -> None:
+    """Bring all journals into the store again and again, until somebody ends it."""
+    delay, told = FOLLOW_S, False
+    while True:
+        try:
+            sync_journals(root, tracker)
+            delay, told = FOLLOW_S, False
+        except NotFinishedError as error:
+            delay = min(2 * delay, LONGEST_S)
+            if not told:
+                logger.warning("%s", error)
+                told = True
+        pause(delay)
 
 
 def catch_up(root: Path, tracker: Tracker) -> bool:

@@ -12,14 +12,25 @@ LESS_URGENT = 10  # niceness: the stage that runs meanwhile has the cores first
 
 
 class BackgroundTracker:
-    """Starts `asl-pipe sync FINGERPRINT` for each run it is given, and leaves it alone.
+    """Starts `asl-pipe sync FINGERPRINT` for a run it is given, and leaves it alone.
 
     The process works in the current folder, which must be inside the project, and outlives this
     one. What it has to say goes to the same standard error.
     """
 
+    def __init__(self) -> None:
+        self._follower: subprocess.Popen[bytes] | None = None
+
+    def follow(self, journal: Path) -> None:
+        """Start bringing a run into the store while its journal is written, to its end.
+
+        Raises:
+            TrackingError: The system starts no more processes.
+        """
+        self._follower = _start(journal.parent.name, "--follow")
+
     def ingest(self, journal: Path, out: Path) -> "subprocess.Popen[bytes]":
-        """Start bringing a run into the store and return the process at once.
+        """Start bringing a run into the store, unless a process does that already; do not wait.
 
         Args:
             journal: The run's journal, `.asl/jobs/<fingerprint>/journal`.
@@ -28,18 +39,23 @@ class BackgroundTracker:
         Raises:
             TrackingError: The system starts no more processes.
         """
-        # -P: the code that runs now, whatever folder named `pipeline` the current one may have.
-        command = [sys.executable, "-P", "-m", "pipeline", "sync", journal.parent.name,
-                   "--outputs", str(out)]  # fmt: skip
-        try:
-            # A session of its own: Ctrl-C at the next stage does not reach it. Only standard error
-            # is shared: who reads our output waits for its end.
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-        except OSError as error:
-            raise TrackingError(f"no process could be started: {error.strerror}") from error
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, min(19, own + LESS_URGENT))
-        return process
+        if self._follower is not None and self._follower.poll() is None:
+            return self._follower  # it ends with the journal
+        return _start(journal.parent.name, "--outputs", str(out))
+
+
+def _start(fingerprint: str, *options: str) -> "subprocess.Popen[bytes]":
+    # -P: the code that runs now, whatever folder named `pipeline` the current one may have.
+    command = [sys.executable, "-P", "-m", "pipeline", "sync", fingerprint, *options]
+    try:
+        # A session of its own: Ctrl-C at the next stage does not reach it. Only standard error is
+        # shared: who reads our output waits for its end.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError as error:
+        raise TrackingError(f"no process could be started: {error.strerror}") from error
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, min(19, own + LESS_URGENT))
+    return process

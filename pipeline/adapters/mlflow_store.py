@@ -38,6 +38,9 @@ class MlflowStore:
         self._trust_links = trust_links
         self._uploader: RunUploader | None = None
 
+    def follow(self, journal: Path) -> None:
+        """Show nothing yet: who calls this store itself waits for it."""
+
     def ingest(self, journal: Path, out: Path) -> RunLink:
         """Bring a run up to what its journal says; a second call adds nothing.
 

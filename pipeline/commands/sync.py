@@ -16,19 +16,26 @@ def sync(
     outputs: Annotated[
         Path | None, typer.Option(help="Folder with the one run's files; found if not given.")
     ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", help="Go on while runs are made: one to its end, all until Ctrl-C."
+        ),
+    ] = False,
 ) -> None:
     """Take finished results over, and bring all journals into MLflow, or one.
 
     In the folder of a suite, results that jobs have filed and dvc.lock does not have are laid out
     and written into dvc.lock, as dvc repro would; no stage is run and nothing is committed: the
     line for git is printed. Journals are of runs that ended while MLflow could not be reached,
-    were killed, or came from elsewhere. A second time adds nothing. Stages call it for their own
-    run when they end; for one run it prints nothing, and does not look whether the run was
-    deleted in MLflow.
+    were killed, or came from elsewhere, of jobs that run now too. A second time adds nothing.
+    Stages start it for their own run; for one run it prints nothing, and does not look whether the
+    run was deleted in MLflow. With --follow it looks every half minute; where the login node
+    forbids that, call it when you like, or from cron.
 
     Example: asl-pipe sync
     """
-    from pipeline.actions.sync import sync_journals, sync_run
+    from pipeline.actions.sync import follow_all, follow_run, sync_journals, sync_run
     from pipeline.adapters.mlflow_store import MlflowStore
     from pipeline.errors import AslPipeError
     from pipeline.project import find_project
@@ -36,7 +43,10 @@ def sync(
     project = find_project(Path.cwd(), "demo")
     if fingerprint is not None:
         store = MlflowStore(project.root, trust_links=True)
-        sync_run(project.root, fingerprint, store, outputs)
+        if follow:
+            follow_run(project.root, fingerprint, store)
+        else:
+            sync_run(project.root, fingerprint, store, outputs)
         return
     problem = None
     try:
@@ -47,6 +57,8 @@ def sync(
     typer.echo(f"{count} runs are in MLflow; asl-pipe ui shows them")
     if problem is not None:
         raise problem
+    if follow:
+        follow_all(project.root, MlflowStore(project.root, trust_links=True))
 
 
 def _adopt() -> None:

@@ -1,11 +1,13 @@
 """What a journal says about a run, in the form in which it is shown: pure, no store."""
 
+import json
 import re
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -17,6 +19,10 @@ FINAL_PREFIX = "final/"
 
 SILENCE_MS = 120_000
 """A run on another machine that has written nothing for so long is taken for dead."""
+
+_TAIL_BYTES, _LAST_LINES = 65536, 3
+"""What `is_under_way` reads of a file's end; after its last record a journal notes that it is
+flushed."""
 
 _UNUSUAL = re.compile(r"[^\w\-. :/]", re.ASCII)
 
@@ -163,6 +169,34 @@ def find_status(
     if (is_alive or _is_alive)(last[0]) or _writes_elsewhere(last):
         return "RUNNING", None, ""
     return "KILLED", last[-1].time_ms, "ended without a word: killed, or its machine was lost"
+
+
+def is_under_way(journal: Path) -> bool:
+    """Say whether the last attempt at a run goes on; reads only both ends of its file."""
+    newest = max(journal.glob("attempt-*.jsonl"), default=None)
+    if newest is None:
+        return False
+    with newest.open("rb") as file:
+        first = file.readline()
+        file.seek(max(0, newest.stat().st_size - _TAIL_BYTES))
+        last = file.read().splitlines()
+    if any(_parsed(line).get("kind") == "end" for line in last[-_LAST_LINES:]):
+        return False
+    begin = _parsed(first)
+    if not {"t", "kind"} <= begin.keys():
+        return False  # killed before its first line was whole
+    record = Record(0, 0, begin.pop("kind"), begin.pop("t"), begin)
+    if record.body.get("host") == socket.gethostname():
+        return _is_alive(record)
+    return time.time() - newest.stat().st_mtime < SILENCE_MS / 1000
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:  # torn
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_alive(begin: Record) -> bool:

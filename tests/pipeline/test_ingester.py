@@ -55,6 +55,29 @@ def test_the_process_gets_the_fingerprint_and_is_not_waited_for(
     assert (tmp_path / "said").read_text() == f"-P -m pipeline sync f00d --outputs {tmp_path}/out\n"
 
 
+def test_a_process_that_follows_a_run_is_left_to_end_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("gate")
+    interpreter = tmp_path / "python"
+    interpreter.write_text(WAITING)
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    tracker, journal = BackgroundTracker(), tmp_path / ".asl/jobs/f00d/journal"
+    tracker.follow(journal)
+    follower = tracker.ingest(journal, tmp_path / "out")
+    (tmp_path / "gate").write_text("go\n")
+    assert follower.wait() == 0
+    assert (tmp_path / "said").read_text() == "-P -m pipeline sync f00d --follow\n"
+    (tmp_path / "gate").unlink()
+    os.mkfifo("gate")
+    again = tracker.ingest(journal, tmp_path / "out")  # should it have died
+    (tmp_path / "gate").write_text("go\n")
+    assert again.wait() == 0
+    assert (tmp_path / "said").read_text().endswith(f"--outputs {tmp_path}/out\n")
+
+
 def test_a_system_without_room_for_a_process_is_a_tracking_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from asl_core.engine.records import Journal
 from pipeline import cli
 from pipeline.actions.run import Services
-from pipeline.actions.sync import PAUSES, sync_journals, sync_run
+from pipeline.actions.sync import PAUSES, follow_run, sync_journals, sync_run
 from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError
@@ -26,7 +27,7 @@ from pipeline.jobs.lock import tracking_lock
 from pipeline.jobs.mlflow_link import RunLink, run_link
 from pipeline.jobs.record import JobRecord, write_record
 from pipeline.jobs.store import StoreAddress
-from pipeline.jobs.tracked import read_tracked_run
+from pipeline.jobs.tracked import is_under_way, read_tracked_run
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -679,3 +680,84 @@ def test_pictures_of_several_steps_are_one_series_each_stored_once(root: Path) -
     assert [name.split("+")[:3] for name in pictures] == [
         ["images/reconstructions", "step", "10"], ["images/reconstructions", "step", "5"],
     ]  # fmt: skip
+
+
+class Following:
+    """A run that is written while it is followed: each second a point, and the time goes by."""
+
+    def __init__(self, root: Path, end: int) -> None:
+        self.root, self.end, self.now = root, end, 0.0
+        self.job = JobPaths.of(root / ".asl", FINGERPRINT)
+        write_attempt(root, end=None)
+        self.path = max(self.job.journal.glob("attempt-*.jsonl"))
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+        values = {"train/loss": 1.0 / self.now}
+        line = {"v": 1, "kind": "metrics", "t": int(self.now), "step": int(self.now)}
+        text = json.dumps({**line, "values": values}) + "\n"
+        if self.now >= self.end:
+            text += '{"v": 1, "kind": "end", "t": 9, "status": "FINISHED", "message": ""}\n'
+        with self.path.open("a") as file:
+            file.write(text)
+
+    def clock(self) -> float:
+        return self.now
+
+
+class Unreliable:
+    """A store that refuses as often as asked; notes when it was called."""
+
+    def __init__(self, run: Following, refusals: int) -> None:
+        self.run, self.refusals, self.calls = run, refusals, []
+        self.store = MlflowStore(run.root)
+
+    def follow(self, journal: Path) -> None: ...
+
+    def ingest(self, journal: Path, out: Path) -> object:
+        self.calls.append(self.run.now)
+        if len(self.calls) <= self.refusals:
+            raise TrackingError("refused")
+        return self.store.ingest(journal, out)
+
+
+def test_a_run_is_shown_while_it_is_made_and_ends_with_each_point_once(root: Path) -> None:
+    run = Following(root, end=100)
+    tracker = Unreliable(run, refusals=0)
+    follow_run(root, FINGERPRINT, tracker, run.pause, run.clock)
+    assert tracker.calls == [30.0, 60.0, 90.0, 100.0]
+    link = run_link(root, FINGERPRINT)
+    assert link is not None
+    assert link.status == "FINISHED"
+    stored = history(root, link.run_id, "pretrain/loss")
+    assert stored == [(step, 1.0 / step) for step in range(1, 101)]
+
+
+def test_a_store_that_is_down_is_asked_more_rarely_and_gets_everything_when_it_is_back(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Following(root, end=290)
+    tracker = Unreliable(run, refusals=2)
+    follow_run(root, FINGERPRINT, tracker, run.pause, run.clock)
+    assert tracker.calls == [30.0, 90.0, 210.0, 240.0, 270.0, 290.0]
+    assert [r.getMessage() for r in caplog.records] == ["not shown in MLflow for now: refused"]
+    link = run_link(root, FINGERPRINT)
+    assert link is not None
+    assert len(history(root, link.run_id, "pretrain/loss")) == 290
+
+
+def test_a_process_that_follows_a_run_ends_when_that_is_killed(root: Path) -> None:
+    trainer = subprocess.Popen(["sleep", "60"])
+    job = write_attempt(root, end=None)
+    path = max(job.journal.glob("attempt-*.jsonl"))
+    lines = path.read_text().splitlines()
+    begin = json.loads(lines[0]) | {"pid": trainer.pid, "t": int(time.time() * 1000)}
+    path.write_text("\n".join([json.dumps(begin), *lines[1:]]) + "\n")
+    assert is_under_way(job.journal)
+    trainer.kill()
+    trainer.wait()
+    assert not is_under_way(job.journal)
+    follow_run(root, FINGERPRINT, MlflowStore(root))
+    link = run_link(root, FINGERPRINT)
+    assert link is not None
+    assert link.status == "KILLED"

@@ -26,6 +26,7 @@ from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.layout import JobPaths
 from pipeline.jobs.publish import publish
 from pipeline.jobs.record import read_record
+from pipeline.jobs.tracked import read_tracked_run
 from pipeline.ports import Identity
 from pipeline.project import Project, find_project
 from pipeline.stages.request import StageRequest
@@ -62,7 +63,12 @@ class FakeTracker:
     """Remembers what was ingested; may be out of order."""
 
     def __init__(self, broken: bool = False) -> None:
-        self.broken, self.seen = broken, []
+        self.broken, self.seen, self.followed = broken, [], []
+
+    def follow(self, journal: Path) -> None:
+        if self.broken:
+            raise TrackingError("refused")
+        self.followed.append(read_tracked_run(journal).status)
 
     def ingest(self, journal: Path, out: Path) -> None:
         if self.broken:
@@ -124,6 +130,7 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal_and_no_checkpoints(
     assert not job.out.exists()
     assert read_record(job.record) == record
     assert record.status == "FINISHED"
+    assert tracker.followed == ["RUNNING"]
     assert tracker.seen == [(job.journal, out)]
     tags = {k: v for body in kinds(out / "journal", "tags") for k, v in body["values"].items()}
     assert tags["git.commit"] == "c0ffee"
