@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from asl_core import distributed
@@ -24,6 +25,12 @@ class Predictions:
         """Return the share of samples whose label is among the k best, in percent."""
         best = self.logits.topk(min(k, self.logits.shape[1]), dim=1).indices  # (S, k)
         return 100.0 * (best == self.labels[:, None]).any(dim=1).double().mean().item()
+
+    def worst(self, count: int) -> Tensor:
+        """Return the rows of the wrong predictions with the largest cross-entropy, worst first."""
+        losses = F.cross_entropy(self.logits, self.labels, reduction="none")  # (S,)
+        wrong = (self.logits.argmax(dim=1) != self.labels).nonzero()[:, 0]
+        return wrong[losses[wrong].argsort(descending=True, stable=True)][:count]
 
     def confusion(self) -> Tensor:
         """Return counts by (label, prediction), (K, K) int64."""

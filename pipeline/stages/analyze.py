@@ -6,11 +6,15 @@ import math
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
+from torch import Tensor
 
+from asl_core.analysis.attention import cls_attention
 from asl_core.analysis.contrast import ContrastReport, measure_contrast
 from asl_core.analysis.tokens import TokenReport, analyse_tokens
 from asl_core.data.shards import PackedDataset
+from asl_core.data.views import normalise
 from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import load_encoder
 from pipeline.stages.pictures import save_figure
@@ -36,6 +40,8 @@ def run(request: StageRequest) -> dict[str, float]:
     )
     _draw_layers(request, tokens)
     _draw_maps(request, tokens)
+    pictured = normalise(tokens.images, dataset.manifest.mean, dataset.manifest.std)
+    _draw_attention(request, tokens, cls_attention(encoder.cpu().eval(), pictured))
     metrics = tokens.metrics
     if files := held_out_files(request.inputs["encoder"]):
         reports = measure_contrast(files, request.recipe, request.resources)
@@ -89,6 +95,26 @@ def _draw_maps(request: StageRequest, report: TokenReport) -> None:
     figure.suptitle("cosine of each token to that of the central patch", fontsize=8)
     save_figure(figure, request.out / "pictures/token_similarity.png")
     request.journal.artifact("pictures/token_similarity.png")
+
+
+def _draw_attention(request: StageRequest, report: TokenReport, attention: Tensor) -> None:
+    """Draw what [cls] looks at, the mean over the heads and each head; an image a column."""
+    maps = torch.cat([attention.mean(dim=1, keepdim=True), attention], dim=1)  # (B, 1 + heads, ...)
+    rows, count = 1 + maps.shape[1], len(report.images)
+    figure, axes = plt.subplots(rows, count, figsize=(1.2 * count, 1.2 * rows), squeeze=False)
+    for i in range(count):
+        axes[0, i].imshow(report.images[i].permute(1, 2, 0).numpy())
+        for j in range(1, rows):
+            axes[j, i].imshow(maps[i, j - 1].numpy(), cmap="viridis")
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    labels = ["image", "mean", *(f"head {head}" for head in range(1, rows - 1))]
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label, fontsize=7)
+    figure.suptitle("attention of [cls] to the patches, last block", fontsize=8)
+    save_figure(figure, request.out / "pictures/attention.png")
+    request.journal.artifact("pictures/attention.png")
 
 
 def _draw_contrast(request: StageRequest, reports: dict[str, ContrastReport]) -> None:

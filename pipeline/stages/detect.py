@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,13 @@ from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
-from asl_core.transfer.detection.evaluate import CocoResults
-from asl_core.transfer.detection.train import evaluate_detector, train_detector
-from pipeline.stages.pictures import save_image_grid
+from asl_core.transfer.detection.evaluate import CocoResults, precision_by_recall
+from asl_core.transfer.detection.train import (
+    evaluate_detector,
+    instance_dataset,
+    train_detector,
+)
+from pipeline.stages.pictures import save_figure, save_image_grid
 from pipeline.stages.request import StageRequest
 
 DRAWN_IMAGES, DRAWN_SIDE, DRAWN_SCORE = 8, 160, 0.5
@@ -45,9 +50,25 @@ def run(request: StageRequest) -> dict[str, float]:
     draw_detections(
         request.out / "pictures/detections.png", PackedDataset(dataset, "test"), results
     )
-    for path in ("detector.safetensors", "detections.json", "pictures/detections.png"):
+    draw_precision(request.out / "pictures/precision_recall.png", dataset, results)
+    for path in ("detector.safetensors", "detections.json", "pictures/detections.png",
+                 "pictures/precision_recall.png"):  # fmt: skip
         request.journal.artifact(path)
     return metrics
+
+
+def draw_precision(path: Path, dataset: Path, results: CocoResults) -> None:
+    """Draw precision by recall, the mean over the classes, for boxes and masks."""
+    truth = instance_dataset(dataset, "test").coco_ground_truth()
+    figure, axis = plt.subplots(figsize=(4.5, 3.5))
+    for kind, name, style in (("bbox", "box", "-"), ("segm", "mask", "--")):
+        for threshold, curve in precision_by_recall(truth, results, kind).items():
+            label = f"{name}, IoU {threshold:.2f}: {100 * curve.mean():.1f}"
+            axis.plot(torch.linspace(0, 1, 101), curve, style, label=label)
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, title="AP [%]", title_fontsize=7)
+    save_figure(figure, path)
 
 
 def draw_detections(path: Path, dataset: PackedDataset, results: CocoResults) -> None:

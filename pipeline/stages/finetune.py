@@ -7,6 +7,7 @@ from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
 from asl_core.transfer.finetune import finetune
+from pipeline.stages.mistakes import save_worst_mistakes
 from pipeline.stages.pictures import save_confusion_matrix
 from pipeline.stages.request import StageRequest
 
@@ -23,7 +24,10 @@ def run(request: StageRequest) -> dict[str, float]:
     )
     state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(state, request.out / "classifier.safetensors")
-    classes = list(PackedDataset(request.inputs["dataset"], "test").manifest.classes or ())
+    test = PackedDataset(request.inputs["dataset"], "test")
+    classes = list(test.manifest.classes or ())
     save_confusion_matrix(request.out / "pictures/confusion.png", predictions.confusion(), classes)
-    request.journal.artifact("pictures/confusion.png")
+    save_worst_mistakes(request.out / "pictures/worst_mistakes.png", predictions, test)
+    for picture in ("confusion", "worst_mistakes"):
+        request.journal.artifact(f"pictures/{picture}.png")
     return {"ft_acc1": predictions.accuracy(1), "ft_acc5": predictions.accuracy(5)}

@@ -40,8 +40,12 @@ _STATES = {"outdated": "out of date", "unrecorded": "not in dvc.lock"}
 _CAPTIONS = {
     ("pretrain", "reconstructions"): "Reconstructions of test images under a fixed mask.",
     ("linprobe", "confusion"): "Confusion matrix of the linear probe on the test images.",
+    ("linprobe", "worst_mistakes"): "Test images that the linear probe got most wrong.",
     ("finetune", "confusion"): "Confusion matrix after fine-tuning on the test images.",
+    ("finetune", "worst_mistakes"): "Test images that were got most wrong after fine-tuning.",
+    ("analyze", "attention"): "Attention of [cls] to the patches in the last block, by head.",
     ("detect", "detections"): "Detections on test images.",
+    ("detect", "precision_recall"): "Precision by recall of boxes and masks, mean over classes.",
     ("segment", "segmentations"): "Semantic segmentation of test images.",
 }
 

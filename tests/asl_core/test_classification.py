@@ -63,6 +63,13 @@ def test_accuracy_and_confusion_by_hand() -> None:
     assert predictions.confusion().tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
 
 
+def test_worst_predictions_are_the_wrong_ones_by_loss() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 5.0], [1.0, 0.0], [0.0, 3.0]])
+    predictions = Predictions(torch.arange(5), torch.tensor([0, 0, 0, 1, 1]), logits)
+    assert predictions.worst(10).tolist() == [2, 1, 3]  # 1 and 3 lose alike
+    assert predictions.worst(2).tolist() == [2, 1]
+
+
 def test_probe_head_normalises_with_batch_statistics_only() -> None:
     head = ProbeHead(4, 3)
     assert [name for name, _ in head.named_parameters()] == ["linear.weight", "linear.bias"]

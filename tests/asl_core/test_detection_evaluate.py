@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import io
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -12,7 +12,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from asl_core.data.masks import as_coco, decode_masks, encode_masks, tight_boxes
-from asl_core.transfer.detection.evaluate import coco_metrics, coco_results, to_original
+from asl_core.transfer.detection.evaluate import (
+    coco_metrics,
+    coco_results,
+    precision_by_recall,
+    to_original,
+)
 from asl_core.transfer.detection.heads import Detections
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -110,6 +115,23 @@ def test_the_numbers_are_those_of_pycocotools() -> None:
             evaluation.summarize()
             found = [metrics[f"ap_{task}{suffix}"] for suffix in ("", "50", "75")]
             assert found == pytest.approx((100 * evaluation.stats[:3]).tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize(("task", "iou_type"), [("box", "bbox"), ("mask", "segm")])
+def test_the_area_under_a_precision_curve_is_the_average_precision(
+    task: str, iou_type: Literal["bbox", "segm"]
+) -> None:
+    truth = ground_truth()
+    results = noisy_results(truth)
+    metrics = coco_metrics(truth, results)
+    curves = precision_by_recall(truth, results, iou_type)
+    for threshold, suffix in ((0.5, "50"), (0.75, "75")):
+        assert curves[threshold].shape == (101,)
+        assert (curves[threshold].diff() <= 0).all()
+        area = 100 * curves[threshold].mean().item()
+        assert area == pytest.approx(metrics[f"ap_{task}{suffix}"], abs=1e-9)
+    nothing = precision_by_recall(truth, [], iou_type)
+    assert all(not curve.any() for curve in nothing.values())
 
 
 def test_scoring_leaves_its_arguments_alone() -> None:

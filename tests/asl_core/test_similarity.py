@@ -214,7 +214,10 @@ def test_stage_writes_numbers_and_pictures_of_an_encoder_without_decoder(
 ) -> None:
     metrics, artifacts = analyse(tmp_path, scenes)
     assert {"token_similarity", "token_similarity_centred", "cka_positions"} <= metrics.keys()
-    assert artifacts == ["pictures/similarity_per_layer.png", "pictures/token_similarity.png"]
+    assert artifacts == [
+        "pictures/similarity_per_layer.png", "pictures/token_similarity.png",
+        "pictures/attention.png",
+    ]  # fmt: skip
     written = json.loads((tmp_path / "out/similarity.json").read_text())
     assert len(written["per_layer"]) == len(written["cka_to_last"]) == 4
     assert not any(name.startswith(("contrast", "patch")) for name in metrics)

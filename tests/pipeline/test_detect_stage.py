@@ -61,7 +61,8 @@ def test_the_stage_returns_six_metrics_and_writes_weights_detections_and_a_pictu
     assert all(0 <= value <= 100 for value in metrics.values())
     assert isinstance(json.loads((out / "detections.json").read_text()), list)
     assert safetensors.torch.load_file(out / "detector.safetensors")
-    assert decode_image(str(out / "pictures/detections.png")).shape[0] >= 3
+    for name in ("detections", "precision_recall"):
+        assert decode_image(str(out / f"pictures/{name}.png")).shape[0] >= 3
     stored = StoredRun(
         "detect", RECIPE, out, inputs["encoder"], inputs["dataset"], Resources(device="cpu")
     )

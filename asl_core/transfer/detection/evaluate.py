@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 CocoResults = list[dict[str, Any]]
 """Detections in COCO's result format: image_id, category_id, score, bbox, segmentation (RLE)."""
 
+IouType = Literal["bbox", "segm"]
+CURVES = (0.5, 0.75)
+"""IoU thresholds of the precision-recall curves."""
+
 STATISTICS = ("", "50", "75")
 """The first three of COCO's summary: AP over IoU .50:.05:.95, AP at .50, AP at .75."""
 
@@ -49,11 +53,45 @@ def coco_metrics(ground_truth: dict[str, Any], results: CocoResults) -> dict[str
 
 
 def average_precision(
-    ground_truth: dict[str, Any], results: CocoResults, iou_type: Literal["bbox", "segm"]
+    ground_truth: dict[str, Any], results: CocoResults, iou_type: IouType
 ) -> list[float]:
     """Return AP, AP50 and AP75 in percent; zeros when nothing was detected."""
     if not results:
         return [0.0] * len(STATISTICS)
+    evaluation = _evaluate(ground_truth, results, iou_type)
+    # -1 stands for a dataset without objects
+    return [100.0 * max(float(v), 0.0) for v in evaluation.stats[: len(STATISTICS)]]
+
+
+def precision_by_recall(
+    ground_truth: dict[str, Any], results: CocoResults, iou_type: IouType
+) -> dict[float, Tensor]:
+    """Return IoU threshold -> precision at 101 recalls from 0 to 1, the mean over the classes.
+
+    For IoU .50 and .75; objects of all sizes, at most 100 detections an image. The area under the
+    first curve is AP50.
+
+    Shape:
+        - Each: (101,), float64, in [0, 1]; zeros when nothing was detected.
+    """
+    if not results:
+        return {threshold: torch.zeros(101, dtype=torch.float64) for threshold in CURVES}
+    evaluation = _evaluate(ground_truth, results, iou_type)
+    thresholds = [round(float(value), 2) for value in evaluation.params.iouThrs]
+    curves = {}
+    for threshold in CURVES:
+        # (IoU, recall, class, size, number): all sizes come first, most detections last
+        by_class = torch.as_tensor(evaluation.eval["precision"])[
+            thresholds.index(threshold), :, :, 0, -1
+        ].double()  # (101, K), -1 for a class without objects
+        present = by_class[0] >= 0
+        curves[threshold] = by_class[:, present].mean(dim=1)
+    return curves
+
+
+def _evaluate(
+    ground_truth: dict[str, Any], results: CocoResults, iou_type: IouType
+) -> COCOeval_faster:
     if iou_type == "segm":
         # with a box in it a result's area would be that of the box
         results = [{k: v for k, v in result.items() if k != "bbox"} for result in results]
@@ -62,8 +100,7 @@ def average_precision(
         truth, truth.loadRes(results), iouType=iou_type, print_function=logger.debug
     )
     evaluation.run()
-    # -1 stands for a dataset without objects
-    return [100.0 * max(float(v), 0.0) for v in evaluation.stats[: len(STATISTICS)]]
+    return evaluation
 
 
 def detect_all(

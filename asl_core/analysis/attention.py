@@ -1,0 +1,36 @@
+"""What [cls] looks at: attention maps of an encoder's last block, as DINO draws them."""
+
+import torch
+from torch import Tensor
+
+from asl_core.modules.encoder import Encoder
+
+
+@torch.no_grad()
+def cls_attention(encoder: Encoder, images: Tensor) -> Tensor:
+    """Return the attention of [cls] to the patches in the last block, by head.
+
+    Shape:
+        - images: (B, 3, S, S), normalised. Output: (B, heads, G, G); a map sums to at most 1, what
+          is missing goes to [cls] itself.
+    """
+    tokens = encoder.prepend_cls(encoder.add_positions(encoder.embed(images)))  # (B, 1 + N, D)
+    for block in encoder.blocks[:-1]:
+        tokens = block(tokens)
+    last = encoder.blocks[-1]
+    weights = attention_weights(last.attn, last.norm1(tokens))  # (B, heads, 1 + N, 1 + N)
+    grid = encoder.vit.grid_size
+    return weights[:, :, 0, 1:].unflatten(2, (grid, grid))
+
+
+def attention_weights(attention: torch.nn.Module, tokens: Tensor) -> Tensor:
+    """Return what timm's Attention weighs values with; its fused kernel does not give it away.
+
+    Shape:
+        - tokens: (B, T, D), its input. Output: (B, heads, T, T), rows sum to 1.
+    """
+    heads, width = attention.num_heads, attention.head_dim
+    qkv = attention.qkv(tokens).unflatten(2, (3, heads, width))  # (B, T, 3, heads, d)
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, d)
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    return (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1)
