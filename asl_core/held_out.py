@@ -23,6 +23,7 @@ from asl_core.data.shards import PackedDataset
 from asl_core.data.views import collate_labelled, evaluation_transform
 from asl_core.engine.devices import move
 from asl_core.errors import InputError
+from asl_core.modules.weights import save_weights
 from asl_core.protocol import Draw, Views
 from asl_core.randomness import seeded_globals
 
@@ -70,14 +71,15 @@ def held_out_predictions(method: Any, dataset_folder: Path, count: int) -> dict[
 
 @torch.no_grad()
 def picture_reconstructions(method: Any, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:
-    """Return reconstructions of the first test images, masked always alike, by name.
+    """Return reconstructions of test images, spread over the split, masked always alike, by name.
 
     Leaves the method and the global random numbers as they are.
     """
     dataset = PackedDataset(dataset_folder, "test")
     transform = evaluation_transform(method.recipe.model.image_size)
     count = min(count, len(dataset))
-    images = collate_labelled([transform(dataset[i]) for i in range(count)]).images
+    chosen = [i * len(dataset) // count for i in range(count)]
+    images = collate_labelled([transform(dataset[i]) for i in chosen]).images
     device = next(method.parameters()).device
     with evaluating(method), seeded_globals(0):
         views = move(Views((images,), torch.arange(count)), device)
@@ -89,7 +91,7 @@ def write_held_out(method: Any, dataset_folder: Path, count: int, folder: Path, 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.safetensors"
     temporary = path.with_suffix(".tmp")
-    safetensors.torch.save_file(held_out_predictions(method, dataset_folder, count), temporary)
+    save_weights(temporary, held_out_predictions(method, dataset_folder, count))
     os.replace(temporary, path)
 
 

@@ -46,7 +46,9 @@ def pretrain(
     method = build_method(recipe, dataset)
     loader = TrainingLoader(
         dataset,
-        pretrain_transform(recipe.model.image_size, recipe.crop_scale_min, recipe.flip),
+        pretrain_transform(
+            recipe.model.image_size, recipe.crop_scale_min, recipe.flip, method.num_views
+        ),
         collate_views,
         seed=recipe.seed,
         batch_size=recipe.batch_size,

@@ -3,7 +3,7 @@
     python benchmarks/tracking.py [--seconds 60] [--rounds 2] [--points 100000] [--uri URI ...]
 
 steps   The same training step in turn without a journal; with one that nobody brings anywhere; and
-        with one that a process brings into MLflow as beside a stage, every few seconds: to an
+        with one that a process brings into MLflow as beside a stage, but every five seconds: to an
         `mlflow server` that is up, to a port that refuses, to one that takes connections and says
         nothing, and to a server that is killed midway. `x` is the median step against the one
         without a journal. Afterwards the server is there again, `asl-pipe sync` runs once, and the
@@ -77,6 +77,12 @@ class Server:
             time.sleep(0.1)
         raise SystemExit(f"the server does not start; see {self.folder / 'server.log'}")
 
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def kill(self) -> None:
         """Kill it and its workers."""
         if self.process is not None and self.process.poll() is None:
@@ -146,10 +152,11 @@ def describe(journal: Journal, key: str, fingerprint: str) -> None:
 
 
 def follow(root: Path, fingerprint: str, uri: str) -> "subprocess.Popen[bytes]":
-    """Start what brings a run into MLflow while it is made, more often than beside a stage."""
+    """Start what brings a run into MLflow while it is made, six times as often as usual."""
     code = (
         "import sys; from pathlib import Path; from pipeline.actions import sync; "
-        "from pipeline.adapters.mlflow_store import MlflowStore; sync.FOLLOW_S = 5.0; "
+        "from pipeline.adapters.mlflow_store import MlflowStore; sync.FOLLOW_S, "
+        "sync.PATIENCE = 5.0, 0; "
         "root = Path(sys.argv[1]); "
         "sync.follow_run(root, sys.argv[2], MlflowStore(root, trust_links=True))"
     )
@@ -171,9 +178,9 @@ def count(client: MlflowClient, run_id: str, name: str, steps: int) -> tuple[int
     return there, lost, twice
 
 
-def race(folder: Path, seconds: float, rounds: int) -> None:
+def race(folder: Path, server: Server, seconds: float, rounds: int) -> None:
     """Train in every condition in turn; print ratios and counts."""
-    root, server, trainer = folder / "project", Server(folder / "server"), Trainer()
+    root, trainer = folder / "project", Trainer()
     (root / ".dvc").mkdir(parents=True)
     trainer.run(2.0, None)
     times: dict[str, list[float]] = {}
@@ -225,13 +232,10 @@ def race(folder: Path, seconds: float, rounds: int) -> None:
             asked = sum(steps for _, steps in runs) * len(KEYS)
             line += f"  {asked:6}  {there:20}  {lost:4}  {twice:5}"
         print(line, flush=True)
-    server.kill()
 
 
-def rates(folder: Path, points: int, uris: list[str]) -> None:
+def rates(folder: Path, server: Server, points: int, uris: list[str]) -> None:
     """Print how fast a journal is written and brought into each store."""
-    server = Server(folder / "rates-server")
-    server.start()
     stores = {"sqlite": f"sqlite:///{folder}/rates.db", "HTTP server": server.uri}
     stores |= {uri.partition("://")[0]: uri for uri in uris}
     lines = points // len(KEYS)
@@ -264,7 +268,6 @@ def rates(folder: Path, points: int, uris: list[str]) -> None:
         print(f"{name:12} brought           {brought:10.0f}  {brought / one_by_one:12.1f}"
               f"   there {there}, lost {lost}, twice {twice}")  # fmt: skip
         print(f"{name:12} log_metric        {one_by_one:10.0f}           1.0", flush=True)
-    server.kill()
 
 
 def main() -> None:
@@ -278,9 +281,13 @@ def main() -> None:
     parser.add_argument("--uri", nargs="*", default=[], help="more stores to bring points into")
     options = parser.parse_args()
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        race(Path(folder), options.seconds, options.rounds)
-        rates(Path(folder), options.points, options.uri)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Server(folder / "server") as server:
+            race(folder, server, options.seconds, options.rounds)
+        with Server(folder / "rates-server") as server:
+            server.start()
+            rates(folder, server, options.points, options.uri)
 
 
 if __name__ == "__main__":

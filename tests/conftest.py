@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -34,13 +34,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ |= {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
+def clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a program may know of the caller's shell, this project's programs first."""
+    kept = {
+        name: value for name, value in environment.items()
+        if not name.startswith(CLEANED) or name == "MLFLOW_DISABLE_TELEMETRY"
+    }  # fmt: skip
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    return kept | {"PATH": path}
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide what the caller's shell says to this project's tools."""
-    for name in list(os.environ):
-        if name.startswith(CLEANED) and name != "MLFLOW_DISABLE_TELEMETRY":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    cleaned = clean(os.environ)
+    for name in os.environ.keys() - cleaned.keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", cleaned["PATH"])
 
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
@@ -144,3 +154,19 @@ def stub_project(
 ) -> Path:
     """Return a project whose stages add numbers up instead of training."""
     return copy_project(stub_template, tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def repro() -> Callable[..., None]:
+    """Run `dvc repro` in a project, for fixtures that outlive a test; nothing of it goes on."""
+
+    def run(root: Path, *names: str) -> None:
+        here = {"PYTHONPATH": str(root), "DVC_SITE_CACHE_DIR": str(root.with_name("site"))}
+        command = ["dvc", "repro", "-q", *names]
+        # whoever reads standard error waits for the processes that bring runs into MLflow too
+        done = subprocess.run(
+            command, cwd=root, env=clean(os.environ) | here, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+    return run

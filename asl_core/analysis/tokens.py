@@ -147,7 +147,10 @@ def analyse_tokens(
 def _batches(
     encoder: Encoder, dataset: PackedDataset, count: int, resources: Resources
 ) -> Iterator[_Batch]:
-    """Go through the first `count` images once."""
+    """Go through `count` images once, evenly spread over the split.
+
+    They come in strides, so that the first ones are spread likewise: CKA and pictures stop early.
+    """
     vit, device = encoder.vit, next(encoder.parameters()).device
     loader = evaluation_batches(
         dataset,
@@ -155,11 +158,17 @@ def _batches(
         _collate,
         batch_size=BATCH_SIZE,
         num_workers=resources.num_workers,
-        subset=range(count),
+        subset=spread(count, len(dataset)),
     )
     for images, objects in loader:
         tokens, layers = _tokens(encoder, move(images, device), dataset)
         yield _Batch(images, objects, tokens, layers)
+
+
+def spread(count: int, total: int, strides: int = 64) -> list[int]:
+    """Return `count` of `total` indices, evenly spread, and so that their beginnings are too."""
+    evenly = [i * total // count for i in range(count)]
+    return [index for first in range(strides) for index in evenly[first::strides]]
 
 
 def _collate(items: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, list[Tensor | None]]:

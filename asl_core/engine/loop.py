@@ -231,13 +231,7 @@ class _Run:
         bad = self.watch.first_bad()
         if not distributed.any_process(bad is not None):
             return
-        newest = checkpoints.newest()
-        remedy = (
-            f"the newest checkpoint, {newest}, is from before"
-            if newest
-            else "no checkpoint was written yet"
-        )
-        remedy += "; look at these samples, lower the learning rate or use precision fp32"
+        remedy = _remedy(checkpoints)
         if bad is None:
             raise TrainingError(f"the loss of another process is not finite; {remedy}")
         step, samples = bad
@@ -245,6 +239,19 @@ class _Run:
             f"the loss is not finite at step {step}, samples {_shorten(samples)} of the training "
             f"split; {remedy}"
         )
+
+    def check_weights(self, state: TrainState, checkpoints: CheckpointFolder) -> None:
+        """Stop when weights are not finite: a gradient may be spoilt where no loss is.
+
+        Raises:
+            TrainingError: They are not, in this process or another.
+        """
+        finite = [parameter.isfinite().all() for parameter in state.model.parameters()]
+        if distributed.any_process(not bool(torch.stack(finite).all())):
+            raise TrainingError(
+                f"the weights are not finite after step {state.step}, though every loss was: "
+                f"{_remedy(checkpoints)}"
+            )
 
     def checkpoint_if_due(
         self, state: TrainState, total: int, checkpoints: CheckpointFolder, stop: StopRequest
@@ -255,7 +262,9 @@ class _Run:
         signal_number, due = distributed.largest(stop.number, due)
         if not (signal_number or due or state.step == total):
             return
-        self.check_finite(checkpoints)  # weights that a bad step has spoilt must not be kept
+        # weights that a bad step has spoilt must not be kept
+        self.check_finite(checkpoints)
+        self.check_weights(state, checkpoints)
         saved = state.to_dict()
         if distributed.rank() == 0:
             self.context.before_checkpoint()
@@ -276,6 +285,17 @@ def _seed_globals(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _remedy(checkpoints: CheckpointFolder) -> str:
+    """Return what is left of a run whose numbers are not finite, and what to try."""
+    newest = checkpoints.newest()
+    left = (
+        f"the newest checkpoint, {newest}, is from before"
+        if newest
+        else "no checkpoint was written yet"
+    )
+    return f"{left}; look at these samples, lower the learning rate or use precision fp32"
 
 
 def _shorten(samples: list[int], most: int = 16) -> str:

@@ -23,8 +23,11 @@ BRANCHES = {
     Branch.teacher: {"teacher", "momentum_encoder"},
     Branch.student: {"student", "base_encoder"},
 }
-EVALUATED = ("teacher", "base_encoder", "model", "state_dict")
-"""Which of several encoders counts, the first that is there: as their authors evaluate them."""
+EVALUATED = (
+    "teacher", "base_encoder", "model_ema", "state_dict_ema", "model", "state_dict",
+)  # fmt: skip
+"""Which of several encoders counts, the first that is there: as their authors evaluate them, and
+with averaged weights where there are such, as timm reads its own checkpoints."""
 
 # Training scripts save their arguments, and learning rates as NumPy numbers: data, no code.
 PLAIN_RECORDS: list[Any] = [
@@ -91,8 +94,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with path.open("rb") as file:
             start = file.read(9)
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(f"{path} is not a file; give the path of a checkpoint") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give another path") from None
     if start[8:9] == b"{":  # after the length of the header comes the header, JSON
         return _read_safetensors(path)
     content = _read_torch(path)

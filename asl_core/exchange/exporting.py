@@ -37,7 +37,6 @@ def export_encoder(encoder: Encoder, form: Form, path: Path) -> None:
     heads = encoder.vit.num_heads
     if form is Form.timm:
         metadata = {"format": "pt", "num_heads": str(heads)}
-        # save_file would make a file that only its owner can read
         path.write_bytes(safetensors.torch.save(state, metadata=metadata))
     else:
         torch.save({"model": state, "num_heads": heads}, path)
@@ -56,8 +55,9 @@ def usage(vit: Vit, form: Form, path: str) -> str:
         norm = "norm_layer=partial(torch.nn.LayerNorm, eps=1e-6)"
         arguments = [*_arguments(fields), "qkv_bias=True", norm]
     model = f"models_vit.{name}({', '.join(arguments)})"
-    return f'{model}.load_state_dict(torch.load({json.dumps(path)})["model"], strict=False)'
+    load = f'model.load_state_dict(torch.load({json.dumps(path)})["model"], strict=False)'
+    return f"model = {model}; {load}"
 
 
 def _arguments(fields: Mapping[str, int | float]) -> list[str]:
-    return [f"{ARGUMENTS.get(name, name)}={value:g}" for name, value in fields.items()]
+    return [f"{ARGUMENTS.get(name, name)}={value!r}" for name, value in fields.items()]

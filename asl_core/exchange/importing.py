@@ -96,9 +96,9 @@ def _sort_out(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tens
     dropped: list[str] = []
     for name, tensor in tensors.items():
         if OURS.fullmatch(name):
-            if not torch.isfinite(tensor).all():
-                raise InputError(f"{path}: {name} is not finite; take another checkpoint")
             kept[name] = tensor.float().contiguous()
+            if not torch.isfinite(kept[name]).all():
+                raise InputError(f"{path}: {name} is not finite; take another checkpoint")
         elif DROPPED.match(name) or (LAYER_SCALE.search(name) and bool((tensor == 1).all())):
             dropped.append(name)
         else:

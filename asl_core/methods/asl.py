@@ -94,7 +94,8 @@ class ArbitrarySelfSupervised(nn.Module):
         }[recipe.mae_on]
 
         in_space = pred if recipe.sem_space == "pixel" else self.decoder.norm(decoded[:, aligned])
-        loss_sem = self.align(in_space)
+        # without a weight the alignment is only watched
+        loss_sem = self.align(in_space if recipe.sem_weight > 0 else in_space.detach())
         terms = {
             "loss_mae": loss_mae,
             "loss_mae_ori": mae_ori,
@@ -106,6 +107,8 @@ class ArbitrarySelfSupervised(nn.Module):
         if recipe.cls_align != "off":
             terms["loss_cls"] = self.align(self._cls(features, decoded))
             loss_sem = loss_sem + terms["loss_cls"]
+        if recipe.sem_weight == 0:
+            return Step(loss_mae, terms)
         return Step(loss_mae + recipe.sem_weight * loss_sem, terms)
 
     def features(self, images: Tensor, mask: Mask, noise: Tensor | None = None) -> Tensor:

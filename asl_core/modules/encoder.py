@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import safetensors.torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from asl_core.errors import InputError
 from asl_core.modules.masking import gather_tokens
 from asl_core.modules.positions import resize_positions, sincos_positions
+from asl_core.modules.weights import save_weights
 from asl_core.recipes.models import Vit
 
 WEIGHTS_FILE = "encoder.safetensors"
@@ -128,8 +130,7 @@ def encoder_layer_matcher(prefix: str = "") -> dict[str, str]:
 
 def save_encoder(folder: Path, state: dict[str, Tensor], vit: Vit) -> None:
     """Write an encoder's weights and its architecture into a folder."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    safetensors.torch.save_file(contiguous, folder / WEIGHTS_FILE)
+    save_weights(folder / WEIGHTS_FILE, state)
     (folder / ARCHITECTURE_FILE).write_text(
         json.dumps(dataclasses.asdict(vit), indent=2, sort_keys=True) + "\n"
     )
@@ -161,9 +162,21 @@ def load_encoder(folder: Path, *, image_size: int | None = None, drop_path: floa
             raise InputError(f"the encoder in {folder} cannot be resized: {error}") from None
     encoder = Encoder(vit, drop_path=drop_path)
     check_same_architecture(encoder, state, weights_path, ignore=("pos_embed",))
+    _check_positions(state.get("pos_embed"), vit.embed_dim, weights_path)
     state["pos_embed"] = resize_positions(state["pos_embed"], (vit.grid_size, vit.grid_size))
     encoder.load_state_dict(state)
     return encoder
+
+
+def _check_positions(pos_embed: Tensor | None, width: int, path: Path) -> None:
+    """Refuse positions that cannot be those of a square grid: any grid's are welcome."""
+    shape = () if pos_embed is None else tuple(pos_embed.shape)
+    patches = shape[1] - 1 if len(shape) == 3 else 0
+    if patches < 1 or math.isqrt(patches) ** 2 != patches or shape != (1, 1 + patches, width):
+        raise InputError(
+            f"{path}: pos_embed is {shape}, expected (1, 1 + N, {width}), N a square; use the "
+            "recipe it was trained with"
+        )
 
 
 def check_same_architecture(

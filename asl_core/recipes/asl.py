@@ -63,9 +63,9 @@ class AslRecipe(MaskedPretraining):
 
     def _refuse_void_fields(self) -> None:
         other = "dle_" if self.design == "aee" else "aee_"
-        for field in fields(self):
-            if field.name.startswith(other) and getattr(self, field.name) != field.default:
-                raise ValueError(f"{field.name} has no effect with design {self.design}; remove it")
+        self._refuse_where(True, f"design {self.design}", other)
+        self._refuse_where(self.sem_weight == 0, "sem_weight 0", "sem_")
+        self._refuse_where(self.design == "dle" and self.dle_rate == 0, "dle_rate 0", "dle_")
         if self.sem_weight == 0 and self.mae_on == "ori":
             raise ValueError("mae_on ori with sem_weight 0 is MAE; use method mae")
         if self.sem_weight == 0 and self.cls_align != "off":
@@ -79,3 +79,10 @@ class AslRecipe(MaskedPretraining):
                 "two decoders have no common space before their heads; "
                 "use share_decoder true or align predictions"
             )
+
+    def _refuse_where(self, condition: bool, reason: str, prefix: str) -> None:
+        """Refuse fields with a prefix that are not the reason itself and not at their default."""
+        for field in fields(self):
+            named = field.name.startswith(prefix) and field.name not in reason
+            if condition and named and getattr(self, field.name) != field.default:
+                raise ValueError(f"{field.name} has no effect with {reason}; remove it")

@@ -154,7 +154,8 @@ class TokenAnalysis:
 
     dataset: str
     images: int = 5000
-    """How many images of the evaluation split, the first ones."""
+    """How many images of the evaluation split, evenly spread over it: of every class alike where
+    they come class by class."""
     seed: int = 0
     """Of the pairs of positions that CKA compares."""
     contrast_batches: tuple[int, ...] = (8, 16, 32, 64)
@@ -164,6 +165,8 @@ class TokenAnalysis:
     values of a patch, 768 at patch 16, is the unit if the norm of Eq. 8 is a mean over them."""
 
     def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, got {self.images}")
         for name in ("contrast_batches", "contrast_temperatures"):
             values = getattr(self, name)
             if not values or min(values) <= 0:

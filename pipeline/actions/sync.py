@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.layout import JobPaths, OutputPaths
-from pipeline.jobs.mlflow_link import read_link
+from pipeline.jobs.mlflow_link import FILE_NAME, read_link
 from pipeline.jobs.record import read_record
 from pipeline.jobs.store import StoreRefusedError
 from pipeline.jobs.tracked import is_under_way
@@ -27,7 +27,9 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)
 into its cache then, and a file is absent for a moment."""
 
 
-def sync_journals(root: Path, tracker: Tracker) -> int:
+def sync_journals(
+    root: Path, tracker: Tracker, those: Callable[[JobPaths], bool] = lambda _: True
+) -> int:
     """Bring all stage runs up to their journals, in the order in which they began.
 
     Says a line for each run that was not there yet, and for each that cannot be shown.
@@ -35,6 +37,7 @@ def sync_journals(root: Path, tracker: Tracker) -> int:
     Args:
         root: Folder that has `.dvc`.
         tracker: The store.
+        those: Which runs to look at.
 
     Returns:
         Number of runs that are in the store now.
@@ -46,6 +49,8 @@ def sync_journals(root: Path, tracker: Tracker) -> int:
     count = 0
     for number, first_attempt in enumerate(jobs):
         job = JobPaths(first_attempt.parent.parent)
+        if not those(job):
+            continue
         before = read_link(job.folder)
         try:
             tracker.ingest(job.journal, outputs_of(job, root))
@@ -86,17 +91,16 @@ def sync_run(
         NotFinishedError: The store cannot be reached; nothing is lost, try later.
     """
     job = _find_job(root, beginning)
-    out = out or outputs_of(job, root)
     for earlier in _unknown_before(job, root):
         with contextlib.suppress(TrackingError):  # what is wrong with the store, this run says
             tracker.ingest(earlier.journal, outputs_of(earlier, root))
     try:
-        whole = _bring(job, out, tracker)
+        whole = _bring(job, out, root, tracker)
         for seconds in PAUSES:
             if whole:
                 return
             pause(seconds)
-            whole = _bring(job, out, tracker)
+            whole = _bring(job, out, root, tracker)
     except TrackingError as error:
         record = read_record(job.record)
         name = job.folder.name[:12] if record is None else f"{record.stage}@{record.key}"
@@ -123,7 +127,7 @@ def follow_run(
         NotFinishedError: The store cannot be reached at the end; nothing is lost, try later.
     """
     job = _find_job(root, beginning)
-    delay, told = FOLLOW_S, False
+    delay, told, first = FOLLOW_S, False, True
     due = clock() + delay
     while is_under_way(job.journal):
         pause(POLL_S)
@@ -132,7 +136,9 @@ def follow_run(
         began = clock()
         try:
             tracker.ingest(job.journal, outputs_of(job, root))
-            delay = max(FOLLOW_S, PATIENCE * (clock() - began))
+            # the first time MLflow is loaded, and its tables are made
+            taken = 0.0 if first else clock() - began
+            delay, first = min(max(FOLLOW_S, PATIENCE * taken), LONGEST_S), False
         except TrackingError as error:
             delay = min(2 * delay, LONGEST_S)
             if not told:
@@ -147,7 +153,7 @@ def follow_all(root: Path, tracker: Tracker, pause: Callable[[float], None] = ti
     delay, told = FOLLOW_S, False
     while True:
         try:
-            sync_journals(root, tracker)
+            sync_journals(root, tracker, those=_grows)
             delay, told = FOLLOW_S, False
         except NotFinishedError as error:
             delay = min(2 * delay, LONGEST_S)
@@ -155,6 +161,15 @@ def follow_all(root: Path, tracker: Tracker, pause: Callable[[float], None] = ti
                 logger.warning("%s", error)
                 told = True
         pause(delay)
+
+
+def _grows(job: JobPaths) -> bool:
+    """Say whether a journal may have more than the store, without reading it."""
+    link = read_link(job.folder)
+    if link is None or not (link.complete and link.credited):
+        return True
+    sent = (job.folder / FILE_NAME).stat().st_mtime
+    return any(path.stat().st_mtime > sent for path in job.journal.iterdir())
 
 
 def catch_up(root: Path, tracker: Tracker) -> bool:
@@ -184,7 +199,7 @@ def _find_job(root: Path, beginning: str) -> JobPaths:
 
 
 def _unknown_before(job: JobPaths, root: Path) -> list[JobPaths]:
-    """Return earlier runs of the same name that no store knows yet, oldest first.
+    """Return earlier runs of the same name that no store has in whole yet, oldest first.
 
     Results go to the newest encoder of their name in the store, so it has to be there before them,
     whichever of two waiting processes comes first.
@@ -195,7 +210,8 @@ def _unknown_before(job: JobPaths, root: Path) -> list[JobPaths]:
     earlier: list[tuple[float, JobPaths]] = []
     for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"):
         other = JobPaths(path.parent.parent)
-        found = read_record(other.record) if read_link(other.folder) is None else None
+        link = read_link(other.folder)
+        found = read_record(other.record) if link is None or not link.complete else None
         if (
             found is not None
             and (found.suite, found.key) == (record.suite, record.key)
@@ -205,9 +221,12 @@ def _unknown_before(job: JobPaths, root: Path) -> list[JobPaths]:
     return [other for _, other in sorted(earlier, key=lambda pair: pair[0])]
 
 
-def _bring(job: JobPaths, out: Path, tracker: Tracker) -> bool:
-    """Bring a run into the store and say whether it is whole there, as far as it has got."""
-    tracker.ingest(job.journal, out)
+def _bring(job: JobPaths, out: Path | None, root: Path, tracker: Tracker) -> bool:
+    """Bring a run into the store and say whether it is whole there, as far as it has got.
+
+    Where its files are is asked each time: a stage that has just ended moves them.
+    """
+    tracker.ingest(job.journal, out or outputs_of(job, root))
     link = read_link(job.folder)
     return link is None or link.complete or link.status != "FINISHED"
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import getpass
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ from pipeline.jobs.notes import experiment_note, parent_note, run_note
 from pipeline.jobs.small_files import WEIGHTS, WEIGHTS_TEXT, texts_beside
 from pipeline.jobs.store import StoreAddress, StoreRefusedError
 from pipeline.jobs.tracked import FINAL_PREFIX, Point, TrackedRun
+
+logger = logging.getLogger(__name__)
 
 BATCH = 1000  # MLflow's limit for metrics in one call
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
@@ -82,10 +85,11 @@ class RunUploader:
         link = _note(job, link, begun=run.lines)
         missing = self._fill(run, link, out)
         self._fill_parent(run, link)
-        if run.status == "FINISHED":
-            self._credit_encoder(run, link, out)
         complete = run.status != "RUNNING" and not (missing and run.status == "FINISHED")
-        return _note(job, link, done=run.lines, status=run.status, complete=complete)
+        credited = self._credit_encoder(run, link, out, missing)
+        return _note(
+            job, link, done=run.lines, status=run.status, complete=complete, credited=credited
+        )
 
     # -- which run ------------------------------------------------------------------------------
 
@@ -233,14 +237,30 @@ class RunUploader:
             self._client.set_tag(link.parent_run_id, name, value)
         self._sum_up(link.experiment_id, link.parent_run_id)
 
-    def _credit_encoder(self, run: TrackedRun, link: RunLink, out: Path) -> None:
-        """Show a new encoder among the models, or what a stage has found out about one."""
+    def _credit_encoder(
+        self, run: TrackedRun, link: RunLink, out: Path, missing: list[str]
+    ) -> bool:
+        """Show a new encoder among the models, or what a stage has found out about one.
+
+        Returns:
+            Whether nothing is left to do. A store without models or a registry shows runs alone.
+        """
+        if run.status != "FINISHED" or run.experiment is None:
+            return run.status != "RUNNING"
         models = EncoderModels(self._client, link.experiment_id, run.suite)
-        if run.stage == "pretrain":
-            weights = texts_beside(out, self._root).get(WEIGHTS_TEXT, "")
-            models.add(run, link.run_id, weights or "not in this project's workspace any more\n")
-        elif run.experiment is not None:
-            models.credit(run, link.run_id)
+        try:
+            if run.stage == "pretrain":
+                texts = {} if missing else texts_beside(out, self._root)
+                models.add(run, link.run_id, texts.get(WEIGHTS_TEXT))
+                return True
+            made_here = (
+                self._root / ".asl/jobs" / run.tags.get("asl.encoder_fingerprint", "-") / "journal"
+            )
+            return models.credit(run, link.run_id) or not made_here.is_dir()
+        except MlflowException as error:
+            reason = next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
+            logger.warning("%s@%s: not among MLflow's models: %s", run.stage, run.key, reason)
+            return False
 
     def _sum_up(self, experiment_id: str, parent_id: str) -> None:
         """Give an experiment's run the state of the newest run of each of its stages."""
@@ -298,17 +318,21 @@ class RunUploader:
 
     def _add_to_series(self, run: TrackedRun, run_id: str, path: Path, key: str, step: str) -> bool:
         """Store a picture so that MLflow shows it with a slider over the steps."""
-        stored = {file.path for file in self._client.list_artifacts(run_id, "images")}
-        if any(name.startswith(f"images/{key}+step+{int(step)}+") for name in stored):
+        stored = [file.path for file in self._client.list_artifacts(run_id, "images")]
+        ours = [name for name in stored if name.startswith(f"images/{key}+step+{int(step)}+")]
+        # MLflow writes the picture, a small one, and a tag; the small one may be lacking
+        if any("+compressed" in name for name in ours):
+            self._client.set_tag(run_id, "mlflow.loggedImages", "true")
             return True
         try:
-            with Image.open(path) as picture:
-                self._client.log_image(
-                    run_id, picture.convert("RGB"), key=key, step=int(step),
-                    timestamp=run.end_ms or run.start_ms, synchronous=True,
-                )  # fmt: skip
-        except FileNotFoundError:
+            with Image.open(path) as opened:
+                picture = opened.convert("RGB")
+        except OSError:  # absent, or damaged
             return False
+        self._client.log_image(
+            run_id, picture, key=key, step=int(step), timestamp=run.end_ms or run.start_ms,
+            synchronous=True,
+        )  # fmt: skip
         return True
 
     def _copy(self, run_id: str, path: Path, folder: Path) -> bool:

@@ -32,15 +32,15 @@ class EncoderModels:
 
     def __init__(self, client: MlflowClient, experiment_id: str, suite: str) -> None:
         self._client, self._experiment_id, self._suite = client, experiment_id, suite
-        self._name = f"asl-{suite}"
+        self._name = f"asl-{suite}".replace("/", "-").replace(":", "-")  # what MLflow refuses
 
-    def add(self, run: TrackedRun, run_id: str, weights: str) -> None:
+    def add(self, run: TrackedRun, run_id: str, weights: str | None) -> None:
         """Make the model of a finished pre-training run.
 
         Args:
             run: The run.
             run_id: It, in the store.
-            weights: Text that says where the weights are.
+            weights: Text that says where the weights are; None where they are not at hand.
         """
         model = self._find(run.fingerprint)
         if model is None:
@@ -49,7 +49,7 @@ class EncoderModels:
                 self._experiment_id, name=run.key, source_run_id=run_id, tags=tags,
                 params=dict(run.params), model_type=ENCODER,
             )  # fmt: skip
-        if model.status != "READY":
+        if model.status != "READY" and weights is not None:
             with tempfile.TemporaryDirectory() as folder:
                 text = Path(folder) / WEIGHTS_TEXT
                 text.write_text(weights, encoding="utf-8")
@@ -62,36 +62,43 @@ class EncoderModels:
         self._register(model, run)
         self._score(model, run, run_id)
 
-    def credit(self, run: TrackedRun, run_id: str) -> None:
-        """Give an encoder the results of a stage that was made from it."""
+    def credit(self, run: TrackedRun, run_id: str) -> bool:
+        """Give an encoder the results of a stage; False where it is not among the models."""
         model = self._find(run.tags.get("asl.encoder_fingerprint", ""))
         if model is None:
-            return  # made elsewhere: its own journal is not in this project
+            return False
         if model.model_id not in _inputs(self._client.get_run(run_id)):
             self._client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
         self._score(model, run, run_id)
+        return True
 
     def _score(self, model: LoggedModel, run: TrackedRun, run_id: str) -> None:
+        """Add final results that the model has not got, be it from a run that was deleted."""
         data = run.datasets[-1] if run.datasets else {}
+        known = {(m.key, m.value, m.timestamp, m.step) for m in model.metrics or ()}
         results = [
             Metric(
                 key, float(text), time_ms, step, model_id=model.model_id, run_id=run_id,
                 dataset_name=data.get("name"), dataset_digest=data.get("digest"),
             )
             for key, step, text, time_ms in sorted(run.points())
-            if key.startswith(FINAL_PREFIX)
+            if key.startswith(FINAL_PREFIX) and (key, float(text), time_ms, step) not in known
         ]  # fmt: skip
-        if not results:
-            return
-        self._client.log_batch(run_id, results)
+        if results:
+            self._client.log_batch(run_id, results)
         version = self._version(model)
-        if version is not None:
-            for metric in results:
-                name = metric.key.removeprefix(FINAL_PREFIX)
-                if name in RANKING:
-                    value = repr(metric.value)
-                    self._client.set_model_version_tag(self._name, version.version, name, value)
-            self._choose_best()
+        for metric in results:
+            name = metric.key.removeprefix(FINAL_PREFIX)
+            if version is not None and name in RANKING:
+                self._rate(version, name, metric)
+        self._choose_best()
+
+    def _rate(self, version: ModelVersion, name: str, metric: Metric) -> None:
+        """Note a result by which versions are ranked; of two runs of a stage the newer counts."""
+        when = f"{name}.time_ms"
+        if int(version.tags.get(when, 0)) <= metric.timestamp:
+            for tag, value in ((name, repr(metric.value)), (when, str(metric.timestamp))):
+                self._client.set_model_version_tag(self._name, version.version, tag, value)
 
     def _find(self, fingerprint: str) -> LoggedModel | None:
         found = self._client.search_logged_models(

@@ -53,12 +53,14 @@ def sync(
         _adopt()
     except AslPipeError as error:  # journals do not wait for it
         problem = error
+    if follow:
+        if problem is not None:
+            typer.echo(f"nothing is taken over: {problem}", err=True)
+        follow_all(project.root, MlflowStore(project.root, trust_links=True))
     count = sync_journals(project.root, MlflowStore(project.root))
     typer.echo(f"{count} runs are in MLflow; asl-pipe ui shows them")
     if problem is not None:
         raise problem
-    if follow:
-        follow_all(project.root, MlflowStore(project.root, trust_links=True))
 
 
 def _adopt() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.jobs.layout import JobPaths
 from pipeline.jobs.record import read_record
+from pipeline.jobs.tracked import is_under_way
 
 _FLOCK = "hhqqi"
 """Linux's struct flock: type, whence, start, length, pid."""
@@ -36,6 +37,8 @@ def host_of_local_run(job: JobPaths, now: float, silence_s: float) -> str | None
     if record is None or record.status != "RUNNING" or journal is None:
         return None
     if now - journal.stat().st_mtime > silence_s:
+        return None
+    if not is_under_way(journal.parent):
         return None
     said = _beginning_of(journal)
     host = next((str(line["host"]) for line in said if line.get("kind") == "open"), here)

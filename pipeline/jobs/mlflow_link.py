@@ -35,6 +35,7 @@ class RunLink:
         begun: Lines of each attempt's file that have been sent, perhaps not all of them stored.
         done: Lines of each attempt's file that are stored.
         complete: The run has ended and all its artifacts are stored too.
+        credited: Its encoder is among the models, or has its results; nothing to be credited.
     """
 
     store: str
@@ -48,10 +49,11 @@ class RunLink:
     begun: Mapping[str, int] = field(default_factory=dict)
     done: Mapping[str, int] = field(default_factory=dict)
     complete: bool = False
+    credited: bool = False
 
     def covers(self, lines: Mapping[str, int]) -> bool:
         """Say whether nothing is left to bring of a journal of so many lines an attempt."""
-        return self.complete and self.done == lines
+        return self.complete and self.credited and self.done == lines
 
     @property
     def fragment(self) -> str:

@@ -204,7 +204,10 @@ def _is_alive(begin: Record) -> bool:
     if begin.body.get("host") != socket.gethostname():
         return False
     try:
-        created_ms = psutil.Process(begin.body["pid"]).create_time() * 1000
+        process = psutil.Process(begin.body["pid"])
+        created_ms = process.create_time() * 1000
+        if process.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has asked for its end
+            return False
     except psutil.NoSuchProcess:
         return False
     return created_ms <= begin.time_ms + 1000  # a younger process has inherited the number

@@ -5,7 +5,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +16,7 @@ from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
+from asl_core.modules.weights import save_weights
 from asl_core.transfer.detection.evaluate import CocoResults, precision_by_recall
 from asl_core.transfer.detection.train import (
     evaluate_detector,
@@ -44,8 +44,7 @@ def run(request: StageRequest) -> dict[str, float]:
     metrics, results = evaluate_detector(model, request.recipe, dataset, request.resources)
     if distributed.rank() > 0:
         return {}
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(state, request.out / "detector.safetensors")
+    save_weights(request.out / "detector.safetensors", model.state_dict())
     (request.out / "detections.json").write_text(json.dumps(results) + "\n")
     draw_detections(
         request.out / "pictures/detections.png", PackedDataset(dataset, "test"), results

@@ -1,11 +1,10 @@
 """Fine-tune a pre-trained encoder end to end."""
 
-import safetensors.torch
-
 from asl_core import distributed
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
+from asl_core.modules.weights import save_weights
 from asl_core.transfer.finetune import finetune
 from pipeline.stages.mistakes import save_worst_mistakes
 from pipeline.stages.pictures import save_confusion_matrix
@@ -22,8 +21,7 @@ def run(request: StageRequest) -> dict[str, float]:
     model, predictions = finetune(
         request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
     )
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(state, request.out / "classifier.safetensors")
+    save_weights(request.out / "classifier.safetensors", model.state_dict())
     test = PackedDataset(request.inputs["dataset"], "test")
     classes = list(test.manifest.classes or ())
     save_confusion_matrix(request.out / "pictures/confusion.png", predictions.confusion(), classes)

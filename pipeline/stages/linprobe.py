@@ -1,11 +1,10 @@
 """Linear probe of a pre-trained encoder."""
 
-import safetensors.torch
-
 from asl_core import distributed
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
+from asl_core.modules.weights import save_weights
 from asl_core.transfer.linprobe import linprobe
 from pipeline.stages.mistakes import save_worst_mistakes
 from pipeline.stages.pictures import save_confusion_matrix
@@ -22,7 +21,7 @@ def run(request: StageRequest) -> dict[str, float]:
     head, predictions = linprobe(
         request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
     )
-    safetensors.torch.save_file(head.state_dict(), request.out / "probe.safetensors")
+    save_weights(request.out / "probe.safetensors", head.state_dict())
     test = PackedDataset(request.inputs["dataset"], "test")
     classes = list(test.manifest.classes or ())
     save_confusion_matrix(request.out / "pictures/confusion.png", predictions.confusion(), classes)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from asl_core import distributed
@@ -17,6 +16,7 @@ from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER, picture_reconstructions, write_held_out
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
+from asl_core.modules.weights import save_weights
 from asl_core.pretrain import pretrain
 from asl_core.recipes.imported import ImportedRecipe
 from pipeline.stages.pictures import save_image_grid
@@ -43,10 +43,7 @@ def run(request: StageRequest) -> dict[str, float]:
     for name in (HELD_OUT_FOLDER, RECONSTRUCTIONS):
         shutil.copytree(request.work / name, request.out / name)
     save_encoder(request.out, method.encoder_state(), request.recipe.model)
-    safetensors.torch.save_file(
-        {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()},
-        request.out / "method.safetensors",
-    )
+    save_weights(request.out / "method.safetensors", method.state_dict())
     steps = sorted((request.out / RECONSTRUCTIONS).glob("*.png"))
     shutil.copy(steps[-1], request.out / "pictures/reconstructions.png")
     for path in (request.out / "pictures/reconstructions.png", *steps):

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +12,7 @@ from asl_core.data.samples import IGNORED_LABEL
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
+from asl_core.modules.weights import save_weights
 from asl_core.transfer.segmentation.evaluate import SegmentationScores, predict, score
 from asl_core.transfer.segmentation.model import Segmenter
 from asl_core.transfer.segmentation.train import semantic_dataset, train_segmenter
@@ -37,8 +37,7 @@ def run(request: StageRequest) -> dict[str, float]:
     columns = picture_segmentations(model, test, request)
     if distributed.rank() > 0:
         return {}
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(state, request.out / "segmenter.safetensors")
+    save_weights(request.out / "segmenter.safetensors", model.state_dict())
     write_class_scores(request.out / "classes.json", scores, test.manifest.semantic_classes or ())
     save_image_grid(request.out / "pictures/segmentations.png", columns)
     for name in ("classes.json", "pictures/segmentations.png"):

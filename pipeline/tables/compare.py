@@ -65,7 +65,8 @@ def compare(first: Side, second: Side) -> Comparison:
         keys = [experiment.key for experiment in suite.experiments]
         if name not in keys:
             raise UserError(unknown_name(f"experiment of suite {suite.name}:", name, keys))
-    differences, pairs, states = [], [], {}
+    differences: list[Difference] = [*_of_suites(first, second)]
+    pairs, states = [], {}
     for stage in STAGES:
         one, other = (suite.results.get((stage, name)) for suite, name in (first, second))
         if one is None and other is None:
@@ -76,6 +77,24 @@ def compare(first: Side, second: Side) -> Comparison:
         if both != ("current", "current"):
             states[stage] = both
     return Comparison(tuple(differences), tuple(pairs), states)
+
+
+def _of_suites(first: Side, second: Side) -> Iterator[Difference]:
+    """Yield what two suites may have under one name: their scale, their prepared datasets."""
+    (one, name), (other, other_name) = first, second
+    if one.scale != other.scale:
+        yield Difference("suite", "scale", (one.scale, other.scale))
+    for stage in STAGES:
+        results = (one.results.get((stage, name)), other.results.get((stage, other_name)))
+        datasets = [getattr(result.recipe, "dataset", None) for result in results if result]
+        if len(datasets) != 2 or None in datasets:
+            continue
+        digests = [
+            "not prepared" if manifest is None else str(manifest.digests.get("train", ""))[:12]
+            for manifest in (one.datasets.get(datasets[0]), other.datasets.get(datasets[1]))
+        ]
+        if digests[0] != digests[1]:
+            yield Difference(stage, "dataset's content", (digests[0], digests[1]))
 
 
 def _state(result: StageResult | None) -> str:

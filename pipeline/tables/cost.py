@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.tables.cells import Cell, Heading
-from pipeline.tables.collect import Suite
+from pipeline.tables.collect import StageResult, Suite
 from pipeline.tables.paper import FLOPS, Paper, Table
 from pipeline.tables.replicates import Replicates
 
@@ -75,12 +75,18 @@ def flops_ratio(suite: Suite, key: str, recipe: Any, name: str = TRAIN) -> float
 
     None where one of the two has not been counted.
     """
-    own = _counted(suite, key, name)
+    own, base = _counted(suite, key, name), baseline(suite, recipe, name)
+    if own is None or base is None:
+        return None
+    return own / base.metrics[name]
+
+
+def baseline(suite: Suite, recipe: Any, name: str = TRAIN) -> StageResult | None:
+    """Return the run of MAE that an experiment's multiply-adds are compared with."""
     for other in suite.experiments:
         alike = other.recipe.method == BASELINE and _size(other.recipe) == _size(recipe)
-        base = _counted(suite, other.key, name) if alike else None
-        if own is not None and base:
-            return own / base
+        if alike and _counted(suite, other.key, name):
+            return suite.results["pretrain", other.key]
     return None
 
 

@@ -8,6 +8,7 @@ from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.tables.cells import Cell, Heading, Line, ResultTable
 from pipeline.tables.collect import StageResult, Suite
+from pipeline.tables.cost import FORWARD, TRAIN, baseline
 from pipeline.tables.paper import Paper
 from pipeline.tables.provenance import Origin, origin
 
@@ -50,6 +51,7 @@ class Link:
     folder: Path
     metrics: Path
     value: float | None
+    """Its share of the cell; None for a run that made an encoder."""
 
     @property
     def result(self) -> StageResult:
@@ -75,21 +77,27 @@ def trace_cell(
     Raises:
         UserError: There is no such row or metric, or no run has left the number.
     """
-    table, line = _find_line(tables, row)
-    name, heading, cell = _find_cell(paper, table, line, metric)
+    lines = _find_lines(tables, row)
+    name, table, line, heading, cell = _find_cell(paper, lines, metric)
     if not cell.counted:
         makers = ", ".join(f"`{run.command}`" for run in cell.missing)
         remedy = f"{makers} makes it" if makers else "this suite does not measure it"
         raise UserError(f"{line.label}, {heading.header}: there is no number of ours; {remedy}")
     links: dict[str, Link] = {}
     for result, value in zip(cell.runs, cell.values, strict=True):
-        if value is not None:
-            for link in _follow(suite, result, value):
+        if value is None:
+            continue
+        for link in _follow(suite, result, value):
+            links.setdefault(link.name, link)
+        base = baseline(suite, result.recipe, name) if name in (TRAIN, FORWARD) else None
+        if base is not None:  # the cell is a multiple of its number
+            for link in _follow(suite, base, 1.0):
                 links.setdefault(link.name, link)
     return TracedCell(table, line, heading, cell, name, tuple(links.values()))
 
 
-def _find_line(tables: Sequence[ResultTable], row: str) -> tuple[ResultTable, Line]:
+def _find_lines(tables: Sequence[ResultTable], row: str) -> list[tuple[ResultTable, Line]]:
+    """Return the lines of that name or with that experiment, in whichever tables."""
     lines = [(table, line) for table in tables for line in table.lines if line.keys]
     wanted = row.casefold()
     exact = [(t, line) for t, line in lines if wanted == line.label.casefold() or row in line.keys]
@@ -97,24 +105,27 @@ def _find_line(tables: Sequence[ResultTable], row: str) -> tuple[ResultTable, Li
     if not exact and len({line.label for _, line in begun}) == 1:
         exact = begun
     if exact:
-        return exact[0]
+        return exact
     names = [name for _, line in lines for name in (line.label, *line.keys)]
     raise UserError(unknown_name("row", row, dict.fromkeys(names)))
 
 
 def _find_cell(
-    paper: Paper, table: ResultTable, line: Line, metric: str
-) -> tuple[str, Heading, Cell]:
+    paper: Paper, lines: Sequence[tuple[ResultTable, Line]], metric: str
+) -> tuple[str, ResultTable, Line, Heading, Cell]:
+    """Return the first cell under that metric that has a number of ours, or the first at all."""
     names = {id(each): name for name, each in paper.metrics.items()}
-    columns = {
-        names[id(heading.metric)]: (heading, cell)
+    cells = [
+        (names[id(heading.metric)], table, line, heading, cell)
+        for table, line in lines
         for heading, cell in zip(table.headings, line.cells, strict=True)
-    }
-    for name, (heading, cell) in columns.items():
-        if metric == name or metric.casefold() == heading.header.casefold():
-            return name, heading, cell
-    headers = [heading.header for heading, _ in columns.values()]
-    raise UserError(unknown_name("metric", metric, dict.fromkeys([*columns, *headers])))
+    ]
+    wanted = metric.casefold()
+    found = [each for each in cells if metric == each[0] or wanted == each[3].header.casefold()]
+    if found:
+        return next((each for each in found if each[4].counted), found[0])
+    valid = [each[0] for each in cells] + [each[3].header for each in cells]
+    raise UserError(unknown_name("metric", metric, dict.fromkeys(valid)))
 
 
 def _follow(suite: Suite, result: StageResult, value: float | None) -> Iterator[Link]:

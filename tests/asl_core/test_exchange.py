@@ -192,7 +192,8 @@ LINEAR = {"state_dict": prefixed("module.", encoder_state(STUDENT) | {"head.bias
         (MOCO, Branch.teacher, TEACHER, ("state_dict", "module.momentum_encoder."),
          {"module.base_encoder": 31, "module.predictor": 1}),
         (LINEAR, None, STUDENT, ("state_dict", "module."), {"module.head": 1}),
-        ({"model_ema": encoder_state(1), "model": encoder_state(2)}, None, 2, ("model", ""), {}),
+        ({"model": encoder_state(2), "model_ema": encoder_state(1)}, None, 1, ("model_ema", ""),
+         {}),
     ],
     ids=["dino", "dino-teacher", "dino-student", "ibot", "moco", "moco-teacher", "linear", "ema"],
 )  # fmt: skip

@@ -113,10 +113,11 @@ def decode(p: Weights, latent: Tensor, visible: list[int]) -> Tensor:
     return norm(y, p, "norm")
 
 
-def pixel_error(pred: Tensor, patch: Tensor) -> Tensor:
-    """Eq. 1 with MAE's normalised target: row, column, channel."""
+def pixel_error(pred: Tensor, patch: Tensor, norm_pix: bool = True) -> Tensor:
+    """Eq. 1, with MAE's normalised target or without: row, column, channel."""
     target = patch.permute(1, 2, 0).flatten()
-    target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+    if norm_pix:
+        target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
     return (target - pred).square().mean()
 
 
@@ -178,7 +179,9 @@ def asl_loss(
         preds = [linear(y, q, "pred") for q, y in zip(decoders, normed, strict=True)]
         removed = [i for i in range(PATCHES) if i not in ids]
         for k in (0, 1):
-            pixels[k] += [pixel_error(preds[k][1 + i], patches_of(image)[i]) for i in removed]
+            pixels[k] += [
+                pixel_error(preds[k][1 + i], patches_of(image)[i], recipe.norm_pix) for i in removed
+            ]
         space = preds if recipe.sem_space == "pixel" else normed
         chosen = removed if recipe.sem_patches == "masked" else range(PATCHES)
         aligned += [distance(space[0][1 + i], space[1][1 + i], recipe) for i in chosen]
@@ -274,6 +277,7 @@ CHOICES: list[dict[str, Any]] = [
     {"aee_depth": 2},
     {"aee_pos": "pre_norm"},
     {"aee_norm": True},
+    {"norm_pix": False},
     {"design": "dle"},
     {"design": "dle", "sem_weight": 0.0},
     {"design": "dle", "dle_rate": 0.4, "dle_where": "post_pos"},
@@ -402,6 +406,9 @@ def test_reconstructions_paste_visible_patches_and_stay_in_range() -> None:
         ({"sem_weight": 0.0, "mae_on": "ori"}, "is MAE"),
         ({"sem_weight": 0.0, "cls_align": "encoder"}, "cls_align has no effect"),
         ({"sem_type": "cosine", "sem_reduction": "sum"}, "sem_reduction has no effect"),
+        ({"sem_weight": 0.0, "sem_type": "cosine"}, "sem_type has no effect with sem_weight 0"),
+        ({"sem_weight": 0.0, "sem_patches": "all"}, "sem_patches has no effect with sem_weight 0"),
+        ({"design": "dle", "dle_rate": 0.0, "dle_both": False}, "dle_both has no effect with dle_"),
         ({"aee_norm": True, "aee_pos": "pre_norm"}, "drop aee_norm"),
         ({"share_decoder": False, "sem_space": "decoder_norm"}, "no common space"),
         ({"aee_depth": 0}, "aee_depth must be at least 1"),

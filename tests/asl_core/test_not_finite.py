@@ -74,3 +74,24 @@ def test_found_at_the_next_log_line_when_no_checkpoint_is_due(
         train(icons, tmp_path, checkpoint_minutes=60)
     assert spoilt
     assert not (tmp_path / "ckpt").exists()
+
+
+@pytest.mark.parametrize("at", [7, 14])  # of 15 steps: then the run would end with them
+def test_weights_that_only_a_gradient_has_spoilt_are_not_kept(
+    icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    forward = MaskedAutoencoder.forward
+
+    def spoil(self: MaskedAutoencoder, batch: Views, draw: Draw) -> Step:
+        step = forward(self, batch, draw)
+        if draw.step == at:
+            step.loss.register_hook(lambda gradient: gradient * torch.nan)
+        return step
+
+    monkeypatch.setattr(MaskedAutoencoder, "forward", spoil)
+    with pytest.raises(TrainingError, match=f"weights are not finite after step {at + 1}, .*from"):
+        train(icons, tmp_path, checkpoint_minutes=0)
+    newest = sorted((tmp_path / "ckpt").iterdir())[-1]
+    assert newest.name.startswith(f"step-{at:09d}-")
+    weights = torch.load(newest, weights_only=True)["model"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())

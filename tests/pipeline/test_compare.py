@@ -45,12 +45,16 @@ def test_experiments_of_two_suites(
     results.result("linprobe", "asl", lp_acc1=48.0)
     other = results.folder / "suites/other"
     other.mkdir(parents=True)
-    (other / "params.yaml").write_text((results.folder / "params.yaml").read_text())
+    params = (results.folder / "params.yaml").read_text()
+    (other / "params.yaml").write_text(params)
     monkeypatch.chdir(results.folder)
     assert run_command(["compare", "mae", "asl"]) == 0
     assert "-2.25" in capsys.readouterr().out
     assert run_command(["compare", "mae", "other/mae"]) == 0
     assert "all settings are equal" in capsys.readouterr().out
+    (other / "params.yaml").write_text(params.replace("scale: reduced", "scale: paper"))
+    assert run_command(["compare", "mae", "other/mae"]) == 0
+    assert "scale    reduced  paper" in " ".join(capsys.readouterr().out.split("\n"))
 
 
 def test_an_unknown_experiment_is_said_with_the_nearest(results: Any) -> None:

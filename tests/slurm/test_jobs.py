@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,17 +37,13 @@ def lab(stub_project: Path, cluster: TwoNodes) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def prepared_template(stub_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_template(
+    stub_template: Path, repro: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Make a project with stub stages and its data once, without Slurm."""
     root = tmp_path_factory.mktemp("prepared") / "template"
     shutil.copytree(stub_template, root)
-    here = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(root),
-        "DVC_SITE_CACHE_DIR": str(root.with_name("site")),
-    }
-    command = ["dvc", "repro", "-q", "prepare@icons"]
-    subprocess.run(command, cwd=root, env=os.environ | here, check=True)
+    repro(root, "prepare@icons")
     shutil.rmtree(root / ".asl")
     return root
 
