@@ -38,7 +38,7 @@ class Branch:
     key: str
     design: str
     distance: float
-    """|fea_aug - fea_ori| / |fea_ori| over the last logged batch."""
+    """|fea_aug - fea_ori| / |fea_ori|, the mean over the batches of the last line logged."""
     cost: str
     """Of the run, as a multiple of MAE's."""
 
@@ -65,7 +65,8 @@ def find_branches(suite: Suite, groups: Sequence[Replicates]) -> list[Branch]:
             result = suite.results.get(("pretrain", experiment.key))
             distance = result.metrics.get(DISTANCE) if result else None
             design = getattr(experiment.recipe, "design", None)
-            if distance is None or design not in _MEANING:
+            silent = design == "dle" and experiment.recipe.dle_rate == 0  # MAE, and meant to be
+            if distance is None or design not in _MEANING or silent:
                 continue
             ratio = flops_ratio(suite, experiment.key, experiment.recipe)
             cost = _COST_AT_VIT_B[design] if ratio is None else f"{ratio:.1f}"

@@ -10,6 +10,7 @@ import torch._dynamo
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from asl_core.engine.devices import autocast
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.modules.masking import Mask, random_mask
@@ -64,11 +65,15 @@ def test_encoder_and_decoder_are_one_graph_each() -> None:
         assert explained.graph_count == 1
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_whole_step_is_one_graph(name: str) -> None:
+@pytest.mark.parametrize(("name", "precision"), [("mae", "fp32"), ("aee", "bf16"), ("dle", "bf16")])
+def test_whole_step_is_one_graph(name: str, precision: str) -> None:
     method = build(name)
     images, mask = masked_images()
-    explained = torch._dynamo.explain(method.step)(images, mask)
+    arguments: list[Any] = [images, mask]
+    if name == "dle":
+        arguments.append(method.draw_dropout(torch.arange(3), mask, Draw(0, 0)))
+    with autocast(torch.device("cpu"), precision):
+        explained = torch._dynamo.explain(method.step)(*arguments)
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
@@ -89,15 +94,18 @@ def test_another_step_is_not_compiled_again(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "backend"), [("mae", "aot_eager"), ("dle", "aot_eager"), ("aee", "inductor")]
+    ("name", "backend", "precision"),
+    [("mae", "aot_eager", "fp32"), ("dle", "aot_eager", "bf16"), ("aee", "inductor", "fp32")],
 )
-def test_compiled_and_eager_training_agree(name: str, backend: str) -> None:
+def test_compiled_and_eager_training_agree(name: str, backend: str, precision: str) -> None:
     if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.fail("torch.compile needs a C++ compiler: install g++")
     eager, compiled = build(name), build(name)
     compiled.compile(backend=backend)
-    a, b = eager(*draws(0)), compiled(*draws(0))
-    torch.testing.assert_close(a.loss, b.loss, atol=1e-5, rtol=1e-5)
+    with autocast(torch.device("cpu"), precision):
+        a, b = eager(*draws(0)), compiled(*draws(0))
+    exact = precision == "fp32"
+    torch.testing.assert_close(a.loss, b.loss, atol=1e-5 if exact else 1e-2, rtol=1e-5)
     assert a.terms.keys() == b.terms.keys()
     a.loss.backward()
     b.loss.backward()
@@ -105,4 +113,5 @@ def test_compiled_and_eager_training_agree(name: str, backend: str) -> None:
         eager.named_parameters(), compiled.named_parameters(), strict=True
     ):
         if p.requires_grad:
-            torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4, msg=parameter)
+            atol, rtol = (1e-5, 1e-4) if exact else (1e-2, 1e-2)
+            torch.testing.assert_close(p.grad, q.grad, atol=atol, rtol=rtol, msg=parameter)

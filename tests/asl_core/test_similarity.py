@@ -15,8 +15,9 @@ from asl_core.analysis.similarity import (
     mean_token_cosine,
     patch_objects,
 )
-from asl_core.analysis.tokens import analyse_tokens
+from asl_core.analysis.tokens import _Whole, analyse_tokens, spread
 from asl_core.data.prepare import prepare
+from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import normalise
 from asl_core.engine.records import Journal, read_records
@@ -163,13 +164,32 @@ def test_pairs_of_all_images_are_pooled(scenes: Path) -> None:
     assert -1 <= metrics["similarity_across"] <= metrics["similarity_inside"] <= 1
 
 
-def test_images_and_masks_of_another_size_are_resized_together(scenes: Path) -> None:
-    dataset = PackedDataset(scenes, "test")
-    metrics = analyse_tokens(
-        small_encoder(24), dataset, TokenAnalysis(dataset="scenes"), RESOURCES
-    ).metrics
-    assert 0 < metrics["effective_rank"] <= 16
-    assert {"similarity_inside", "similarity_across"} <= metrics.keys()
+def test_images_and_masks_of_another_size_are_resized_together() -> None:
+    mask = torch.zeros(1, 40, 60, dtype=torch.bool)
+    mask[0, 8:32, 20:50] = True
+    one = torch.zeros(1, dtype=torch.int64)
+    objects = Instances(torch.tensor([[20.0, 8.0, 50.0, 32.0]]), one, mask, one.bool())
+    sample = Sample(0, 0, 255 * mask.byte().expand(3, -1, -1), instances=objects)
+    image, found = _Whole(24, 4)(sample)
+    assert image.shape == (3, 24, 24)
+    assert found is not None
+    brightness = image[0].float().unfold(0, 4, 4).unfold(1, 4, 4).mean(dim=(2, 3)).flatten()
+    bright, dark = brightness > 200, brightness < 55
+    assert bright.sum() > 8
+    assert dark.sum() > 8
+    assert (found[bright] == 0).all()
+    assert (found[dark] == -1).all()
+
+
+@pytest.mark.parametrize(("count", "total"), [(9, 9), (5, 50), (500, 10_000), (5000, 50_000)])
+def test_analysed_images_are_spread_over_the_split_and_so_are_the_first_of_them(
+    count: int, total: int
+) -> None:
+    chosen = spread(count, total)
+    assert sorted(chosen) == [i * total // count for i in range(count)]
+    first = sorted(chosen[: max(4, count // 64)])
+    assert first[0] == 0
+    assert max(b - a for a, b in zip(first, [*first[1:], total], strict=True)) <= total / 2
 
 
 def test_images_without_objects_give_no_split(icons: Path) -> None:
