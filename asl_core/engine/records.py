@@ -26,7 +26,10 @@ FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")
 SYSTEM_PREFIX = "system/"
 
 _ATTEMPT = re.compile(r"attempt-(\d{3,})\.jsonl")
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s]+@")
+_SECRET_IN_URL = re.compile(
+    r"([?&](?:password|passwd|token|api_?key|secret)=)[^&\s]+", re.IGNORECASE
+)
 _SECRET_NAME = re.compile(
     r"password|passwd|secret|credential|api_?key|(access|auth)_?token", re.IGNORECASE
 )
@@ -154,7 +157,7 @@ def redact(text: str) -> str:
     found = {v for k, v in os.environ.items() if _SECRET_VARIABLE.search(k) and len(v) >= 6}
     for secret in sorted(found, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _USER_IN_URL.sub("***@", text)
+    return _SECRET_IN_URL.sub(r"\1***", _USER_IN_URL.sub("***@", text))
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -40,6 +40,7 @@ class SystemMetrics:
         self._prefix = f"{SYSTEM_PREFIX}{node or socket.gethostname().split('.')[0]}/"
         self._process = psutil.Process()
         self._peak_bytes = 0
+        self._last_step = -1
         self._gpus = _Gpus()
         self._last: tuple[float, dict[str, float]] | None = None
         self._stop = threading.Event()
@@ -75,7 +76,9 @@ class SystemMetrics:
 
     def _record(self) -> None:
         values = {**self._machine(), **self._rates(), **self._own(), **self._gpus.sample()}
-        step = int(time.time() - self._journal.began_ms / 1000)
+        # a second sample of one second would void the first, which may be in a store already
+        step = max(int(time.time() - self._journal.began_ms / 1000), self._last_step + 1)
+        self._last_step = step
         self._journal.metrics(step, {self._prefix + name: v for name, v in values.items()})
 
     def _machine(self) -> dict[str, float]:
@@ -125,6 +128,8 @@ class _Gpus:
             import pynvml  # optional: machines without NVIDIA GPUs go without it
 
             pynvml.nvmlInit()
+            count = pynvml.nvmlDeviceGetCount()
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         except ImportError:
             _log.debug("nvidia-ml-py is not installed; no GPU metrics")
             return
@@ -132,8 +137,7 @@ class _Gpus:
             _log.debug("no GPU metrics: %s", error)
             return
         self._nvml: Any = pynvml
-        count = pynvml.nvmlDeviceGetCount()
-        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        self._handles = handles
 
     def sample(self) -> dict[str, float]:
         values: dict[str, float] = {}

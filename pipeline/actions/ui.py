@@ -48,7 +48,7 @@ def serve(root: Path, first_port: int, show: Callable[[str], None]) -> None:
     address = StoreAddress.of(root)
     if address.is_server:
         show(f"The store is a server already: {address.shown}")
-        _show_pages(address.shown.rstrip("/"), root, show)
+        _show_pages(address.page, root, show)
         return
     if address.database is not None and not address.database.exists():
         raise UserError(

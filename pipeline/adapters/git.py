@@ -1,6 +1,8 @@
 """Which code is running, asked of git. Reads only."""
 
+import contextlib
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -22,7 +24,12 @@ class Git:
         tags = {"git.commit": commit.decode().strip(), "git.dirty": str(bool(status)).lower()}
         if status:
             patch = _git(root, "diff", "--binary", "HEAD", "--", ".", *NOT_CODE) or b""
-            tags["git.patch"] = hashlib.sha256(status + patch).hexdigest()[:12]
+            new = ("ls-files", "--others", "--exclude-standard", "-z", "--", ".", *NOT_CODE)
+            digest = hashlib.sha256(status + patch)
+            for name in sorted(filter(None, (_git(root, *new) or b"").split(b"\0"))):
+                with contextlib.suppress(OSError):
+                    digest.update(name + (root / os.fsdecode(name)).read_bytes())
+            tags["git.patch"] = digest.hexdigest()[:12]
         return tags
 
     def fingerprints(self, root: Path) -> set[str]:

@@ -5,6 +5,8 @@ import dataclasses
 import getpass
 import json
 import logging
+import math
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
 
 from asl_core.engine.records import redact
 from pipeline.adapters.mlflow_models import EncoderModels
@@ -37,6 +40,7 @@ from pipeline.jobs.tracked import FINAL_PREFIX, Point, TrackedRun
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # MLflow's limit for metrics in one call
+LARGEST = 1.7976931348623157e308  # what MLflow's databases have for infinity
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
 
 SERIES = re.compile(r"pictures/(\w+)/step-(\d+)\.png")
@@ -48,10 +52,12 @@ def refusals(address: StoreAddress) -> Iterator[None]:
     """Turn what MLflow or the disk refuses into one line without passwords."""
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, SQLAlchemyError, ImportError) as error:
         line = next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
         if " failed with exception " in line:  # requests names hosts, objects and retries
             line = "the server does not answer"
+        if isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE":
+            raise TrackingError(f"{address.shown}: {line}") from error  # this run's fault
         raise StoreRefusedError(f"{address.shown}: {line}") from error
 
 
@@ -79,7 +85,7 @@ class RunUploader:
             return link
         if link is not None and run.points(link.begun) - run.points():
             # A resume has voided points that are stored, and MLflow deletes no points.
-            self._client.delete_run(link.run_id)
+            self._forget(run, link)
             link = None
         link = self._with_parent(run, link or self._create(run))
         link = _note(job, link, begun=run.lines)
@@ -103,11 +109,29 @@ class RunUploader:
         if experiment is None:
             return None
         found = self._search(experiment.experiment_id, {"asl.fingerprint": run.fingerprint})
-        if found and any(record.kind == "resume" for record in run.records):
-            # Whether it holds points that were voided later is not known without the link.
-            self._client.delete_run(found[0].info.run_id)
+        if not found:
             return None
-        return self._link(run, found[0]) if found else None
+        link = self._link(run, found[0])
+        if self._stored(found[0]) - {_as_stored(point) for point in run.points()}:
+            self._forget(run, link)  # it holds points that were voided later
+            return None
+        return link
+
+    def _stored(self, stored: Run) -> set[Point]:
+        """Return all points of a run in the store."""
+        return {
+            _as_stored((key, point.step, repr(point.value), point.timestamp))
+            for key in stored.data.metrics
+            for point in self._client.get_metric_history(stored.info.run_id, key)
+        }
+
+    def _forget(self, run: TrackedRun, link: RunLink) -> None:
+        """Delete a run whose points no longer hold; with an encoder's, what was made of it."""
+        self._client.delete_run(link.run_id)
+        if run.stage == "pretrain":
+            EncoderModels(self._client, link.experiment_id, run.suite).remove(run.fingerprint)
+            if link.parent_run_id is not None and self._has(link.parent_run_id):
+                self._client.delete_run(link.parent_run_id)
 
     def _create(self, run: TrackedRun) -> RunLink:
         tags = {
@@ -115,16 +139,17 @@ class RunUploader:
             "mlflow.source.name": f"asl-pipe run {run.stage} {run.key}",
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": run.tags.get("git.commit", ""),
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
         }
         name = f"{run.stage}/{run.key}"
         experiment_id = self._experiment_id(run.suite)
-        return self._link(
-            run,
-            self._client.create_run(
-                experiment_id, start_time=run.start_ms, tags=tags, run_name=name
-            ),
-        )
+        self._client.create_run(experiment_id, start_time=run.start_ms, tags=tags, run_name=name)
+        # a slow server may have been asked twice by MLflow itself: one of both stays
+        same = self._search(experiment_id, {"asl.fingerprint": run.fingerprint})
+        kept, *others = sorted(same, key=lambda found: found.info.run_id)
+        for other in others:
+            self._client.delete_run(other.info.run_id)
+        return self._link(run, kept)
 
     def _link(self, run: TrackedRun, stored: Run) -> RunLink:
         return RunLink(
@@ -162,7 +187,7 @@ class RunUploader:
                 return parent.info.run_id
             self._client.set_tag(parent.info.run_id, "asl.current", "false")
         shared = {k: v for k, v in run.tags.items() if k in ("asl.suite", "asl.scale")}
-        note = {"mlflow.note.content": parent_note(run), "mlflow.user": getpass.getuser()}
+        note = {"mlflow.note.content": parent_note(run), "mlflow.user": _user()}
         return self._client.create_run(
             experiment_id,
             start_time=run.start_ms,
@@ -337,13 +362,29 @@ class RunUploader:
 
     def _copy(self, run_id: str, path: Path, folder: Path) -> bool:
         """Store a file; False where there is none, or none any more: DVC may be linking it anew."""
-        if not path.is_file():
+        if not path.is_file() or not os.access(path, os.R_OK):
             return False
         try:
             self._client.log_artifact(run_id, str(path), None if folder == Path() else str(folder))
         except FileNotFoundError:
             return False
         return True
+
+
+def _as_stored(point: Point) -> Point:
+    """Return a point as a database gives it back, in which there is no infinity."""
+    key, step, text, time_ms = point
+    value = float(text)
+    if math.isinf(value):
+        value = math.copysign(LARGEST, value)
+    return key, step, repr(value), time_ms
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the number may have no name
+        return str(os.getuid())
 
 
 def experiment_name(suite: str) -> str:

@@ -62,6 +62,15 @@ class EncoderModels:
         self._register(model, run)
         self._score(model, run, run_id)
 
+    def remove(self, fingerprint: str) -> None:
+        """Delete the model of an encoder, and its version, should there be one."""
+        for version in self._versions():
+            if version.tags.get("asl.fingerprint") == fingerprint:
+                self._client.delete_model_version(self._name, version.version)
+        model = self._find(fingerprint)
+        if model is not None:
+            self._client.delete_logged_model(model.model_id)
+
     def credit(self, run: TrackedRun, run_id: str) -> bool:
         """Give an encoder the results of a stage; False where it is not among the models."""
         model = self._find(run.tags.get("asl.encoder_fingerprint", ""))

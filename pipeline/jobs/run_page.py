@@ -19,4 +19,4 @@ def run_page(root: Path, fingerprint: str) -> str | None:
     if link is None:
         return None
     store = StoreAddress.of(root)
-    return (store.shown.rstrip("/") if store.is_server else LOCAL_SERVER) + link.fragment
+    return (store.page if store.is_server else LOCAL_SERVER) + link.fragment

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,11 @@ class StoreAddress:
     @property
     def shown(self) -> str:
         return redact(self.uri)
+
+    @property
+    def page(self) -> str:
+        """Address for a browser, which asks for a password itself."""
+        return re.sub(r"(?<=://)[^/\s]+@", "", self.uri).rstrip("/")
 
     @property
     def digest(self) -> str:

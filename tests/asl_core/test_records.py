@@ -167,6 +167,8 @@ def test_passwords_never_reach_the_journal(tmp_path: Path, monkeypatch: pytest.M
 
 def test_redacting_leaves_addresses_without_users_alone() -> None:
     assert redact("http://host:5000/a@b") == "http://host:5000/a@b"
+    assert redact("postgresql://me:pa@ss@host/db") == "postgresql://***@host/db"
+    assert redact("db://h/d?user=me&password=hunter22&x=1") == "db://h/d?user=me&password=***&x=1"
 
 
 def test_system_metrics_are_sampled_at_least_once_under_the_names_of_mlflow(

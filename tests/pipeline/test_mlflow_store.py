@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from asl_core.engine.records import Journal
@@ -763,3 +764,67 @@ def test_a_process_that_follows_a_run_ends_when_that_is_killed(root: Path) -> No
     link = run_link(root, FINGERPRINT)
     assert link is not None
     assert link.status == "KILLED"
+
+
+def test_a_run_whose_link_is_lost_is_found_again_though_it_was_resumed(root: Path) -> None:
+    def fill(journal: Journal) -> None:
+        journal.resume(0, 3)  # as every training run begins
+        for step, loss in ((1, 2.5), (2, float("inf")), (3, float("nan"))):
+            journal.metrics(step, {"train/loss": loss})
+
+    job = write_attempt(root, fill)
+    first = ingest(root, job)
+    (job.folder / "mlflow.json").unlink()
+    assert ingest(root, job).run_id == first.run_id
+    assert len(client(root).get_metric_history(first.run_id, "pretrain/loss")) == 3
+
+
+def test_an_encoder_made_anew_under_its_fingerprint_leaves_no_result_of_the_old_one(
+    root: Path,
+) -> None:
+    def first(journal: Journal) -> None:
+        losses(1, 2)(journal)
+        journal.metrics(0, {"final/pretrain_loss": 2.0})
+
+    old = ingest(root, write_attempt(root, first))
+
+    def second(journal: Journal) -> None:
+        journal.resume(0, 2)
+        for step in (1, 2):
+            journal.metrics(step, {"train/loss": 0.25})
+        journal.metrics(0, {"final/pretrain_loss": 0.25})
+
+    new = ingest(root, write_attempt(root, second))
+    assert new.run_id != old.run_id
+    assert new.parent_run_id != old.parent_run_id
+    (model,) = client(root).search_logged_models([new.experiment_id])
+    assert model.source_run_id == new.run_id
+    assert [(m.key, m.value) for m in model.metrics or ()] == [("final/pretrain_loss", 0.25)]
+    (version,) = client(root).search_model_versions("name = 'asl-demo'")
+    assert version.run_id == new.run_id
+    assert new.parent_run_id is not None
+    points = client(root).get_metric_history(new.parent_run_id, "pretrain/loss")
+    assert [point.value for point in points] == [0.25, 0.25]
+
+
+def test_a_run_that_the_store_cannot_take_holds_up_no_other(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "x" * 300  # a key that MLflow refuses
+    write_attempt(root, lambda journal: journal.metrics(1, {long: 1.0}), fingerprint="a" * 32)
+    write_attempt(root, losses(1), fingerprint="b" * 32, key="mae")
+    assert sync_journals(root, MlflowStore(root)) == 1
+    assert run_link(root, "b" * 32) is not None
+    assert "aaaaaaaaaaaa: left out" in caplog.text
+
+
+def test_a_store_without_models_shows_runs_all_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("no such endpoint")
+
+    monkeypatch.setattr(MlflowClient, "search_logged_models", refuse)
+    link = ingest(root, write_attempt(root, losses(1)))
+    assert (link.complete, link.credited) == (True, False)
+    assert "pretrain@asl: not among MLflow's models: no such endpoint" in caplog.text
