@@ -11,7 +11,7 @@ from pipeline.jobs.documents import Document, Hashes
 from pipeline.jobs.queue import ENDED_STATES, QueuedJob, QueueState
 
 __all__ = [
-    "ENDED_STATES", "BatchJob", "Cluster", "CodeHistory", "Filing", "Identity", "Limits",
+    "ENDED_STATES", "BatchJob", "Cluster", "CodeHistory", "Filing", "Gpus", "Identity", "Limits",
     "QueueState", "QueuedJob", "ResultCache", "Scheduler", "SchedulerError", "StageFacts",
     "SubmitError", "Tracker",
 ]  # fmt: skip
@@ -28,6 +28,29 @@ class Identity:
 
     fingerprint: str
     inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs that a process may use.
+
+    Attributes:
+        uuids: One each.
+        models: Their names, `NVIDIA H100 80GB HBM3`, one each.
+        driver: Version of the driver.
+    """
+
+    uuids: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    driver: str | None = None
+
+    def tags(self) -> dict[str, str]:
+        """Return what a run says of them."""
+        return {
+            "gpu.uuids": ",".join(self.uuids) or "none",
+            "gpu.model": ", ".join(dict.fromkeys(self.models)) or "none",
+            "gpu.driver": self.driver or "none",
+        }
 
 
 @dataclass(frozen=True)

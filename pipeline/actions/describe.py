@@ -37,8 +37,11 @@ def describe_run(
             "python": platform.python_version(),
             "torch": _version("torch"),
             **code,
+            # as dvc.lock has them; those of outputs are known once DVC has the result
+            **{f"dvc.input.{path}": md5 for path, md5 in identity.inputs.items()
+               if path.startswith(("data/", "runs/"))},
         }
-    )
+    )  # fmt: skip
     if request.stage != "report":
         journal.params(curated_params(request.recipe))
     if "encoder" in request.inputs:

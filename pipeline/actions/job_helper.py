@@ -96,7 +96,7 @@ class Helper(JobProcess):
         return newer_attempt(self.paths, self.attempt.number) is not None
 
     def _tell_gpus(self) -> None:
-        uuids, _ = self.services.gpus()
+        uuids = self.services.gpus().uuids
         self._leave(self.paths.rank_gpus(self.place.rank), gpus=uuids)
 
     def _leave(self, path: Path, **content: object) -> None:

@@ -69,11 +69,12 @@ class Lead(JobProcess):
         self.work: JobPaths | None = None
         self.progress: ProgressReader | None = None
         now = services.clock()
-        uuids, driver = services.gpus()
+        self.own_gpus = services.gpus()
         state = JobState(
             status=Status.RUNNING, attempt=attempt.number, token=attempt.token,
             job_id=place.job_id, restarts=self.restarts, heartbeat=now, started=now,
-            nodes=place.nodes, gpus=uuids, driver=driver, pid=os.getpid(),
+            nodes=place.nodes, gpus=self.own_gpus.uuids, driver=self.own_gpus.driver,
+            pid=os.getpid(),
         )  # fmt: skip
         self.reporter = Reporter(paths, state, self.check_fences, services.clock)
 
@@ -214,7 +215,6 @@ class Lead(JobProcess):
         )
 
     def _tags(self) -> dict[str, str]:
-        state = self.reporter.state
         log = self.paths.logs.relative_to(self.root) / f"{self.place.job_id}_0.log"
         return {
             **self.attempt.terms.code,
@@ -225,8 +225,7 @@ class Lead(JobProcess):
             "slurm.job_id": str(self.place.job_id),
             "slurm.nodes": self.place.nodes,
             "log": log.as_posix(),
-            "gpu.uuids": ",".join(state.gpus) or "none",
-            "gpu.driver": state.driver or "none",
+            **self.own_gpus.tags(),
         }
 
     def _last_tags(self, error: BaseException | None) -> dict[str, str]:

@@ -24,7 +24,7 @@ from pipeline.jobs.job import Attempt, Job
 from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.state import HEARTBEAT_S
 from pipeline.jobs.verdict import Patience
-from pipeline.ports import Identity, ResultCache, Scheduler
+from pipeline.ports import Gpus, Identity, ResultCache, Scheduler
 from pipeline.project import Project
 from pipeline.stages.request import StageFunction, StageRequest
 
@@ -46,7 +46,7 @@ class Services:
         cache: Where inputs come from and results go.
         scheduler: Asked to requeue.
         load: Finds a stage's function.
-        gpus: UUIDs of the GPUs and the driver's version.
+        gpus: Finds this process's GPUs.
         patience: How long to wait for what other machines have written.
         heartbeat_s: Seconds between heartbeats.
         clock: Seconds since 1970.
@@ -56,7 +56,7 @@ class Services:
     cache: ResultCache
     scheduler: Scheduler
     load: Callable[[str], StageFunction] = load_stage
-    gpus: Callable[[], tuple[tuple[str, ...], str | None]] = lambda: ((), None)
+    gpus: Callable[[], Gpus] = Gpus
     patience: Patience = dataclasses.field(default_factory=Patience)
     heartbeat_s: float = HEARTBEAT_S
     clock: Callable[[], float] = time.time

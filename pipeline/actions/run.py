@@ -32,7 +32,7 @@ from pipeline.jobs.documents import Hashes
 from pipeline.jobs.layout import JobPaths, OutputPaths
 from pipeline.jobs.publish import publish
 from pipeline.jobs.record import JobRecord, read_record
-from pipeline.ports import CodeHistory, Identity, ResultCache, Tracker
+from pipeline.ports import CodeHistory, Gpus, Identity, ResultCache, Tracker
 from pipeline.project import Project
 from pipeline.stages.request import StageFunction
 
@@ -48,6 +48,7 @@ class Services:
         code: Which code is running.
         tracker: Where the journal is shown; absent: nowhere.
         load: Finds a stage's function.
+        gpus: Finds this process's GPUs.
         jobs: Attends to runs that were handed to the scheduler; absent: there are none.
     """
 
@@ -55,6 +56,7 @@ class Services:
     code: CodeHistory
     tracker: Tracker | None = None
     load: Callable[[str], StageFunction] = load_stage
+    gpus: Callable[[], Gpus] = Gpus
     jobs: Attendance | None = None
 
 
@@ -89,7 +91,8 @@ def run_stage(
     job = JobPaths.of(project.scratch, identity.fingerprint)
     run = StageRun(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
-        identity=identity, job=job, tags=services.code.tags(project.root) if rank == 0 else {},
+        identity=identity, job=job,
+        tags=services.code.tags(project.root) | services.gpus().tags() if rank == 0 else {},
         begun=partial(_begin_to_show, services.tracker, job),
     )  # fmt: skip
     if rank > 0:

@@ -2,26 +2,33 @@
 
 import os
 
+from pipeline.ports import Gpus
 
-def find_gpus() -> tuple[tuple[str, ...], str | None]:
-    """Return the UUIDs of the visible GPUs and the driver's version; nothing where there are none.
+
+def find_gpus() -> Gpus:
+    """Return the visible GPUs; none where there are none.
 
     A job sees the GPUs it was given: by cgroups, or by CUDA_VISIBLE_DEVICES.
     """
     try:
         import pynvml
     except ImportError:
-        return (), None
+        return Gpus()
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return (), None
+        return Gpus()
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-        return tuple(_visible(uuids)), _text(pynvml.nvmlSystemGetDriverVersion())
+        models = {
+            _text(pynvml.nvmlDeviceGetUUID(handle)): _text(pynvml.nvmlDeviceGetName(handle))
+            for handle in handles
+        }
+        visible = _visible(list(models))
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        return Gpus(tuple(visible), tuple(models[uuid] for uuid in visible), driver)
     except pynvml.NVMLError:
-        return (), None
+        return Gpus()
     finally:
         pynvml.nvmlShutdown()
 

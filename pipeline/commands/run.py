@@ -33,6 +33,7 @@ def run(
     from pipeline.actions.run import Services, run_stage
     from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.adapters.git import Git
+    from pipeline.adapters.nvidia import find_gpus
     from pipeline.project import find_project
     from pipeline.tables.paper import load_paper
 
@@ -40,7 +41,7 @@ def run(
     first = int(os.environ.get("RANK", "0")) == 0
     tracker = find_tracker(project.root, stage) if first else None
     jobs = find_attendance(project.scratch) if first else None
-    services = Services(cache=DvcCache(), code=Git(), tracker=tracker, jobs=jobs)
+    services = Services(cache=DvcCache(), code=Git(), tracker=tracker, jobs=jobs, gpus=find_gpus)
     record = run_stage(project, stage, name, services, load_paper().references())
     if not first:
         return  # the first process speaks for all

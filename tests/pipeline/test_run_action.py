@@ -134,6 +134,8 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal_and_no_checkpoints(
     assert tracker.seen == [(job.journal, out)]
     tags = {k: v for body in kinds(out / "journal", "tags") for k, v in body["values"].items()}
     assert tags["git.commit"] == "c0ffee"
+    assert tags["dvc.input.data/icons"] == "0123456789abcdef0123456789abcdef.dir"
+    assert tags["gpu.model"] == "none"
     assert (tags["stage"], tags["key"], tags["suite"]) == ("pretrain", "asl", "tiny")
     assert tags["fingerprint"] == "f" * 64
     (dataset,) = kinds(out / "journal", "dataset")
