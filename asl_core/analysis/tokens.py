@@ -28,6 +28,7 @@ from asl_core.recipes.transfer import TokenAnalysis
 NUM_POSITION_PAIRS = 500
 MAX_CKA_IMAGES = 1000  # bounds the memory of (images, patches, width); no others are kept
 NUM_PICTURES = 8
+GOLDEN = (5**0.5 - 1) / 2
 BATCH_SIZE = 32  # bounds the memory of all layers' tokens
 
 
@@ -149,7 +150,7 @@ def _batches(
 ) -> Iterator[_Batch]:
     """Go through `count` images once, evenly spread over the split.
 
-    They come in strides, so that the first ones are spread likewise: CKA and pictures stop early.
+    The first ones are spread likewise, for CKA and pictures stop early.
     """
     vit, device = encoder.vit, next(encoder.parameters()).device
     loader = evaluation_batches(
@@ -165,10 +166,14 @@ def _batches(
         yield _Batch(images, objects, tokens, layers)
 
 
-def spread(count: int, total: int, strides: int = 64) -> list[int]:
-    """Return `count` of `total` indices, evenly spread, and so that their beginnings are too."""
-    evenly = [i * total // count for i in range(count)]
-    return [index for first in range(strides) for index in evenly[first::strides]]
+def spread(count: int, total: int) -> list[int]:
+    """Return `count` of `total` indices, evenly spread, in an order of which each beginning is too.
+
+    In the order of the fractions of i * 0.618..., the golden ratio: whichever is the largest
+    fraction taken, the numbers i below it lie at no more than three different distances.
+    """
+    order = sorted(range(count), key=lambda i: i * GOLDEN % 1)
+    return [i * total // count for i in order]
 
 
 def _collate(items: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, list[Tensor | None]]:
