@@ -165,8 +165,8 @@ class CodeHistory(Protocol):
 class Tracker(Protocol):
     """Shows runs to people."""
 
-    def follow(self, journal: Path) -> None:
-        """Begin to show a run while it is made; returns at once.
+    def follow(self, journal: Path, out: Path) -> None:
+        """Begin to show a run while it is made, its artifacts from `out` in the end; do not wait.
 
         Raises:
             TrackingError: It cannot be begun.

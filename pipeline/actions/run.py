@@ -93,7 +93,9 @@ def run_stage(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
         identity=identity, job=job,
         tags=services.code.tags(project.root) | services.gpus().tags() if rank == 0 else {},
-        begun=partial(_begin_to_show, services.tracker, job),
+        begun=partial(
+            _begin_to_show, services.tracker, job, OutputPaths.of(project.suite, stage, key).folder
+        ),
     )  # fmt: skip
     if rank > 0:
         return help_perform(run, services.load, rank)
@@ -156,10 +158,10 @@ def _publish(project: Project, run: StageRun, record: JobRecord) -> None:
     shutil.rmtree(run.job.checkpoints, ignore_errors=True)
 
 
-def _begin_to_show(tracker: Tracker | None, job: JobPaths) -> None:
+def _begin_to_show(tracker: Tracker | None, job: JobPaths, out: Path) -> None:
     if tracker is not None:
         with contextlib.suppress(TrackingError):  # the end tries again, and says so
-            tracker.follow(job.journal)
+            tracker.follow(job.journal, out)
 
 
 def _show(tracker: Tracker | None, job: JobPaths, out: Path | None = None) -> None:

@@ -115,12 +115,21 @@ def follow_run(
     root: Path,
     beginning: str,
     tracker: Tracker,
+    out: Path | None = None,
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Bring one stage run into the store while it is made, and what is left when it has ended.
 
     A store that does not answer is asked less and less often; that is said once.
+
+    Args:
+        root: Folder that has `.dvc`.
+        beginning: Of the run's fingerprint, as far as it takes to tell it from others.
+        tracker: The store.
+        out: Where the run's artifacts will be; found by itself if absent.
+        pause: Waits so many seconds.
+        clock: Seconds since some moment.
 
     Raises:
         UserError: No run has such a fingerprint, or several have.
@@ -135,7 +144,7 @@ def follow_run(
             continue
         began = clock()
         try:
-            tracker.ingest(job.journal, outputs_of(job, root))
+            tracker.ingest(job.journal, _where(job, out, root))
             # the first time MLflow is loaded, and its tables are made
             taken = 0.0 if first else clock() - began
             delay, first = min(max(FOLLOW_S, PATIENCE * taken), LONGEST_S), False
@@ -145,7 +154,7 @@ def follow_run(
                 logger.warning("not shown in MLflow for now: %s", error)
                 told = True
         due = clock() + delay
-    sync_run(root, job.folder.name, tracker, pause=pause)
+    sync_run(root, job.folder.name, tracker, out, pause)
 
 
 def follow_all(root: Path, tracker: Tracker, pause: Callable[[float], None] = time.sleep) -> None:
@@ -226,9 +235,14 @@ def _bring(job: JobPaths, out: Path | None, root: Path, tracker: Tracker) -> boo
 
     Where its files are is asked each time: a stage that has just ended moves them.
     """
-    tracker.ingest(job.journal, out or outputs_of(job, root))
+    tracker.ingest(job.journal, _where(job, out, root))
     link = read_link(job.folder)
     return link is None or link.complete or link.status != "FINISHED"
+
+
+def _where(job: JobPaths, out: Path | None, root: Path) -> Path:
+    """Return where a run's files are now: in its scratch as long as that is there."""
+    return out if out is not None and not job.out.exists() else outputs_of(job, root)
 
 
 def outputs_of(job: JobPaths, root: Path) -> Path:

@@ -21,13 +21,17 @@ class BackgroundTracker:
     def __init__(self) -> None:
         self._follower: subprocess.Popen[bytes] | None = None
 
-    def follow(self, journal: Path) -> None:
+    def follow(self, journal: Path, out: Path) -> None:
         """Start bringing a run into the store while its journal is written, to its end.
+
+        Args:
+            journal: The run's journal, `.asl/jobs/<fingerprint>/journal`.
+            out: Where the artifacts that it names will be.
 
         Raises:
             TrackingError: The system starts no more processes.
         """
-        self._follower = _start(journal.parent.name, "--follow")
+        self._follower = _start(journal.parent.name, "--follow", "--outputs", str(out))
 
     def ingest(self, journal: Path, out: Path) -> "subprocess.Popen[bytes]":
         """Start bringing a run into the store, unless a process does that already; do not wait.

@@ -38,7 +38,7 @@ class MlflowStore:
         self._trust_links = trust_links
         self._uploader: RunUploader | None = None
 
-    def follow(self, journal: Path) -> None:
+    def follow(self, journal: Path, out: Path) -> None:
         """Show nothing yet: who calls this store itself waits for it."""
 
     def ingest(self, journal: Path, out: Path) -> RunLink:

@@ -44,7 +44,7 @@ def sync(
     if fingerprint is not None:
         store = MlflowStore(project.root, trust_links=True)
         if follow:
-            follow_run(project.root, fingerprint, store)
+            follow_run(project.root, fingerprint, store, outputs)
         else:
             sync_run(project.root, fingerprint, store, outputs)
         return

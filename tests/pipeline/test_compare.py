@@ -54,7 +54,9 @@ def test_experiments_of_two_suites(
     assert "all settings are equal" in capsys.readouterr().out
     (other / "params.yaml").write_text(params.replace("scale: reduced", "scale: paper"))
     assert run_command(["compare", "mae", "other/mae"]) == 0
-    assert "scale    reduced  paper" in " ".join(capsys.readouterr().out.split("\n"))
+    assert ["suite", "scale", "reduced", "paper"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
 
 
 def test_an_unknown_experiment_is_said_with_the_nearest(results: Any) -> None:

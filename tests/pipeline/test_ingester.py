@@ -65,11 +65,12 @@ def test_a_process_that_follows_a_run_is_left_to_end_with_it(
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     tracker, journal = BackgroundTracker(), tmp_path / ".asl/jobs/f00d/journal"
-    tracker.follow(journal)
+    tracker.follow(journal, tmp_path / "out")
     follower = tracker.ingest(journal, tmp_path / "out")
     (tmp_path / "gate").write_text("go\n")
     assert follower.wait() == 0
-    assert (tmp_path / "said").read_text() == "-P -m pipeline sync f00d --follow\n"
+    said = f"-P -m pipeline sync f00d --follow --outputs {tmp_path}/out\n"
+    assert (tmp_path / "said").read_text() == said
     (tmp_path / "gate").unlink()
     os.mkfifo("gate")
     again = tracker.ingest(journal, tmp_path / "out")  # should it have died

@@ -715,7 +715,7 @@ class Unreliable:
         self.run, self.refusals, self.calls = run, refusals, []
         self.store = MlflowStore(run.root)
 
-    def follow(self, journal: Path) -> None: ...
+    def follow(self, journal: Path, out: Path) -> None: ...
 
     def ingest(self, journal: Path, out: Path) -> object:
         self.calls.append(self.run.now)
@@ -727,7 +727,7 @@ class Unreliable:
 def test_a_run_is_shown_while_it_is_made_and_ends_with_each_point_once(root: Path) -> None:
     run = Following(root, end=100)
     tracker = Unreliable(run, refusals=0)
-    follow_run(root, FINGERPRINT, tracker, run.pause, run.clock)
+    follow_run(root, FINGERPRINT, tracker, None, run.pause, run.clock)
     assert tracker.calls == [30.0, 60.0, 90.0, 100.0]
     link = run_link(root, FINGERPRINT)
     assert link is not None
@@ -741,7 +741,7 @@ def test_a_store_that_is_down_is_asked_more_rarely_and_gets_everything_when_it_i
 ) -> None:
     run = Following(root, end=290)
     tracker = Unreliable(run, refusals=2)
-    follow_run(root, FINGERPRINT, tracker, run.pause, run.clock)
+    follow_run(root, FINGERPRINT, tracker, None, run.pause, run.clock)
     assert tracker.calls == [30.0, 90.0, 210.0, 240.0, 270.0, 290.0]
     assert [r.getMessage() for r in caplog.records] == ["not shown in MLflow for now: refused"]
     link = run_link(root, FINGERPRINT)

@@ -65,7 +65,7 @@ class FakeTracker:
     def __init__(self, broken: bool = False) -> None:
         self.broken, self.seen, self.followed = broken, [], []
 
-    def follow(self, journal: Path) -> None:
+    def follow(self, journal: Path, out: Path) -> None:
         if self.broken:
             raise TrackingError("refused")
         self.followed.append(read_tracked_run(journal).status)
