@@ -131,7 +131,9 @@ class RunUploader:
         if run.stage == "pretrain":
             EncoderModels(self._client, link.experiment_id, run.suite).remove(run.fingerprint)
             if link.parent_run_id is not None and self._has(link.parent_run_id):
-                self._client.delete_run(link.parent_run_id)
+                parent = self._client.get_run(link.parent_run_id)
+                if "asl.curves" in parent.data.tags:  # a finished run's, which it cannot take back
+                    self._client.delete_run(link.parent_run_id)
 
     def _create(self, run: TrackedRun) -> RunLink:
         tags = {
