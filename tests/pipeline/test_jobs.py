@@ -85,6 +85,7 @@ def test_a_linear_probe_knows_which_run_made_its_encoder(site) -> None:
 
 
 def test_what_is_submitted_twice_is_one_job(site) -> None:
+    site.stub(steps=40, step_s=0.1)  # it must not end before it is submitted for the third time
     first = site.submit("pretrain")
     second = site.submit("pretrain")
     assert outcomes(second) == {

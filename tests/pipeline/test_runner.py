@@ -29,7 +29,7 @@ from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.record import write_json
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.jobs.verdict import Patience
-from pipeline.ports import Filing, QueuedJob, SchedulerError
+from pipeline.ports import Filing, Gpus, QueuedJob, SchedulerError
 from pipeline.runner import run_job
 from pipeline.stages.request import StageRequest
 
@@ -180,7 +180,8 @@ class Bench:
     ) -> int:
         services = Services(
             cache=self.cache, scheduler=self.scheduler, load=lambda _: stage,
-            gpus=lambda: (("GPU-1",), "555.1"), heartbeat_s=self.heartbeat_s, pause=self.pause,
+            gpus=lambda: Gpus(("GPU-1",), ("H100",), "555.1"),
+            heartbeat_s=self.heartbeat_s, pause=self.pause,
             patience=Patience(submitted_s=0.5), clock=self.clock,
         )  # fmt: skip
         return run_job(self.paths, token, services, {"SLURM_JOB_ID": "27", **environment})
