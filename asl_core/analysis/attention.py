@@ -1,6 +1,10 @@
 """What [cls] looks at: attention maps of an encoder's last block, as DINO draws them."""
 
+from typing import cast
+
 import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from asl_core.modules.encoder import Encoder
@@ -17,13 +21,15 @@ def cls_attention(encoder: Encoder, images: Tensor) -> Tensor:
     tokens = encoder.prepend_cls(encoder.add_positions(encoder.embed(images)))  # (B, 1 + N, D)
     for block in encoder.blocks[:-1]:
         tokens = block(tokens)
-    last = encoder.blocks[-1]
-    weights = attention_weights(last.attn, last.norm1(tokens))  # (B, heads, 1 + N, 1 + N)
+    last = cast(Block, encoder.blocks[-1])
+    weights = attention_weights(
+        cast(Attention, last.attn), last.norm1(tokens)
+    )  # (B, heads, 1 + N, 1 + N)
     grid = encoder.vit.grid_size
     return weights[:, :, 0, 1:].unflatten(2, (grid, grid))
 
 
-def attention_weights(attention: torch.nn.Module, tokens: Tensor) -> Tensor:
+def attention_weights(attention: Attention, tokens: Tensor) -> Tensor:
     """Return what timm's Attention weighs values with; its fused kernel does not give it away.
 
     Shape:

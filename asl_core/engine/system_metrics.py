@@ -129,7 +129,7 @@ class _Gpus:
 
             pynvml.nvmlInit()
             count = pynvml.nvmlDeviceGetCount()
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+            handles: list[object] = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         except ImportError:
             _log.debug("nvidia-ml-py is not installed; no GPU metrics")
             return

@@ -17,7 +17,7 @@ from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
-from asl_core.transfer.detection.evaluate import CocoResults, precision_by_recall
+from asl_core.transfer.detection.evaluate import CocoResults, IouType, precision_by_recall
 from asl_core.transfer.detection.train import (
     evaluate_detector,
     instance_dataset,
@@ -60,7 +60,8 @@ def draw_precision(path: Path, dataset: Path, results: CocoResults) -> None:
     """Draw precision by recall, the mean over the classes, for boxes and masks."""
     truth = instance_dataset(dataset, "test").coco_ground_truth()
     figure, axis = plt.subplots(figsize=(4.5, 3.5))
-    for kind, name, style in (("bbox", "box", "-"), ("segm", "mask", "--")):
+    kinds: tuple[tuple[IouType, str, str], ...] = (("bbox", "box", "-"), ("segm", "mask", "--"))
+    for kind, name, style in kinds:
         for threshold, curve in precision_by_recall(truth, results, kind).items():
             label = f"{name}, IoU {threshold:.2f}: {100 * curve.mean():.1f}"
             axis.plot(torch.linspace(0, 1, 101), curve, style, label=label)

@@ -85,16 +85,19 @@ def _of_suites(first: Side, second: Side) -> Iterator[Difference]:
     if one.scale != other.scale:
         yield Difference("suite", "scale", (one.scale, other.scale))
     for stage in STAGES:
-        results = (one.results.get((stage, name)), other.results.get((stage, other_name)))
-        datasets = [getattr(result.recipe, "dataset", None) for result in results if result]
-        if len(datasets) != 2 or None in datasets:
-            continue
-        digests = [
-            "not prepared" if manifest is None else str(manifest.digests.get("train", ""))[:12]
-            for manifest in (one.datasets.get(datasets[0]), other.datasets.get(datasets[1]))
-        ]
-        if digests[0] != digests[1]:
-            yield Difference(stage, "dataset's content", (digests[0], digests[1]))
+        digests = (_digest(one, stage, name), _digest(other, stage, other_name))
+        if ABSENT not in digests and digests[0] != digests[1]:
+            yield Difference(stage, "dataset's content", digests)
+
+
+def _digest(suite: Suite, stage: str, name: str) -> str:
+    """Return the beginning of the digest of a stage's training data, `-` where it has none."""
+    result = suite.results.get((stage, name))
+    dataset = str(getattr(result.recipe, "dataset", "")) if result else ""
+    if not dataset:
+        return ABSENT
+    manifest = suite.datasets.get(dataset)
+    return "not prepared" if manifest is None else manifest.digests.get("train", "")[:12]
 
 
 def _state(result: StageResult | None) -> str:

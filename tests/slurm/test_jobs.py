@@ -3,6 +3,7 @@
 DVC, Slurm and all processes are real; stages add numbers up. Only faults are injected.
 """
 
+import json
 import os
 import random
 import shutil
@@ -26,6 +27,9 @@ from pipeline.ports import QueueState
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
+LONGER_THAN_A_WARNING_TAKES = {"steps": 150, "step_s": 0.4}
+"""Slurm looks every half minute whose time is running out: a warning 50 s before the end of one
+minute comes 10 to 40 s after the beginning."""
 KILLS, CLIENTS = (20, 40) if os.environ.get("ASL_LONG_TESTS") else (6, 12)
 """tests/pipeline does the same more often on a fake cluster, in less time."""
 
@@ -134,30 +138,30 @@ def test_a_preempted_job_goes_on_under_its_id(prepared: Lab, partition: str) -> 
 
 def test_a_time_limit_is_no_end(prepared: Lab) -> None:
     lab = prepared
-    lab.stub(steps=60, step_s=0.4)
+    lab.stub(**LONGER_THAN_A_WARNING_TAKES)
     lab.ask("pretrain", time=1, warning=50)
     lab.submit("--stage", "pretrain")
     job_id = lab.wait_for_step("pretrain@asl", 5)
     report = lab.wait_for("pretrain@asl", Verdict.SUCCEEDED, 240)
     assert report.job_id == job_id
     assert lab.state("pretrain@asl").restarts >= 1
-    assert lab.encoder() == sum_after(60)
+    assert lab.encoder() == sum_after(150)
 
 
 def test_where_requeueing_is_forbidden_another_job_goes_on_and_what_waits_follows_it(
     lab: Lab,
 ) -> None:
-    lab.stub(steps=60, step_s=0.4)
-    lab.ask("pretrain", time=1, warning=50, requeue="resubmit")
+    lab.stub(steps=7)
+    long = {"STUB": json.dumps(LONGER_THAN_A_WARNING_TAKES)}
+    lab.ask("pretrain", time=1, warning=50, requeue="resubmit", env=long)
     lab.submit("--all")
     first = lab.wait_for_step("pretrain@asl", 5)
-    # its stub takes as many steps: no time limit of its own
     lab.wait_for("linprobe@asl", Verdict.SUCCEEDED, 240)
     report = lab.reports()["pretrain@asl"]
     assert report.job_id != first
     assert len(report.attempts) >= 2
     lab.adopt(*DAG)
-    assert (lab.root / "runs/pretrain/asl/encoder.safetensors").read_text() == sum_after(60)
+    assert (lab.root / "runs/pretrain/asl/encoder.safetensors").read_text() == sum_after(150)
 
 
 def test_a_run_that_is_interrupted_too_often_fails(prepared: Lab) -> None:
