@@ -110,9 +110,9 @@ def _machine(tags: Mapping[str, str], host: str) -> str:
     parts = [tags.get("slurm.nodes", host) or "unknown"]
     if "slurm.job_id" in tags:
         parts.append(f"Slurm job {tags['slurm.job_id']}")
-    if tags.get("gpu.uuids", "none") == "none":
+    if tags.get("gpu.uuids") == "none":
         parts.append("no GPU")
-    else:
+    elif "gpu.uuids" in tags:
         model, driver = (tags.get(name, "unknown") for name in ("gpu.model", "gpu.driver"))
         parts.append(f"GPUs {tags['gpu.uuids']} ({model}), driver {driver}")
     parts += [f"{name} {tags[name]}" for name in ("torch", "python") if name in tags]

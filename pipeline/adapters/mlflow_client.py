@@ -112,8 +112,10 @@ class RunUploader:
         if not found:
             return None
         link = self._link(run, found[0])
-        if self._stored(found[0]) - {_as_stored(point) for point in run.points()}:
-            self._forget(run, link)  # it holds points that were voided later
+        # what the store has beyond this journal may be of a copy that has gone further
+        voided = {_as_stored(point) for point in run.voided()}
+        if voided and self._stored(found[0]) & voided:
+            self._forget(run, link)
             return None
         return link
 

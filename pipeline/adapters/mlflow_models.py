@@ -85,18 +85,19 @@ class EncoderModels:
         """Add final results that the model has not got, be it from a run that was deleted."""
         data = run.datasets[-1] if run.datasets else {}
         known = {(m.key, m.value, m.timestamp, m.step) for m in model.metrics or ()}
-        results = [
+        final = [
             Metric(
                 key, float(text), time_ms, step, model_id=model.model_id, run_id=run_id,
                 dataset_name=data.get("name"), dataset_digest=data.get("digest"),
             )
             for key, step, text, time_ms in sorted(run.points())
-            if key.startswith(FINAL_PREFIX) and (key, float(text), time_ms, step) not in known
+            if key.startswith(FINAL_PREFIX)
         ]  # fmt: skip
-        if results:
-            self._client.log_batch(run_id, results)
+        new = [m for m in final if (m.key, m.value, m.timestamp, m.step) not in known]
+        if new:
+            self._client.log_batch(run_id, new)
         version = self._version(model)
-        for metric in results:
+        for metric in final:  # known ones too: whoever added them may have got no further
             name = metric.key.removeprefix(FINAL_PREFIX)
             if version is not None and name in RANKING:
                 self._rate(version, name, metric)

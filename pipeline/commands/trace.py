@@ -29,7 +29,7 @@ def trace(
     computed again from the stored weights; nothing is trained. Exit code 1 if something no longer
     holds.
 
-    Example: asl-pipe trace demo ASL LP --verify
+    Example: asl-pipe trace demo asl LP --verify
     """
     from pipeline.actions.trace import facts, headline
     from pipeline.actions.trace import trace as trace_number

@@ -96,6 +96,16 @@ class TrackedRun:
             for step, value, time_ms in values
         }
 
+    def voided(self) -> set[Point]:
+        """Return what was written and does not count any more."""
+        written = {
+            (self.shown_key(key), record.body["step"], repr(value), record.time_ms)
+            for record in self.records
+            if record.kind == "metrics"
+            for key, value in record.body["values"].items()
+        }
+        return written - self.points()
+
     def curves(self) -> Points:
         """Return the step metrics of training: {`loss`: [(step, value, time_ms), ...]}."""
         return {

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline.actions.submit import Submitted, submit
 from pipeline.adapters.dvc_cache import DvcCache
 from pipeline.adapters.fake_scheduler import FakeCluster
 from pipeline.adapters.git import Git
+from pipeline.cli import run_command
 from pipeline.config.files import read_yaml
 from pipeline.config.params import Params, load_params
 from pipeline.jobs.state import JobState
@@ -238,3 +239,17 @@ def site(stub_project: Path, call: Any) -> Iterator[Site]:
     made = Site(stub_project, call)
     yield made
     made.cluster.close()
+
+
+@pytest.fixture
+def say(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command line and return what it printed."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        capfd.readouterr()
+        found = run_command(list(arguments))
+        out, err = capfd.readouterr()
+        assert found == code, out + err
+        return out + err
+
+    return run

@@ -38,15 +38,19 @@ read -r _ < gate
 """
 
 
-def test_the_process_gets_the_fingerprint_and_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def waiting_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stand-in for Python say what it was called with and wait until `gate` is written."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("gate")
     interpreter = tmp_path / "python"
     interpreter.write_text(WAITING)
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
+
+
+@pytest.mark.usefixtures("waiting_python")
+def test_the_process_gets_the_fingerprint_and_is_not_waited_for(tmp_path: Path) -> None:
     process = BackgroundTracker().ingest(tmp_path / ".asl/jobs/f00d/journal", tmp_path / "out")
     assert process.poll() is None  # it cannot end before the gate opens
     assert os.getsid(process.pid) == process.pid
@@ -55,15 +59,8 @@ def test_the_process_gets_the_fingerprint_and_is_not_waited_for(
     assert (tmp_path / "said").read_text() == f"-P -m pipeline sync f00d --outputs {tmp_path}/out\n"
 
 
-def test_a_process_that_follows_a_run_is_left_to_end_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    os.mkfifo("gate")
-    interpreter = tmp_path / "python"
-    interpreter.write_text(WAITING)
-    interpreter.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(interpreter))
+@pytest.mark.usefixtures("waiting_python")
+def test_a_process_that_follows_a_run_is_left_to_end_with_it(tmp_path: Path) -> None:
     tracker, journal = BackgroundTracker(), tmp_path / ".asl/jobs/f00d/journal"
     tracker.follow(journal, tmp_path / "out")
     follower = tracker.ingest(journal, tmp_path / "out")

@@ -17,7 +17,6 @@ from asl_core.engine.records import Journal
 from pipeline.actions import gc, logs
 from pipeline.actions.status import Explanations
 from pipeline.adapters.dvc_cache import DvcCache
-from pipeline.cli import run_command
 from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.jobs.snapshot import freeze, read_code
@@ -27,20 +26,12 @@ Say = Callable[..., str]
 
 
 @pytest.fixture
-def say(site: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Say:
+def say(say: Say, site: Any, monkeypatch: pytest.MonkeyPatch) -> Say:
     """Run a command line in the site and return what it printed."""
     monkeypatch.chdir(site.root)
     monkeypatch.setenv("ASL_FAKE_CLUSTER", str(site.cluster.folder))
     site.stub(steps=7)
-
-    def run(*arguments: str, code: int = 0) -> str:
-        capfd.readouterr()
-        found = run_command(list(arguments))
-        out, err = capfd.readouterr()
-        assert found == code, out + err
-        return out + err
-
-    return run
+    return say
 
 
 def row(text: str, name: str) -> list[str]:

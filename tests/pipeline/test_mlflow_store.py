@@ -20,6 +20,8 @@ from asl_core.engine.records import Journal
 from pipeline import cli
 from pipeline.actions.run import Services
 from pipeline.actions.sync import PAUSES, follow_run, sync_journals, sync_run
+from pipeline.adapters.mlflow_client import RunUploader
+from pipeline.adapters.mlflow_models import EncoderModels
 from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError
@@ -777,6 +779,43 @@ def test_a_run_whose_link_is_lost_is_found_again_though_it_was_resumed(root: Pat
     (job.folder / "mlflow.json").unlink()
     assert ingest(root, job).run_id == first.run_id
     assert len(client(root).get_metric_history(first.run_id, "pretrain/loss")) == 3
+
+
+def test_a_copy_of_a_journal_that_has_stayed_behind_takes_nothing_from_the_store(
+    root: Path,
+) -> None:
+    job = write_attempt(root, losses(1, 2, 3))
+    link = ingest(root, job)
+    other = root / "elsewhere"
+    (other / ".dvc").mkdir(parents=True)
+    copy = JobPaths.of(other / ".asl", FINGERPRINT)
+    shutil.copytree(job.journal, copy.journal)
+    (path,) = copy.journal.iterdir()
+    lines = path.read_text().splitlines(keepends=True)
+    kept = next(i for i, line in enumerate(lines) if '"step": 2' in line)
+    path.write_text("".join(lines[: kept + 1]))
+    uploader = RunUploader(StoreAddress.of(root), other)
+    again = uploader.ingest(read_tracked_run(copy.journal), job=copy.folder, out=copy.out)
+    assert again.run_id == link.run_id
+    assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_result_whose_sender_was_killed_before_it_was_ranked_is_ranked_the_next_time(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(root, write_attempt(root))
+    probe = write_attempt(root, scored(FINGERPRINT, 40.0), stage="linprobe", fingerprint="aa" * 16)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EncoderModels, "_rate", die)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(root, probe)
+    ingest(root, probe)
+    best = client(root).get_model_version_by_alias("asl-demo", "best")
+    assert best.tags["lp_acc1"] == "40.0"
 
 
 def test_an_encoder_made_anew_under_its_fingerprint_leaves_no_result_of_the_old_one(

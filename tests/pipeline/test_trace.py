@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import run_command
-
 PARAMS = """
 suite: tiny
 title: Tiny
@@ -76,20 +74,6 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     monkeypatch.chdir(root)
     return root
-
-
-@pytest.fixture
-def say(capfd: pytest.CaptureFixture[str]) -> Say:
-    """Run a command line and return what it printed."""
-
-    def run(*arguments: str, code: int = 0) -> str:
-        capfd.readouterr()
-        found = run_command(list(arguments))
-        out, err = capfd.readouterr()
-        assert found == code, out + err
-        return out + err
-
-    return run
 
 
 @pytest.mark.slow
