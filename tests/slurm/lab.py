@@ -125,9 +125,11 @@ class Lab:
             time.sleep(0.3)
 
     def wait_for(self, name: str, verdict: Verdict, seconds: float = 90.0) -> JobReport:
-        """Wait until this is what became of a run."""
+        """Wait until this is what became of a run; print it, for those who look with -s."""
         self.wait(lambda: self._verdict(name) is verdict, name, seconds)
-        return self.reports()[name]
+        report = self.reports()[name]
+        print(f"{name}: job {report.job_id} {report.verdict} {report.finding.detail}")
+        return report
 
     def _verdict(self, name: str) -> Verdict | None:
         report = self.reports().get(name)
