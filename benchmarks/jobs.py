@@ -1,6 +1,6 @@
 """How long people wait for the commands about jobs: submit, adoption by dvc repro, status.
 
-    python tests/slurm/two_nodes.py start /tmp/two
+    python tests/services/two_nodes.py start /tmp/two
     export SLURM_CONF=/tmp/two/slurm.conf
     python benchmarks/jobs.py [--rounds 3] [--runs 40] [--records 200]
 
@@ -320,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         SlurmScheduler(Path.cwd()).queue()
     except SchedulerError as error:
-        parser.exit(2, f"no Slurm answers ({error}); make one: python tests/slurm/two_nodes.py "
+        parser.exit(2, f"no Slurm answers ({error}); make one: python tests/services/two_nodes.py "
                        "start /tmp/two, then SLURM_CONF=/tmp/two/slurm.conf\n")  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # held jobs must not stay
     load = os.getloadavg()[0]

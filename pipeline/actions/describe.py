@@ -12,6 +12,8 @@ from pipeline.config.canonical import curated_params
 from pipeline.config.params import Params
 from pipeline.ports import Identity
 from pipeline.stages.request import StageRequest
+from pipeline.tables.collect import experiments_of
+from pipeline.tables.paper import load_paper
 
 
 def describe_run(
@@ -40,6 +42,7 @@ def describe_run(
             # as dvc.lock has them; those of outputs are known once DVC has the result
             **{f"dvc.input.{path}": md5 for path, md5 in identity.inputs.items()
                if path.startswith(("data/", "runs/"))},
+            **_place(params, request),
         }
     )  # fmt: skip
     if request.stage != "report":
@@ -49,6 +52,15 @@ def describe_run(
     if "dataset" in request.inputs:
         folder = request.inputs["dataset"]
         _describe_dataset(journal, folder, identity.inputs.get(f"data/{folder.name}"))
+
+
+def _place(params: Params, request: StageRequest) -> dict[str, str]:
+    """Return the tables that a suite's experiments are shown in, and the experiment's row there."""
+    found = next((each for each in experiments_of(params) if each.key == request.key), None)
+    if found is None or request.stage == "prepare" or not params.tables:
+        return {}
+    row = found.row or load_paper().method_label(found.recipe)
+    return {"table": ", ".join(params.tables), "row": row}
 
 
 def _describe_dataset(journal: Journal, folder: Path, md5: str | None) -> None:

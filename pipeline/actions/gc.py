@@ -23,6 +23,9 @@ DAY_S = 86400.0
 YOUNGEST_S = 3600.0
 """What no record names yet, or no lock shows from another machine, is kept at least so long."""
 
+LARGE = ("ckpt", "out", "out.*", "rank-*")
+"""What takes most room in a run's folder; nobody needs it to know how the run went."""
+
 ENDED = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.LOST)
 
 
@@ -75,13 +78,10 @@ def find_garbage(
         if not kept:
             break
         rest = [report for report in rest if report not in kept]
-    found = [
-        Garbage(
-            report.paths.folder, reasons[report.paths.folder] or "", _size(report.paths.folder),
-            recipe=report.job.recipe,
-        )
-        for report in rest
-    ]  # fmt: skip
+    found: list[Garbage] = []
+    for report in rest:
+        why = reasons[report.paths.folder] or ""
+        found += _whole_or_large(JobPaths(report.paths.folder), why, report.job.recipe)
     gone = {item.folder for item in found}
     for report in reports:
         if report.paths.folder not in gone:
@@ -188,10 +188,7 @@ def _names_in_use(report: JobReport) -> set[str]:
 def _left_by_runs(
     scratch: Path, used: Collection[str], now: float, days: float
 ) -> Iterator[Garbage]:
-    """Yield folders that runs worked in and that no job's record is in.
-
-    A journal that MLflow does not have in whole stays, without what is large beside it.
-    """
+    """Yield folders that runs worked in and that no job's record is in."""
     for folder in sorted((scratch / "jobs").glob("[0-9a-z]*")):
         job = JobPaths(folder)
         if folder.name in used or folder.suffix == ".claim" or (folder / "job.json").exists():
@@ -201,12 +198,18 @@ def _left_by_runs(
             if age_s < max(days * DAY_S, YOUNGEST_S) or is_locked(job.lock):
                 continue
             why = f"of a run without a job, {age_s / DAY_S:.0f} days old, in no commit"
-            if _is_shown_in_mlflow(job):
-                yield Garbage(folder, why, _size(folder))
-                continue
-            for pattern in ("ckpt", "out", "out.*", "rank-*"):
-                for large in sorted(folder.glob(pattern)):
-                    yield Garbage(large, f"{why}; its journal is kept", _size(large))
+            yield from _whole_or_large(job, why)
+
+
+def _whole_or_large(job: JobPaths, why: str, recipe: str | None = None) -> Iterator[Garbage]:
+    """Yield a run's folder; what is large in it while MLflow does not have the journal in whole."""
+    if _is_shown_in_mlflow(job):
+        yield Garbage(job.folder, why, _size(job.folder), recipe=recipe)
+        return
+    why = f"{why}; its journal stays until asl-pipe sync has brought it"
+    for pattern in LARGE:
+        for large in sorted(job.folder.glob(pattern)):
+            yield Garbage(large, why, _size(large), recipe=recipe)
 
 
 def _is_shown_in_mlflow(job: JobPaths) -> bool:

@@ -18,6 +18,7 @@ from pipeline.jobs.lock import tracking_lock
 from pipeline.jobs.mlflow_link import (
     RunLink,
     all_links,
+    charts_fragment,
     compare_fragment,
     runs_fragment,
 )
@@ -87,7 +88,7 @@ def pages(links: list[RunLink]) -> list[tuple[str, str]]:
     for suite in dict.fromkeys(link.suite for link in links):
         own = [link for link in links if link.suite == suite]
         experiment_id = own[-1].experiment_id
-        charts = runs_fragment(experiment_id, current="true")
+        charts = charts_fragment(experiment_id)
         found.append((f"{suite}: charts of all experiments", charts))
         # An experiment that was trained anew has a new run: its last one counts.
         parents = {link.key: link.parent_run_id for link in own if link.parent_run_id}

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from asl_core.engine.records import redact
 from pipeline.adapters.mlflow_models import EncoderModels
 from pipeline.adapters.mlflow_pictures import draw_curves
+from pipeline.adapters.mlflow_tables import make_tables
 from pipeline.errors import TrackingError
+from pipeline.jobs.charts import VIEW_TAG, comparison_view
 from pipeline.jobs.mlflow_link import RunLink, read_link, write_link
 from pipeline.jobs.notes import experiment_note, parent_note, run_note
 from pipeline.jobs.small_files import WEIGHTS, WEIGHTS_TEXT, texts_beside
@@ -72,6 +75,7 @@ class RunUploader:
     def __init__(self, address: StoreAddress, root: Path):
         self._address = address
         self._root = root
+        make_tables(address.uri)
         self._client = MlflowClient(tracking_uri=address.uri)
 
     def ingest(self, run: TrackedRun, *, job: Path, out: Path) -> RunLink:
@@ -203,6 +207,8 @@ class RunUploader:
         name = experiment_name(suite)
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None and experiment.lifecycle_stage == "active":
+            if VIEW_TAG not in experiment.tags:  # one that people have changed stays
+                self._add_view(experiment.experiment_id, suite)
             return experiment.experiment_id
         if experiment is not None:
             raise TrackingError(
@@ -211,14 +217,24 @@ class RunUploader:
             )
         folder = self._address.artifacts
         location = None if folder is None else (folder / suite).as_uri()
-        experiment_id = self._client.create_experiment(name, artifact_location=location)
+        try:
+            experiment_id = self._client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment_id(suite)  # another project's process was faster
         # Without its kind MLflow opens an experiment as one on language models.
         self._client.set_experiment_tag(
             experiment_id, "mlflow.experimentKind", "custom_model_development"
         )
         note = experiment_note(suite, experiment_id)
         self._client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
+        self._add_view(experiment_id, suite)
         return experiment_id
+
+    def _add_view(self, experiment_id: str, suite: str) -> None:
+        view = comparison_view(suite, int(time.time() * 1000))
+        self._client.set_experiment_tag(experiment_id, VIEW_TAG, view)
 
     def _has(self, run_id: str) -> bool:
         try:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 BOUNDED = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # default 7: a refused server costs 247 s a call
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; default 120
+    "PGCONNECT_TIMEOUT": "5",  # seconds; by default PostgreSQL's clients wait for ever
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""Settings of MLflow that hold unless the user has set them."""
+"""Settings of MLflow and of what it uses that hold unless the user has set them."""
 
 
 class MlflowStore:

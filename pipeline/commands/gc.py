@@ -18,9 +18,9 @@ def gc(
     """Delete what old jobs and runs left under .asl: records, checkpoints, logs, frozen code.
 
     Keeps jobs that may live and what they need, and those whose result is in the working tree or
-    in any commit that a branch or tag points at. Of runs without a job, `dvc repro`'s too,
-    checkpoints and outputs go; a journal that MLflow does not have in whole stays. Results
-    themselves are DVC's and are not touched.
+    in any commit that a branch or tag points at. Of the others, runs of `dvc repro` too, a journal
+    that MLflow does not have in whole stays, without checkpoints and outputs, until `asl-pipe sync`
+    has brought it. Results themselves are DVC's and are not touched.
 
     Example: asl-pipe gc --days 7 --dry-run
     """

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from pipeline.jobs.charts import VIEW
 from pipeline.jobs.record import write_json
 
 FILE_NAME = "mlflow.json"
@@ -93,18 +94,16 @@ def all_links(root: Path) -> list[RunLink]:
     return [link for folder in folders if (link := read_link(folder)) is not None]
 
 
-def runs_fragment(experiment_id: str, **tags: str) -> str:
-    """Return the address of a suite's list of runs, or of charts of the runs with given tags.
+def runs_fragment(experiment_id: str) -> str:
+    """Return the address of a suite's list of runs."""
+    return f"/#/experiments/{experiment_id}/runs?{TRAINING}"
 
-    Args:
-        experiment_id: MLflow's experiment.
-        tags: Tags of the project without their prefix: `current="true"`.
-    """
-    page = f"/#/experiments/{experiment_id}/runs"
-    if not tags:
-        return f"{page}?{TRAINING}"
-    wanted = " and ".join(f"tags.`asl.{name}` = '{value}'" for name, value in tags.items())
-    return f"{page}?searchFilter={quote(wanted)}&compareRunsMode=CHART&{TRAINING}"
+
+def charts_fragment(experiment_id: str) -> str:
+    """Return the address of the charts that compare a suite's experiments."""
+    # no filter beside the view: what the address says goes before what the view says
+    view = f"viewStateShareKey={VIEW}&compareRunsMode=CHART"
+    return f"/#/experiments/{experiment_id}/runs?{view}&{TRAINING}"
 
 
 def compare_fragment(experiment_id: str, run_ids: list[str]) -> str:

@@ -1,12 +1,12 @@
 """Descriptions that MLflow shows above experiments and runs, in Markdown."""
 
-from pipeline.jobs.mlflow_link import runs_fragment
+from pipeline.jobs.mlflow_link import charts_fragment, runs_fragment
 from pipeline.jobs.tracked import TrackedRun
 
 
 def experiment_note(suite: str, experiment_id: str) -> str:
     """Return what the runs of a suite are and how to compare them."""
-    charts = runs_fragment(experiment_id, current="true")
+    charts = charts_fragment(experiment_id)
     everything = runs_fragment(experiment_id)
     # MLflow shows the first line only until somebody unfolds the rest.
     return f"""Suite **{suite}**: [charts of all experiments]({charts}), [all runs]({everything}).

@@ -114,7 +114,7 @@ def collect(suite_folder: Path, params: Params) -> Suite:
         title=params.title,
         scale=params.scale,
         tables=tuple(params.tables),
-        experiments=_experiments(params),
+        experiments=experiments_of(params),
         results=results,
         datasets={
             name: read_manifest(folder / "data" / name)
@@ -124,7 +124,8 @@ def collect(suite_folder: Path, params: Params) -> Suite:
     )
 
 
-def _experiments(params: Params) -> tuple[Experiment, ...]:
+def experiments_of(params: Params) -> tuple[Experiment, ...]:
+    """Return a suite's experiments as params.yaml names them."""
     return tuple(
         Experiment(key=key, recipe=recipe, row=params.rows.get(key, _own_label(key, recipe)))
         for key, recipe in params.experiments.items()

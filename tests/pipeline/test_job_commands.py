@@ -19,6 +19,7 @@ from pipeline.actions.status import Explanations
 from pipeline.adapters.dvc_cache import DvcCache
 from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.mlflow_link import RunLink, write_link
 from pipeline.jobs.snapshot import freeze, read_code
 from pipeline.jobs.verdict import Verdict
 
@@ -271,9 +272,31 @@ def test_sync_leaves_out_what_was_made_from_other_inputs(
     assert len(site.cluster.all()) == 2
 
 
+def bring_journals(site: Any) -> None:
+    """Let all journals be in MLflow, as far as their links say."""
+    for journal in (site.root / ".asl/jobs").glob("*/journal"):
+        link = RunLink(store="s", experiment_id="1", parent_run_id=None, run_id="r", suite="tiny",
+                       stage="pretrain", key="asl", status="FINISHED", complete=True)  # fmt: skip
+        write_link(journal.parent, link)
+
+
+def test_gc_keeps_journals_until_they_have_been_brought(site: Any, say: Say) -> None:
+    say("submit", "--stage", "prepare")
+    site.run()
+    job = site.reports()["prepare@icons"].paths.folder
+    assert "its journal stays until" in say("gc", "--days", "0")
+    assert {path.name for path in job.iterdir()} >= {"journal", "job.json", "state.json"}
+    assert not (job / "out").exists()
+    assert "nothing to delete" in say("gc", "--days", "0")
+    bring_journals(site)
+    say("gc", "--days", "0")
+    assert not job.exists()
+
+
 def test_gc_keeps_what_a_commit_refers_to(site: Any, say: Say) -> None:
     say("submit", "--all")
     site.run()
+    bring_journals(site)
     assert "nothing to delete" in say("gc")
     site.dvc("repro", "linprobe@asl")
     folder = site.root / ".asl/jobs"
@@ -358,6 +381,7 @@ def test_gc_keeps_what_a_waiting_job_needs(site: Any, say: Say) -> None:
     say("submit", "--stage", "pretrain")
     site.cluster._write(site.cluster.read("2") | {"begin": time.time() + 1000})
     site.cluster.run(until=lambda: site.cluster.read("1")["state"] == "COMPLETED")
+    bring_journals(site)
     record = site.reports()["prepare@icons"].paths.job
     say("gc", "--days", "0")
     assert record.exists()
@@ -370,6 +394,7 @@ def test_gc_deletes_nothing_that_was_submitted_since_it_looked(site: Any, say: S
     site.stub(fail=0)
     say("submit", "--stage", "prepare")
     site.run()
+    bring_journals(site)
 
     def find() -> list[gc.Garbage]:
         scratch, reports = site.root / ".asl", list(site.reports().values())

@@ -25,6 +25,7 @@ from pipeline.adapters.mlflow_models import EncoderModels
 from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError
+from pipeline.jobs.charts import VIEW_TAG
 from pipeline.jobs.layout import JobPaths
 from pipeline.jobs.lock import tracking_lock
 from pipeline.jobs.mlflow_link import RunLink, run_link
@@ -235,6 +236,21 @@ def test_an_experiment_whose_encoder_is_trained_anew_has_a_new_run(root: Path) -
     assert new.parent_run_id is not None
     assert old.parent_run_id != new.parent_run_id == probe.parent_run_id
     assert client(root).get_run(new.parent_run_id).data.params["lr"] == "0.25"
+
+
+def test_the_comparison_is_a_saved_view_that_people_may_change(root: Path) -> None:
+    experiment_id = ingest(root, write_attempt(root)).experiment_id
+    text = client(root).get_experiment(experiment_id).tags[VIEW_TAG]
+    state = json.loads(json.loads(text)["state"])
+    # what the view filters by is said in MLflow's own language and finds the experiment's run
+    (found,) = client(root).search_runs([experiment_id], state["searchFilter"])
+    assert found.info.run_name == "asl"
+    client(root).set_experiment_tag(experiment_id, VIEW_TAG, "changed")
+    ingest(root, write_attempt(root, stage="linprobe", fingerprint="b" * 32))
+    assert client(root).get_experiment(experiment_id).tags[VIEW_TAG] == "changed"
+    client(root).delete_experiment_tag(experiment_id, VIEW_TAG)
+    ingest(root, write_attempt(root, stage="detect", fingerprint="d" * 32))
+    assert VIEW_TAG in client(root).get_experiment(experiment_id).tags
 
 
 def test_stages_without_an_experiment_have_no_parent(root: Path) -> None:

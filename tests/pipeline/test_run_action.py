@@ -35,7 +35,7 @@ PARAMS = """
 suite: tiny
 title: Tiny
 scale: reduced
-tables: []
+tables: [table7]
 datasets: {icons: {source: icons, train: 8, test: 4}}
 experiments: {asl: {method: asl, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 1}}
 linprobe: {asl: {dataset: icons, epochs: 12}}
@@ -136,6 +136,7 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal_and_no_checkpoints(
     assert tags["git.commit"] == "c0ffee"
     assert tags["dvc.input.data/icons"] == "0123456789abcdef0123456789abcdef.dir"
     assert tags["gpu.model"] == "none"
+    assert (tags["table"], tags["row"]) == ("table7", "ASL (AEE)")
     assert (tags["stage"], tags["key"], tags["suite"]) == ("pretrain", "asl", "tiny")
     assert tags["fingerprint"] == "f" * 64
     (dataset,) = kinds(out / "journal", "dataset")

@@ -1,5 +1,6 @@
 """MLflow's pages: where they are served, which ones are worth opening, and that nothing stays."""
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline.actions.ui import free_port, pages, serve
 from pipeline.errors import UserError
+from pipeline.jobs.charts import VIEW, comparison_view
 from pipeline.jobs.mlflow_link import RunLink
 
 
@@ -77,11 +79,28 @@ def test_one_experiment_is_compared_with_nothing() -> None:
     ]
 
 
-def test_the_page_of_charts_opens_as_charts_of_current_experiments() -> None:
-    page = urllib.parse.unquote(dict(pages([link("mae")]))["demo: charts of all experiments"])
-    assert page.startswith("/#/experiments/1/runs?searchFilter=tags.`asl.current` = 'true'&")
+def test_the_page_of_charts_is_the_saved_view() -> None:
+    page = dict(pages([link("mae")]))["demo: charts of all experiments"]
+    assert page.startswith(f"/#/experiments/1/runs?viewStateShareKey={VIEW}&")
     assert "compareRunsMode=CHART" in page
+    assert "searchFilter" not in page
     assert "workflowType=machine_learning" in page
+
+
+def test_the_saved_view_compares_what_the_paper_compares() -> None:
+    text = comparison_view("demo", 0)
+    assert len(text) < 20_000  # MLflow's limit for the tag of an experiment
+    state = json.loads(json.loads(text)["state"])
+    sections = [section["uuid"] for section in state["compareRunSections"]]
+    cards = state["compareRunCharts"]
+    assert len({card["uuid"] for card in cards}) == len(cards)
+    assert {card["metricSectionId"] for card in cards} == set(sections)
+    scatter = [
+        (card["xaxis"]["key"], card["yaxis"]["key"]) for card in cards if card["type"] == "SCATTER"
+    ]
+    assert scatter == [
+        ("final/lp_acc1", "final/ft_acc1"), ("final/token_similarity", "final/lp_acc1"),
+    ]  # fmt: skip
 
 
 def test_each_suite_has_its_own_pages() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from debian import install
 from small_jobs import Jobs
-from two_nodes import ACCOUNTING_PACKAGES, PACKAGES, TwoNodes, install, missing_programs
+from two_nodes import ACCOUNTING_PACKAGES, PACKAGES, TwoNodes, missing_programs
 
 from pipeline.adapters.scheduler import SlurmScheduler
 
@@ -17,7 +18,7 @@ def start_cluster(*, accounting: bool) -> TwoNodes:
     """Start a cluster in a folder of its own; with CI=true it is installed first if need be."""
     missing = missing_programs(accounting=accounting)
     if missing and os.environ.get("CI") == "true":
-        install()
+        install(*PACKAGES, *ACCOUNTING_PACKAGES)
     elif missing:
         packages = " ".join((*PACKAGES, *(ACCOUNTING_PACKAGES if accounting else ())))
         pytest.skip(f"no {missing[0]}; apt-get install --no-install-recommends {packages}")

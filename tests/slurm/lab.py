@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +129,7 @@ class Lab:
         """Wait until this is what became of a run; print it, for those who look with -s."""
         self.wait(lambda: self._verdict(name) is verdict, name, seconds)
         report = self.reports()[name]
-        print(f"{name}: job {report.job_id} {report.verdict} {report.finding.detail}")
+        sys.stdout.write(f"{name}: job {report.job_id} {report.verdict} {report.finding.detail}\n")
         return report
 
     def _verdict(self, name: str) -> Verdict | None:

@@ -1,9 +1,9 @@
 """A Slurm cluster of two nodes on this machine, made from nothing, for tests.
 
-    python tests/slurm/two_nodes.py install                # Debian packages; needs root
-    python tests/slurm/two_nodes.py start FOLDER [--accounting]
+    python tests/services/two_nodes.py install                # Debian packages; needs root
+    python tests/services/two_nodes.py start FOLDER [--accounting]
     export SLURM_CONF=FOLDER/slurm.conf                    # sbatch, squeue, ... find it by this
-    python tests/slurm/two_nodes.py stop FOLDER
+    python tests/services/two_nodes.py stop FOLDER
 
 Everything lives in FOLDER: configuration, keys, state, logs, the accounting's database, and the
 process numbers of the daemons. Nothing of the machine's own Slurm, munge or hosts file is touched,
@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
+from debian import PackagesError, install
 
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server")
@@ -405,43 +406,6 @@ def find_program(program: str) -> str:
     return shutil.which(program, path=path) or program
 
 
-def install() -> None:
-    """Install Debian's packages without starting their services; needs root.
-
-    Raises:
-        ClusterError: apt-get failed; says what it said.
-    """
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    command = [
-        "apt-get",
-        "install",
-        "-y",
-        "--no-install-recommends",
-        *PACKAGES,
-        *ACCOUNTING_PACKAGES,
-    ]
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        for attempt in (1, 2):
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False
-            )
-            if done.returncode == 0:
-                return
-            if attempt == 1:  # package lists may be absent or old
-                subprocess.run(
-                    ["apt-get", "update"], env=environment, capture_output=True, check=False
-                )
-        raise ClusterError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
-    finally:
-        if ours:
-            policy.unlink()
-
-
 def free_ports(count: int) -> list[int]:
     """Return ports that nobody uses now."""
     with contextlib.ExitStack() as stack:
@@ -468,12 +432,12 @@ def main() -> None:
     started = time.monotonic()
     try:
         if arguments.command == "install":
-            install()
+            install(*PACKAGES, *ACCOUNTING_PACKAGES)
         elif arguments.command == "start":
             TwoNodes(arguments.folder).start(accounting=arguments.accounting)
         else:
             TwoNodes(arguments.folder).stop()
-    except ClusterError as error:
+    except (ClusterError, PackagesError) as error:
         sys.exit(str(error))
     sys.stdout.write(f"{arguments.command}: {time.monotonic() - started:.1f} s\n")
 
