@@ -69,16 +69,19 @@ class Journal:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     @classmethod
-    def open(cls, folder: Path, *, start_step: int | None = None) -> "Journal":
+    def open(
+        cls, folder: Path, *, start_step: int | None = None, began_ms: int | None = None
+    ) -> "Journal":
         """Begin a new attempt in `folder`.
 
         Args:
             folder: The run's journal folder; made if missing.
             start_step: When given, the same as calling `resume(start_step)` at once.
+            began_ms: When the run began, where another journal says so; else this one does.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = _claim_next_file(folder)
-        journal = cls(path, began_ms=_first_time(folder) or _now_ms())
+        journal = cls(path, began_ms or first_time(folder) or _now_ms())
         journal._write("open", pid=os.getpid(), host=socket.gethostname())
         if start_step is not None:
             journal.resume(start_step)
@@ -216,7 +219,8 @@ def _claim_next_file(folder: Path) -> Path:
             return path
 
 
-def _first_time(folder: Path) -> int | None:
+def first_time(folder: Path) -> int | None:
+    """Return when a journal's first attempt began, in milliseconds since 1970."""
     for number, path in _attempt_files(folder):
         for record in _read_attempt(path, number):
             return record.time_ms

@@ -220,7 +220,7 @@ def _is_shown_in_mlflow(job: JobPaths) -> bool:
     if link is None or not link.complete:
         return False
     sent = (job.folder / FILE_NAME).stat().st_mtime
-    return all(path.stat().st_mtime <= sent for path in job.journal.iterdir())
+    return all(path.stat().st_mtime <= sent for path in job.journal.rglob("*.jsonl"))
 
 
 def _unused_code(

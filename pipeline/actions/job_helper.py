@@ -46,7 +46,7 @@ class Helper(JobProcess):
             return DONE
         document = self.job.document
         run = self.stage_run(ready["fingerprint"], document)
-        help_perform(run, self.load, self.place.rank)
+        help_perform(run, self.load, self.place.rank, self.place.local_rank)
         return DONE
 
     def _end(self, error: BaseException) -> int:

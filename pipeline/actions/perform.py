@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from asl_core.engine.records import Journal
+from asl_core.engine.records import Journal, first_time
 from asl_core.engine.system_metrics import SystemMetrics
 from asl_core.errors import AslCoreError, InterruptedRun
 from asl_core.recipes.optimisation import Resources
@@ -143,11 +143,17 @@ def perform(
     return record
 
 
-def help_perform(run: StageRun, load: Callable[[str], StageFunction], rank: int) -> JobRecord:
-    """Run a stage as a process other than the first, which alone keeps records."""
+def help_perform(
+    run: StageRun, load: Callable[[str], StageFunction], rank: int, local_rank: int
+) -> JobRecord:
+    """Run a stage as a process other than the first, which alone keeps records.
+
+    The first on another machine samples that.
+    """
     folder = run.job.rank_folder(rank)
     record = run.begin()
-    with _helper_journal(folder) as journal:
+    watched = _watched_node(run.job, rank) if local_rank == 0 else contextlib.nullcontext()
+    with _helper_journal(folder) as journal, watched:
         load(run.stage)(run.request(folder / "out", journal))
     return replace(record, status="FINISHED", ended=time.time())
 
@@ -181,7 +187,7 @@ def _attempt(
     handler: RaisingHandler,
 ) -> JobRecord:
     """Call the stage and note what came of it."""
-    with SystemMetrics(request.journal):
+    with SystemMetrics(request.journal, node=_node()):
         try:
             metrics = load(request.stage)(request)
         except BaseException:
@@ -194,6 +200,22 @@ def _attempt(
     )  # fmt: skip
     write_record(job.record, record)
     return record
+
+
+@contextlib.contextmanager
+def _watched_node(job: JobPaths, rank: int) -> Iterator[None]:
+    """Sample this machine beside the run's own journal, and on the same clock."""
+    began = first_time(job.journal)
+    with (
+        Journal.open(job.node_journal(rank), began_ms=began) as journal,
+        SystemMetrics(journal, node=_node()),
+    ):
+        yield
+
+
+def _node() -> str | None:
+    """Return what the scheduler calls this machine."""
+    return os.environ.get("SLURMD_NODENAME")
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def run_stage(
         ),
     )  # fmt: skip
     if rank > 0:
-        return help_perform(run, services.load, rank)
+        return help_perform(run, services.load, rank, int(os.environ.get("LOCAL_RANK", "0")))
     try:
         record = perform(
             run,

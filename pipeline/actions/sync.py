@@ -178,7 +178,7 @@ def _grows(job: JobPaths) -> bool:
     if link is None or not (link.complete and link.credited):
         return True
     sent = (job.folder / FILE_NAME).stat().st_mtime
-    return any(path.stat().st_mtime > sent for path in job.journal.iterdir())
+    return any(path.stat().st_mtime > sent for path in job.journal.rglob("*.jsonl"))
 
 
 def catch_up(root: Path, tracker: Tracker) -> bool:

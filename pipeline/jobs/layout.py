@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+NODE_PREFIX = "node-"
+
 
 @dataclass(frozen=True)
 class JobPaths:
@@ -30,6 +32,10 @@ class JobPaths:
     @property
     def journal(self) -> Path:
         return self.folder / "journal"
+
+    def node_journal(self, rank: int) -> Path:
+        """Return the journal of a machine other than the first process's: samples of it alone."""
+        return self.journal / f"{NODE_PREFIX}{rank}"
 
     @property
     def record(self) -> Path:

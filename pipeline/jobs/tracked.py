@@ -4,8 +4,8 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import psutil
 
 from asl_core.engine.records import SYSTEM_PREFIX, Points, Record, points_of, read_records
 from pipeline.errors import TrackingError
+from pipeline.jobs.layout import NODE_PREFIX
 
 STAGES_WITHOUT_EXPERIMENT = ("prepare", "report")
 FINAL_PREFIX = "final/"
@@ -44,6 +45,7 @@ class TrackedRun:
         start_ms: When the first attempt began, in milliseconds since 1970.
         end_ms: When the last attempt ended, None while it runs.
         records: The whole journal.
+        nodes: Journals of other machines, by the names of their folders: samples of them.
     """
 
     tags: Mapping[str, str]
@@ -55,6 +57,7 @@ class TrackedRun:
     start_ms: int
     end_ms: int | None
     records: list[Record]
+    nodes: Mapping[str, list[Record]] = field(default_factory=dict)
 
     @property
     def stage(self) -> str:
@@ -79,28 +82,38 @@ class TrackedRun:
 
     @property
     def lines(self) -> dict[str, int]:
-        """Number of lines of each attempt's file."""
+        """Number of lines of each attempt's file, those of other machines included."""
         counts: dict[str, int] = {}
-        for record in self.records:
-            counts[str(record.attempt)] = record.line + 1
+        for name, record in self._all():
+            counts[name] = record.line + 1
         return counts
 
     def points(self, lines: Mapping[str, int] | None = None) -> set[Point]:
         """Return what counts of the journal, or of its first lines."""
-        records = self.records
-        if lines is not None:
-            records = [r for r in records if r.line < lines.get(str(r.attempt), 0)]
+        records = [
+            record
+            for name, record in self._all()
+            if lines is None or record.line < lines.get(name, 0)
+        ]
         return {
             (self.shown_key(key), step, repr(value), time_ms)
             for key, values in points_of(records).items()
             for step, value, time_ms in values
         }
 
+    def _all(self) -> Iterator[tuple[str, Record]]:
+        """Yield the name of its file with each record."""
+        for record in self.records:
+            yield str(record.attempt), record
+        for node, records in self.nodes.items():
+            for record in records:
+                yield f"{node}/{record.attempt}", record
+
     def voided(self) -> set[Point]:
         """Return what was written and does not count any more."""
         written = {
             (self.shown_key(key), record.body["step"], repr(value), record.time_ms)
-            for record in self.records
+            for _, record in self._all()
             if record.kind == "metrics"
             for key, value in record.body["values"].items()
         }
@@ -160,6 +173,9 @@ def read_tracked_run(journal: Path) -> TrackedRun:
         start_ms=records[0].time_ms,
         end_ms=end_ms,
         records=records,
+        nodes={
+            folder.name: read_records(folder) for folder in sorted(journal.glob(f"{NODE_PREFIX}*"))
+        },
     )
 
 

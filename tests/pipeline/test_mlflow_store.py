@@ -238,6 +238,19 @@ def test_an_experiment_whose_encoder_is_trained_anew_has_a_new_run(root: Path) -
     assert client(root).get_run(new.parent_run_id).data.params["lr"] == "0.25"
 
 
+def test_samples_of_other_machines_are_shown_beside_those_of_the_first(root: Path) -> None:
+    job = write_attempt(root, losses(1))
+    key, expected = "system/n2/cpu_utilization_percentage", []
+    for step in (3, 9):  # a resumed job has a file more there too
+        with Journal.open(job.node_journal(4)) as node:
+            node.metrics(step, {key: 50.0})
+        expected.append((step, 50.0))
+        link = ingest(root, job)
+        assert history(root, link.run_id, key) == expected
+        assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0)]
+    assert link.covers(read_tracked_run(job.journal).lines)
+
+
 def test_the_comparison_is_a_saved_view_that_people_may_change(root: Path) -> None:
     experiment_id = ingest(root, write_attempt(root)).experiment_id
     text = client(root).get_experiment(experiment_id).tags[VIEW_TAG]

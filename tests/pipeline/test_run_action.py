@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from asl_core.engine.records import read_records
+from asl_core.engine.records import Journal, read_records
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from asl_core.recipes.optimisation import Resources
 from pipeline import stages
@@ -418,3 +419,22 @@ def test_a_helping_process_computes_but_neither_records_nor_publishes(
     assert not (project.suite / "runs/pretrain/asl/encoder.safetensors").exists()
     assert not (project.suite / "runs/pretrain/asl.json").exists()
     assert tracker.seen == []
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_the_first_process_on_another_machine_samples_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch, local_rank: int
+) -> None:
+    began_ms = int(time.time() * 1000) - 100_000
+    with Journal.open(job_of(project).journal) as journal:
+        journal.tags({"stage": "pretrain", "key": "asl", "suite": "tiny", "fingerprint": "f"})
+    path = job_of(project).journal / "attempt-000.jsonl"
+    lines = [{**json.loads(line), "t": began_ms} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, value in (("RANK", "8"), ("LOCAL_RANK", str(local_rank)), ("SLURMD_NODENAME", "n2")):
+        monkeypatch.setenv(name, value)
+    run_stage(project, "pretrain", "asl", services())
+    points = read_tracked_run(job_of(project).journal).points()
+    samples = [step for key, step, *_ in points if key == "system/n2/disk_usage_percentage"]
+    assert len(samples) == (1 if local_rank == 0 else 0)
+    assert all(step >= 100 for step in samples)  # seconds since the run began, not this process
