@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,42 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     total = x.clone()
     dist.all_reduce(total)
     return total
+
+
+def gather_constant(x: Tensor) -> Tensor:
+    """Return the rows of all processes in the order of their ranks, as constants.
+
+    No gradient flows into them, from one process either: what a single process computes must be
+    what several do.
+
+    Shape:
+        - x: (B, ...), B alike in all processes. Output: (world size * B, ...).
+    """
+    rows = x.detach().contiguous()
+    if not dist.is_initialized():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Return the sum of `x` over all processes, with a gradient.
+
+    The gradient of the input is the sum over the processes of the output's: that of the sum of all
+    processes' losses. The average that data-parallel training takes of it is then exact.
+    """
+    return _Sum.apply(x) if dist.is_initialized() else x  # type: ignore[return-value]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce_sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return all_reduce_sum(grad.contiguous())
 
 
 def largest(*numbers: int) -> list[int]:

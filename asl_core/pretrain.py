@@ -7,24 +7,25 @@ from typing import Any
 
 from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader
+from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.shards import PackedDataset
-from asl_core.data.views import collate_views, pretrain_transform
 from asl_core.engine.loop import RunContext, fit
+from asl_core.errors import InputError
 from asl_core.held_out import snapshot_steps
 from asl_core.methods import METHODS
+from asl_core.protocol import Grouped
 from asl_core.randomness import derive_seed, seeded_globals
-from asl_core.recipes.asl import AslRecipe
-from asl_core.recipes.mae import MaeRecipe
+from asl_core.recipes.pretraining import MaskedPretraining
 
 
-def build_method(recipe: MaeRecipe | AslRecipe, dataset: PackedDataset) -> Any:
+def build_method(recipe: MaskedPretraining, dataset: PackedDataset) -> Any:
     """Build a method with weights that depend on the recipe's seed alone."""
     with seeded_globals(derive_seed(recipe.seed, "init")):
         return METHODS[recipe.method](recipe, dataset.manifest.mean, dataset.manifest.std)
 
 
 def pretrain(
-    recipe: MaeRecipe | AslRecipe,
+    recipe: MaskedPretraining,
     dataset_folder: Path,
     context: RunContext,
     *,
@@ -40,15 +41,15 @@ def pretrain(
             snapshots and at the end; those of an attempt that was killed are not repeated.
 
     Raises:
-        InputError: The dataset is missing, or smaller than one batch.
+        InputError: The dataset is missing, or smaller than one batch; or the method compares the
+            images of a step, and they do not go through the network together.
     """
+    _check_forward_batch(recipe, context)
     dataset = PackedDataset(dataset_folder, "train")
     method = build_method(recipe, dataset)
     loader = TrainingLoader(
         dataset,
-        pretrain_transform(
-            recipe.model.image_size, recipe.crop_scale_min, recipe.flip, method.num_views
-        ),
+        pretrain_transform(recipe.view_plan()),
         collate_views,
         seed=recipe.seed,
         batch_size=recipe.batch_size,
@@ -62,5 +63,16 @@ def pretrain(
     if at_snapshot is not None:
         for step in snapshot_steps(loader.total_steps, recipe.snapshots):
             at_steps[step] = partial(at_snapshot, method, step)
-    fit(method, loader, recipe, context, at_steps=at_steps)
+    groups = method.parameter_groups() if isinstance(method, Grouped) else None
+    fit(method, loader, recipe, context, param_groups=groups, at_steps=at_steps)
     return method
+
+
+def _check_forward_batch(recipe: MaskedPretraining, context: RunContext) -> None:
+    """Refuse to compare images in parts: the loss would be that of a smaller batch."""
+    micro, share = context.resources.micro_batch_size, recipe.batch_size // distributed.world_size()
+    if recipe.couples_images and micro is not None and micro < share:
+        raise InputError(
+            f"{recipe.method} compares all images of a step: micro_batch_size {micro} in "
+            f"cluster.yaml would split the {share} of a process; remove it, or take more processes"
+        )

@@ -1,7 +1,7 @@
 """What the loop, the stages and the methods know of each other."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -53,12 +53,19 @@ class Trainable(Protocol):
 class Method(Trainable, Protocol):
     """A pre-training method."""
 
-    num_views: int
-
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names: what transfer stages load."""
         ...
 
     def reconstructions(self, views: Views, draw: Draw) -> dict[str, Tensor]:
         """Return pictures by name, float in [0, 1], (B, C, H, W): input, masked, predictions."""
+        ...
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A method whose parameters are not grouped by the usual rule of weight decay."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups, with their weight decay."""
         ...

@@ -26,10 +26,12 @@ from asl_core.data.loaders import TrainingLoader
 from asl_core.data.manifest import Manifest
 from asl_core.data.packing import SplitWriter
 from asl_core.data.prepare import check_item
+from asl_core.data.pretraining import collate_views, pretrain_transform
+from asl_core.data.samples import Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.data.sources.source import Item, Rejected
-from asl_core.data.views import collate_views, pretrain_transform
 from asl_core.recipes.normalisation import NORMALISATIONS
+from asl_core.recipes.views import View, ViewPlan
 
 MEAN, STD = NORMALISATIONS["imagenet"]
 BATCH = 32
@@ -80,7 +82,7 @@ def build_paths(
 ) -> dict[str, Callable[[], None]]:
     """Return, by name, functions that go through all pictures once."""
     tensors = [torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in pictures]
-    transform = pretrain_transform(image_size, 0.2)
+    transform = pretrain_transform(ViewPlan(views=(View(size=image_size),)))
     common = transforms.Compose(
         [
             transforms.RandomResizedCrop(
@@ -99,7 +101,7 @@ def build_paths(
 
     def crop_only() -> None:
         for number in range(len(tensors)):
-            transform.crop(images[number % len(images)])  # type: ignore[attr-defined]
+            transform(Sample(number, number, images[number % len(images)]))
 
     def pillow() -> None:
         for encoded in pictures:

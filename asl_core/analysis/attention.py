@@ -7,6 +7,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
+from asl_core.modules.attention import attention_weights
 from asl_core.modules.encoder import Encoder
 
 
@@ -27,16 +28,3 @@ def cls_attention(encoder: Encoder, images: Tensor) -> Tensor:
     )  # (B, heads, 1 + N, 1 + N)
     grid = encoder.vit.grid_size
     return weights[:, :, 0, 1:].unflatten(2, (grid, grid))
-
-
-def attention_weights(attention: Attention, tokens: Tensor) -> Tensor:
-    """Return what timm's Attention weighs values with; its fused kernel does not give it away.
-
-    Shape:
-        - tokens: (B, T, D), its input. Output: (B, heads, T, T), rows sum to 1.
-    """
-    heads, width = attention.num_heads, attention.head_dim
-    qkv = attention.qkv(tokens).unflatten(2, (3, heads, width))  # (B, T, 3, heads, d)
-    query, key, _ = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, d)
-    query, key = attention.q_norm(query), attention.k_norm(key)
-    return (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1)

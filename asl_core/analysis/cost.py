@@ -11,12 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from asl_core.engine.devices import autocast
 from asl_core.methods import METHODS
 from asl_core.protocol import Draw, Views
-from asl_core.recipes.asl import AslRecipe
-from asl_core.recipes.mae import MaeRecipe
-from asl_core.recipes.models import Vit
+from asl_core.recipes.pretraining import MaskedPretraining
 
-Recipe = MaeRecipe | AslRecipe
 _GREY = (0.5, 0.5, 0.5)  # mean and std of an image that nobody looks at
+_COUNTED = 2  # images at least where a method normalises over them
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Cost:
     activation_mib_per_image: float
 
 
-def measure_cost(recipe: Recipe) -> Cost:
+def measure_cost(recipe: MaskedPretraining) -> Cost:
     """Measure what training by a recipe costs; the same wherever and however it is trained."""
     flops = count_flops(recipe)
     method = METHODS[recipe.method](recipe, _GREY, _GREY)
@@ -60,7 +58,7 @@ def measure_cost(recipe: Recipe) -> Cost:
     )
 
 
-def count_flops(recipe: Recipe) -> Flops:
+def count_flops(recipe: MaskedPretraining) -> Flops:
     """Count the multiply-adds of a training step by shapes alone, without weights or memory.
 
     Attention is counted as its two matrix products: of the fused kernels, torch's counter does not
@@ -68,14 +66,14 @@ def count_flops(recipe: Recipe) -> Flops:
     """
     with torch.device("meta"):
         method = METHODS[recipe.method](recipe, _GREY, _GREY)
-        batch = _images(recipe.model, 1)
+        batch = _images(recipe, _COUNTED)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             loss = method(batch, Draw(0, 0)).loss
             forward = counter.get_total_flops()
             loss.backward()
             total = counter.get_total_flops()
-    # torch counts a multiply-add as two
-    return Flops(forward / 2e9, total / 2e9)
+    per_image = 2e9 * _COUNTED  # torch counts a multiply-add as two
+    return Flops(forward / per_image, total / per_image)
 
 
 def trained_parameters_m(method: nn.Module) -> float:
@@ -86,7 +84,7 @@ def trained_parameters_m(method: nn.Module) -> float:
 def activation_mib_per_image(method: Any, precision: str) -> float:
     """Measure how much one more image makes the forward pass keep for the backward pass, in MiB.
 
-    The difference between a batch of two and a batch of one: parameters, and whatever else is kept
+    Half the difference between batches of four and of two: parameters, and whatever else is kept
     once for a batch, do not count. With the kernels of the CPU, whose attention keeps no matrix of
     weights, as a GPU's does not.
 
@@ -94,8 +92,8 @@ def activation_mib_per_image(method: Any, precision: str) -> float:
         method: On the CPU, in training mode, not compiled.
         precision: As in its recipe.
     """
-    one, two = (_saved_bytes(method, size, precision) for size in (1, 2))
-    return (two - one) / 2**20
+    two, four = (_saved_bytes(method, size, precision) for size in (2, 4))
+    return (four - two) / 2 / 2**20
 
 
 def _saved_bytes(method: Any, batch_size: int, precision: str) -> int:
@@ -108,7 +106,7 @@ def _saved_bytes(method: Any, batch_size: int, precision: str) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself, if it is an output, would keep its graph alive
 
-    batch = _images(method.recipe.model, batch_size)
+    batch = _images(method.recipe, batch_size)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with autocast(torch.device("cpu"), precision):
             loss = method(batch, Draw(0, 0)).loss
@@ -116,7 +114,8 @@ def _saved_bytes(method: Any, batch_size: int, precision: str) -> int:
     return sum(storages.values())
 
 
-def _images(vit: Vit, count: int) -> Views:
-    """Return black images, uint8, on the default device."""
-    size = (count, 3, vit.image_size, vit.image_size)
-    return Views((torch.zeros(size, dtype=torch.uint8),), torch.arange(count))
+def _images(recipe: MaskedPretraining, count: int) -> Views:
+    """Return black views, uint8, on the default device."""
+    sizes = [(count, 3, view.size, view.size) for view in recipe.view_plan().views]
+    views = tuple(torch.zeros(size, dtype=torch.uint8) for size in sizes)
+    return Views(views, torch.arange(count))

@@ -26,7 +26,6 @@ from torchvision.transforms.v2 import InterpolationMode
 from asl_core.data.erasing import erase_rectangle
 from asl_core.data.samples import Sample
 from asl_core.errors import InputError
-from asl_core.protocol import Views
 from asl_core.recipes.normalisation import NORMALISATIONS, Rgb
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # width : height of random crops; Inception's, used by all since
@@ -34,13 +33,6 @@ _TEST_ZOOM = 256 / 224  # test images are resized to this multiple of the crop
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels."""
-
-
-class ViewsItem(NamedTuple):
-    """One sample's views, each (3, S, S) uint8, and its index."""
-
-    views: tuple[Tensor, ...]
-    index: int
 
 
 class LabelledItem(NamedTuple):
@@ -65,15 +57,6 @@ class LabelledBatch(NamedTuple):
     indices: Tensor
 
 
-def collate_views(items: list[ViewsItem]) -> Views:
-    """Stack the samples' views."""
-    views = zip(*(item.views for item in items), strict=True)
-    return Views(
-        views=tuple(torch.stack(view) for view in views),  # each (B, 3, S, S)
-        indices=torch.tensor([item.index for item in items]),
-    )
-
-
 def collate_labelled(items: list[LabelledItem]) -> LabelledBatch:
     """Stack images, labels and indices."""
     return LabelledBatch(
@@ -81,22 +64,6 @@ def collate_labelled(items: list[LabelledItem]) -> LabelledBatch:
         labels=torch.tensor([item.label for item in items]),
         indices=torch.tensor([item.index for item in items]),
     )
-
-
-def pretrain_transform(
-    image_size: int, scale_min: float = 0.2, flip: bool = True, num_views: int = 1
-) -> Callable[[Sample], ViewsItem]:
-    """Return MAE's augmentation: random resized crop, bicubic, and a flip.
-
-    Source: official MAE `main_pretrain.py`.
-
-    Args:
-        image_size: Side of the views in pixels.
-        scale_min: Smallest area of the crop as a share of the image.
-        flip: Mirror every other view.
-        num_views: Independent crops of each sample.
-    """
-    return _Pretrain(_RandomCrop(image_size, scale_min, flip), num_views)
 
 
 def train_crop_transform(
@@ -209,16 +176,6 @@ def single_shot_box(image: Tensor, scale: tuple[float, float], ratio: tuple[floa
     top = int(torch.randint(height - box_height + 1, ()))
     left = int(torch.randint(width - box_width + 1, ()))
     return top, left, box_height, box_width
-
-
-@dataclass(frozen=True)
-class _Pretrain:
-    crop: _RandomCrop
-    num_views: int
-
-    def __call__(self, sample: Sample) -> ViewsItem:
-        views = tuple(self.crop(sample.image) for _ in range(self.num_views))
-        return ViewsItem(views, sample.index)
 
 
 @dataclass(frozen=True)

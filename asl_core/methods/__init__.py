@@ -1,6 +1,13 @@
 """Pre-training methods, one file each; the one place where names become classes."""
 
 from asl_core.methods.asl import ArbitrarySelfSupervised
+from asl_core.methods.ccmim import ContextContrastiveAutoencoder
+from asl_core.methods.cmae import ContrastiveMaskedAutoencoder
 from asl_core.methods.mae import MaskedAutoencoder
 
-METHODS = {"mae": MaskedAutoencoder, "asl": ArbitrarySelfSupervised}
+METHODS = {
+    "mae": MaskedAutoencoder,
+    "asl": ArbitrarySelfSupervised,
+    "ccmim": ContextContrastiveAutoencoder,
+    "cmae": ContrastiveMaskedAutoencoder,
+}

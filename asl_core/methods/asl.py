@@ -40,8 +40,6 @@ class ArbitrarySelfSupervised(nn.Module):
         mean, std: Statistics of the images' channels, in [0, 1].
     """
 
-    num_views = 1
-
     def __init__(self, recipe: AslRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
         self.recipe, self.mean, self.std = recipe, mean, std

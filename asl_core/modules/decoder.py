@@ -19,6 +19,11 @@ class Decoder(nn.Module):
 
     Source: MAE; g in Eq. 1 of the ASL paper.
 
+    Args:
+        vit: Sizes.
+        depth: Blocks; those of `vit` by default.
+        out_dim: Values that the head predicts for a token; a patch's pixels by default.
+
     Shape:
         - latent: (B, 1 + V, D), [cls] first.
         - Output: (B, 1 + V + R, E), [cls] first, then `mask.ids_keep`, then `mask.ids_removed`.
@@ -26,7 +31,7 @@ class Decoder(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, vit: Vit) -> None:
+    def __init__(self, vit: Vit, *, depth: int | None = None, out_dim: int | None = None) -> None:
         super().__init__()
         width = vit.decoder_embed_dim
         self.embed = nn.Linear(vit.embed_dim, width)
@@ -34,10 +39,10 @@ class Decoder(nn.Module):
         self.register_buffer("pos_embed", sincos_positions(width, vit.grid_size), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, vit.decoder_num_heads, vit.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
-            for _ in range(vit.decoder_depth)
+            for _ in range(depth or vit.decoder_depth)
         )
         self.norm = LayerNorm(width)
-        self.pred = nn.Linear(width, 3 * vit.patch_size**2)
+        self.pred = nn.Linear(width, out_dim or 3 * vit.patch_size**2)
         self.apply(initialise_as_mae)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -54,5 +59,5 @@ class Decoder(nn.Module):
         return tokens
 
     def head(self, tokens: Tensor) -> Tensor:
-        """Predict the pixels of the given tokens: (B, T, E) to (B, T, P), P = 3 p^2."""
+        """Predict what the tokens stand for: (B, T, E) to (B, T, P), P = 3 p^2 or `out_dim`."""
         return self.pred(self.norm(tokens))

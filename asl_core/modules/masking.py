@@ -47,6 +47,22 @@ def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
     return Mask(ids_shuffle[:, :num_keep], ids_shuffle[:, num_keep:])
 
 
+def block_grid_mask(noise: Tensor, mask_ratio: float, grid_size: int) -> Mask:
+    """Keep the int(N / 4 * (1 - mask_ratio)) blocks of 2 x 2 patches of smallest noise.
+
+    Source: the released code of CMAE.
+
+    Shape:
+        - noise: (B, N / 4), a number for each block, row by row; N = grid_size^2, even.
+    """
+    half = grid_size // 2
+    blocks = torch.argsort(noise, dim=1, stable=True)  # (B, N / 4)
+    first = blocks // half * (2 * grid_size) + blocks % half * 2  # upper left patch of each
+    ids = torch.stack([first, first + 1, first + grid_size, first + grid_size + 1], dim=2)
+    num_keep = int(noise.shape[1] * (1 - mask_ratio))
+    return Mask(ids[:, :num_keep].flatten(1), ids[:, num_keep:].flatten(1))
+
+
 def draw_mask(indices: Tensor, draw: Draw, num_patches: int, mask_ratio: float) -> Mask:
     """Draw a mask for each sample; a function of seed, step and sample.
 

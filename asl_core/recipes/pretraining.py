@@ -1,15 +1,21 @@
 """What the masked-image methods share."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation, require_share
+from asl_core.recipes.views import View, ViewPlan
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedPretraining(Optimisation):
     """MAE's pre-training setting (PRETRAIN.md of the official code, ViT-B)."""
 
+    couples_images: ClassVar[bool] = False
+    """Whether an image's loss depends on the others of its step."""
+
+    method: str
     dataset: str
     """Name of an entry under `datasets`."""
     model: Vit = field(default_factory=lambda: MODELS["vit-b"])
@@ -42,3 +48,8 @@ class MaskedPretraining(Optimisation):
         if self.held_out_images < 1:
             raise ValueError(f"held_out_images must be at least 1, got {self.held_out_images}")
         require_share("crop_scale_min", self.crop_scale_min)
+
+    def view_plan(self) -> ViewPlan:
+        """Return what the method sees of each image: one crop."""
+        scale = (self.crop_scale_min, 1.0)
+        return ViewPlan(views=(View(size=self.model.image_size, scale=scale, flip=self.flip),))

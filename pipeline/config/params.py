@@ -4,14 +4,13 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from asl_core.recipes import datasets as sources
-from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.catalogue import RECIPES
 from asl_core.recipes.imported import ImportedRecipe
-from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
 from asl_core.recipes.transfer import (
@@ -27,11 +26,7 @@ from pipeline.config.suggest import unknown_name
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 """Names become parts of DVC stage names, dotted keys, paths and shell words."""
 
-METHODS: dict[str, type[Any]] = {
-    "mae": MaeRecipe,
-    "asl": AslRecipe,
-    "imported": ImportedRecipe,
-}
+METHODS: dict[str, type[Any]] = {**RECIPES, "imported": ImportedRecipe}
 SOURCES: dict[str, type[Any]] = {
     "scenes": sources.Scenes,
     "icons": sources.Icons,
@@ -55,7 +50,7 @@ for _declared in (Optimisation, ImportedRecipe, Vit, TokenAnalysis, sources.Pack
     _declared.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 Dataset = Annotated[sources.Dataset, Field(discriminator="source")]
-Recipe = Annotated[MaeRecipe | AslRecipe | ImportedRecipe, Field(discriminator="method")]
+Recipe = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # type: ignore[valid-type]  # noqa: UP007
 
 
 class Params(BaseModel):

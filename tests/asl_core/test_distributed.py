@@ -26,9 +26,11 @@ from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.ccmim import CcMimRecipe
 from asl_core.recipes.datasets import Icons
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.pretraining import MaskedPretraining
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
 from asl_core.transfer.finetune import Classifier, classify
@@ -41,6 +43,10 @@ TINY = Vit(
 RECIPE = AslRecipe(
     dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0,
     precision="fp32", seed=1,
+)  # fmt: skip
+CONTRASTIVE = CcMimRecipe(
+    dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0, seed=1,
+    contrast_weight=1.0,
 )  # fmt: skip
 LONGER = AslRecipe(
     dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
@@ -87,7 +93,7 @@ def processes(world_size: int, work: Callable[..., None], *args: object) -> set[
 
 def train(
     rank: int,
-    recipe: AslRecipe,
+    recipe: MaskedPretraining,
     work: Path,
     dataset: Path,
     signals: dict[int, signal.Signals],
@@ -100,7 +106,7 @@ def train(
             os.kill(os.getpid(), signals[step])
 
     ArbitrarySelfSupervised.after_step = after_step  # type: ignore[method-assign]
-    log_every = 1 if recipe is RECIPE else 4
+    log_every = 4 if recipe is LONGER else 1
     resources = Resources(device="cpu", log_every_steps=log_every, checkpoint_minutes=60)
     with Journal.open(work / f"journal-{rank}") as journal:
         method = pretrain(recipe, dataset, RunContext(work / "ckpt", journal, resources))
@@ -120,6 +126,27 @@ def curve_of_one(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     work = tmp_path_factory.mktemp("one")
     assert processes(1, train, RECIPE, work, icons, {}, ()) == {0}
     return [value for _, value in losses(work)]
+
+
+def test_images_are_compared_with_those_of_other_processes(icons: Path, tmp_path: Path) -> None:
+    curves = []
+    for world_size in (1, 2, 4):
+        work = tmp_path / str(world_size)
+        work.mkdir()
+        assert processes(world_size, train, CONTRASTIVE, work, icons, {}, ()) == {0}
+        curves.append([value for _, value in losses(work)])
+    assert len(curves[0]) == 5
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_a_step_that_is_compared_is_not_split(icons: Path, tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        resources = Resources(device="cpu", micro_batch_size=4)
+        with pytest.raises(
+            InputError, match=r"micro_batch_size 4 in cluster\.yaml would split the 8"
+        ):
+            pretrain(CONTRASTIVE, icons, RunContext(tmp_path / "ckpt", journal, resources))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -10,26 +10,27 @@ import pytest
 import torch
 
 from asl_core.data.loaders import TrainingLoader, evaluation_batches
+from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import (
     LabelledBatch,
     collate_labelled,
-    collate_views,
     evaluation_transform,
     finetune_transform,
-    pretrain_transform,
 )
 from asl_core.errors import InputError
 from asl_core.protocol import Views
 from asl_core.randomness import derive_seed, seeded_globals
+from asl_core.recipes.views import View, ViewPlan
 
+PLAN = ViewPlan(views=(View(size=16, scale=(0.3, 1.0)),))
 BATCH, EPOCHS = 12, 3  # 40 images: 3 steps an epoch, 4 samples of each epoch dropped
 
 
 def make_loader(folder: Path, **changes: Any) -> TrainingLoader[Views]:
     settings: dict[str, Any] = {"seed": 1, "batch_size": BATCH, "epochs": EPOCHS} | changes
-    transform = pretrain_transform(16, 0.3)
+    transform = pretrain_transform(PLAN)
     return TrainingLoader(PackedDataset(folder, "train"), transform, collate_views, **settings)
 
 
@@ -99,7 +100,7 @@ def test_a_sample_is_augmented_under_the_seed_of_its_epoch_and_index(
     icons: Path, expected: list
 ) -> None:
     images, indices = expected[4]  # the second step of epoch 1
-    dataset, transform = PackedDataset(icons, "train"), pretrain_transform(16, 0.3)
+    dataset, transform = PackedDataset(icons, "train"), pretrain_transform(PLAN)
     for image, index in zip(images, indices.tolist(), strict=True):
         with seeded_globals(derive_seed(1, "augment", 1, index)):
             assert torch.equal(transform(dataset[index]).views[0], image)

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,21 +12,21 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms.v2 import InterpolationMode
 
 from asl_core.data.erasing import erase_rectangle
+from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.samples import Sample
 from asl_core.data.views import (
     collate_labelled,
-    collate_views,
     denormalise,
     evaluation_transform,
     finetune_transform,
     normalise,
-    pretrain_transform,
     single_shot_box,
     train_crop_transform,
 )
 from asl_core.errors import InputError
 from asl_core.randomness import seeded_globals
 from asl_core.recipes.normalisation import NORMALISATIONS
+from asl_core.recipes.views import Colour, View, ViewPlan
 
 MEAN, STD = NORMALISATIONS["imagenet"]
 
@@ -35,6 +36,12 @@ def make_sample(height: int, width: int, index: int = 0, label: int | None = 4) 
     coarse = torch.rand(1, 3, 5, 7, generator=generator) * 255
     image = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     return Sample(index=index, image_id=index, image=image[0].round().byte(), label=label)
+
+
+def crops(size: int, smallest: float = 0.2, flip: bool = True, count: int = 1) -> Any:
+    """Return the transform that makes so many crops of an image."""
+    view = View(size=size, scale=(smallest, 1.0), flip=flip)
+    return pretrain_transform(ViewPlan(views=(view,) * count))
 
 
 def test_pretrain_view_is_torchvisions_random_resized_crop_and_flip() -> None:
@@ -49,26 +56,112 @@ def test_pretrain_view_is_torchvisions_random_resized_crop_and_flip() -> None:
     )
     for seed in range(12):
         with seeded_globals(seed):
-            (view,) = pretrain_transform(24, 0.2, flip=True)(sample).views
+            (view,) = crops(24, 0.2, flip=True)(sample).views
         with seeded_globals(seed):
             expected = reference(sample.image)
         assert torch.equal(view, expected) or torch.equal(view.flip(-1), expected)
         with seeded_globals(seed):
-            (unflipped,) = pretrain_transform(24, 0.2, flip=False)(sample).views
+            (unflipped,) = crops(24, 0.2, flip=False)(sample).views
         assert torch.equal(unflipped, view) or torch.equal(unflipped, view.flip(-1))
 
 
 def test_two_views_of_a_sample_differ() -> None:
-    item = pretrain_transform(16, 0.2, num_views=2)(make_sample(30, 40, index=9))
+    item = crops(16, 0.2, count=2)(make_sample(30, 40, index=9))
     assert item.index == 9
     assert not torch.equal(*item.views)
+
+
+def test_a_view_of_the_first_box_is_the_same_crop_and_the_next_own_one_is_not() -> None:
+    plan = ViewPlan(views=(View(size=16), View(size=16), View(size=8, box="first")))
+    for seed in range(6):
+        sample = make_sample(30, 44, index=seed)
+        with seeded_globals(seed):
+            first, other, small = pretrain_transform(plan)(sample).views
+        with seeded_globals(seed):
+            (alone,) = crops(16)(sample).views
+        assert torch.equal(first, alone)
+        assert not torch.equal(first, other)
+        halved = v2.functional.resize(first, [8, 8], InterpolationMode.BICUBIC, antialias=True)
+        assert (halved.int() - small.int()).abs().float().mean() < 6
+
+
+def test_a_shifted_view_is_a_window_of_the_crop() -> None:
+    window = View(size=12, crop_size=16)
+    shifted = View(size=12, crop_size=16, box="first", max_shift=3)
+    whole = View(size=16, box="first")
+    found = set()
+    for seed in range(40):
+        with seeded_globals(seed):
+            transform = pretrain_transform(ViewPlan(views=(window, shifted, whole)))
+            first, second, crop = transform(make_sample(30, 44)).views
+        assert torch.equal(first, crop[:, :12, :12])
+        places = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(second, crop[:, y : y + 12, x : x + 12])
+        ]
+        assert len(places) == 1
+        found.add(places[0])
+    assert {y for y, _ in found} == {x for _, x in found} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("colour", "share"),
+    [
+        (Colour(jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.3), 0.3),
+        (Colour(grey=0.2), 0.2),
+        (Colour(blur=0.5), 0.5),
+        (Colour(solarise=0.2), 0.2),
+    ],
+    ids=["jitter", "grey", "blur", "solarise"],
+)
+def test_colours_change_as_often_as_asked_and_change_no_crop(colour: Colour, share: float) -> None:
+    plain, coloured = View(size=8), View(size=8, colour=colour)
+    sample, changed = make_sample(12, 14), 0
+    for seed in range(400):
+        pair = []
+        for view in (plain, coloured):
+            with seeded_globals(seed):
+                pair.append(pretrain_transform(ViewPlan(views=(view,)))(sample).views[0])
+        changed += not torch.equal(*pair)
+    assert abs(changed / 400 - share) < 0.07
+
+
+def test_grey_is_grey_and_solarised_is_never_bright() -> None:
+    def first(colour: Colour) -> torch.Tensor:
+        with seeded_globals(1):
+            view = View(size=16, colour=colour)
+            return pretrain_transform(ViewPlan(views=(view,)))(make_sample(20, 20)).views[0]
+
+    grey, solarised = first(Colour(grey=1.0)), first(Colour(solarise=1.0))
+    assert torch.equal(grey[0], grey[1])
+    assert torch.equal(grey[1], grey[2])
+    assert solarised.max() < 128
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: View(size=8, scale=(0.0, 1.0)), "scale must be"),
+        (lambda: View(size=8, crop_size=6), "smaller than size"),
+        (lambda: View(size=8, crop_size=10, max_shift=3), r"max_shift must be in 0\.\.2, got 3"),
+        (lambda: Colour(grey=1.5), r"grey must be in \[0, 1\]"),
+        (lambda: Colour(blur_sigma=(2.0, 1.0)), "blur_sigma"),
+        (lambda: ViewPlan(views=()), "at least one view"),
+        (lambda: ViewPlan(views=(View(size=8, box="first"),)), "a box of its own"),
+    ],
+)
+def test_views_that_cannot_be_made_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_half_of_the_views_are_mirrored() -> None:
     ramp = torch.arange(20, dtype=torch.uint8).expand(3, 10, 20)
     sample = Sample(index=0, image_id=0, image=ramp)
     with seeded_globals(0):
-        transform = pretrain_transform(8, 0.5)
+        transform = crops(8, 0.5)
         views = [transform(sample).views[0].int() for _ in range(200)]
     mirrored = sum(int(view[0, 0, 0] > view[0, 0, -1]) for view in views)
     assert 80 < mirrored < 120
@@ -139,7 +232,7 @@ def test_finetune_without_extras_is_a_crop() -> None:
     with seeded_globals(5):
         plain = finetune_transform(24, None, 0.0)(sample).image
     with seeded_globals(5):
-        (expected,) = pretrain_transform(24, 0.08)(sample).views
+        (expected,) = crops(24, 0.08)(sample).views
     assert torch.equal(plain, expected)
 
 
@@ -151,7 +244,7 @@ def test_an_unknown_policy_is_refused_at_once() -> None:
 @pytest.mark.parametrize(
     "transform",
     [
-        pretrain_transform(8),
+        crops(8),
         train_crop_transform(8),
         finetune_transform(8),
         evaluation_transform(8),
@@ -173,7 +266,7 @@ def test_batches_stack_what_the_items_hold() -> None:
     samples = [
         make_sample(20, 30, index=index, label=label) for index, label in [(5, 2), (8, None)]
     ]
-    views = collate_views([pretrain_transform(6, num_views=3)(sample) for sample in samples])
+    views = collate_views([crops(6, count=3)(sample) for sample in samples])
     assert [view.shape for view in views.views] == [(2, 3, 6, 6)] * 3
     assert views.indices.tolist() == [5, 8]
     labelled = collate_labelled([evaluation_transform(6)(sample) for sample in samples])

@@ -1,0 +1,104 @@
+"""From a sample to the views that a pre-training method wants of it.
+
+Draws come from the global generators, which the loader seeds for each sample: views depend on
+(seed, epoch, sample) alone.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torchvision.transforms.v2.functional as F
+from PIL import ImageFilter
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import ColorJitter, InterpolationMode
+
+from asl_core.data.samples import Sample
+from asl_core.data.views import ASPECT_RATIOS, Box
+from asl_core.protocol import Views
+from asl_core.recipes.views import Colour, View, ViewPlan
+
+_SOLARISED_FROM = 128
+
+
+class ViewsItem(NamedTuple):
+    """One sample's views, each (3, S, S) uint8, and its index."""
+
+    views: tuple[Tensor, ...]
+    index: int
+
+
+def collate_views(items: list[ViewsItem]) -> Views:
+    """Stack the samples' views."""
+    views = zip(*(item.views for item in items), strict=True)
+    return Views(
+        views=tuple(torch.stack(view) for view in views),  # each (B, 3, S, S)
+        indices=torch.tensor([item.index for item in items]),
+    )
+
+
+def pretrain_transform(plan: ViewPlan) -> Callable[[Sample], ViewsItem]:
+    """Return what makes a sample's views: crops, flips, windows, colours.
+
+    A plan of one view is MAE's augmentation (official `main_pretrain.py`): random resized crop,
+    bicubic, and a flip.
+    """
+    return _Pretraining(plan)
+
+
+@dataclass(frozen=True)
+class _Pretraining:
+    plan: ViewPlan
+
+    def __call__(self, sample: Sample) -> ViewsItem:
+        made: list[Tensor] = []
+        box, flipped = (0, 0, 0, 0), False
+        for view in self.plan.views:
+            if view.box == "own":
+                box, flipped = _draw_box(sample.image, view)
+                if not made:
+                    first = box, flipped
+            else:
+                box, flipped = first
+            made.append(_view(sample.image, view, box, flipped))
+        return ViewsItem(tuple(made), sample.index)
+
+
+def _draw_box(image: Tensor, view: View) -> tuple[Box, bool]:
+    """Draw a crop and whether it is mirrored."""
+    box = RandomResizedCrop.get_params(image, list(view.scale), list(ASPECT_RATIOS))
+    return tuple(box), view.flip and bool(torch.rand(()) < 0.5)  # type: ignore[return-value]
+
+
+def _view(image: Tensor, view: View, box: Box, flipped: bool) -> Tensor:
+    """Make a view of an image, (3, S, S) uint8."""
+    side = view.crop_size or view.size
+    crop = F.resized_crop(
+        image, *box, [side, side], InterpolationMode.BICUBIC, antialias=True
+    )  # (3, S', S')
+    if flipped:
+        crop = F.horizontal_flip(crop)
+    if side > view.size:
+        top, left = (int(torch.randint(view.max_shift + 1, ())) for _ in range(2))
+        crop = crop[:, top : top + view.size, left : left + view.size]
+    return crop if view.colour is None else _coloured(crop, view.colour)
+
+
+def _coloured(image: Tensor, colour: Colour) -> Tensor:
+    """Change colours; every decision is drawn, so that one changes no other."""
+    jitter, grey, blur, solarise = torch.rand(4).tolist()
+    if colour.jitter is not None and jitter < colour.jitter_probability:
+        image = ColorJitter(*colour.jitter)(image)
+    if grey < colour.grey:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if blur < colour.blur:
+        radius = random.uniform(*colour.blur_sigma)
+        # Pillow's, as in the originals: its radius is the deviation
+        blurred = F.to_pil_image(image).filter(ImageFilter.GaussianBlur(radius))
+        image = F.pil_to_tensor(blurred)
+    if solarise < colour.solarise:
+        image = F.solarize(image, _SOLARISED_FROM)
+    return image

@@ -1,0 +1,25 @@
+"""Teachers that follow a student: exponential moving averages of weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """Return a copy that no optimiser changes."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move a teacher's parameters towards the student's: t = m t + (1 - m) s.
+
+    Parameters of the same name belong together; what one of the two lacks stays as it is, as do
+    buffers: a teacher's running statistics are those of its own passes.
+    """
+    own, others = dict(teacher.named_parameters()), dict(student.named_parameters())
+    names = own.keys() & others.keys()
+    targets = [own[name] for name in names]
+    torch._foreach_mul_(targets, momentum)
+    torch._foreach_add_(targets, [others[name] for name in names], alpha=1 - momentum)

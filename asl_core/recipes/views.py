@@ -1,0 +1,85 @@
+"""What a method wants to see of each image, declared by its recipe and made by the data side.
+
+A plan is a list of views. One kind of `View` says all that the methods need: a crop of its own or
+that of the first view, a window shifted inside a larger crop, colours, a mask of blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    """Changes of colour, in the order in which they are made.
+
+    Attributes:
+        jitter: Strengths of brightness, contrast, saturation and hue; absent: none.
+        jitter_probability: How often there is one.
+        grey: How often colours are taken away.
+        blur: How often there is a Gaussian blur.
+        blur_sigma: Its deviation in pixels, uniform.
+        solarise: How often values of 128 and more are inverted.
+    """
+
+    jitter: tuple[float, float, float, float] | None = None
+    jitter_probability: float = 0.8
+    grey: float = 0.0
+    blur: float = 0.0
+    blur_sigma: Range = (0.1, 2.0)
+    solarise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("jitter_probability", "grey", "blur", "solarise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma must be 0 < low <= high, got {self.blur_sigma}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One square picture of an image, `size` pixels a side.
+
+    Attributes:
+        size: Side in pixels.
+        scale: Area of the crop as a share of the image's, uniform.
+        flip: Mirror every other one.
+        box: Its own crop and flip, or those of the first view.
+        crop_size: Side to which the crop is resized, of which the view is a window; absent: `size`.
+        max_shift: The window begins at 0 to so many pixels on both axes, uniform.
+        colour: What happens to colours; absent: nothing.
+    """
+
+    size: int
+    scale: Range = (0.2, 1.0)
+    flip: bool = True
+    box: Literal["own", "first"] = "own"
+    crop_size: int | None = None
+    max_shift: int = 0
+    colour: Colour | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be 0 < low <= high <= 1, got {self.scale}")
+        room = (self.crop_size or self.size) - self.size
+        if room < 0:
+            raise ValueError(f"crop_size {self.crop_size} is smaller than size {self.size}")
+        if not 0 <= self.max_shift <= room:
+            raise ValueError(f"max_shift must be in 0..{room}, got {self.max_shift}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlan:
+    """All views of an image, in order.
+
+    Attributes:
+        views: At least one; the first has a box of its own.
+    """
+
+    views: tuple[View, ...]
+
+    def __post_init__(self) -> None:
+        if not self.views or self.views[0].box == "first":
+            raise ValueError("a plan has at least one view, and the first has a box of its own")
