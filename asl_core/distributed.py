@@ -63,6 +63,11 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return _Sum.apply(x) if dist.is_initialized() else x  # type: ignore[return-value]
 
 
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Return the mean of `x` over all processes, without a gradient."""
+    return all_reduce_sum(x.detach()) / world_size()
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -13,19 +13,19 @@ from asl_core.engine.loop import RunContext, fit
 from asl_core.errors import InputError
 from asl_core.held_out import snapshot_steps
 from asl_core.methods import METHODS
-from asl_core.protocol import Grouped
+from asl_core.protocol import Grouped, RunLength, Scheduled
 from asl_core.randomness import derive_seed, seeded_globals
-from asl_core.recipes.pretraining import MaskedPretraining
+from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 
 
-def build_method(recipe: MaskedPretraining, dataset: PackedDataset) -> Any:
+def build_method(recipe: Pretraining, dataset: PackedDataset) -> Any:
     """Build a method with weights that depend on the recipe's seed alone."""
     with seeded_globals(derive_seed(recipe.seed, "init")):
         return METHODS[recipe.method](recipe, dataset.manifest.mean, dataset.manifest.std)
 
 
 def pretrain(
-    recipe: MaskedPretraining,
+    recipe: Pretraining,
     dataset_folder: Path,
     context: RunContext,
     *,
@@ -61,14 +61,17 @@ def pretrain(
     )
     at_steps: dict[int, Callable[[], None]] = {}
     if at_snapshot is not None:
-        for step in snapshot_steps(loader.total_steps, recipe.snapshots):
+        snapshots = recipe.snapshots if isinstance(recipe, MaskedPretraining) else 0
+        for step in snapshot_steps(loader.total_steps, snapshots):
             at_steps[step] = partial(at_snapshot, method, step)
+    if isinstance(method, Scheduled):
+        method.lasts(RunLength(loader.steps_per_epoch, loader.total_steps))
     groups = method.parameter_groups() if isinstance(method, Grouped) else None
     fit(method, loader, recipe, context, param_groups=groups, at_steps=at_steps)
     return method
 
 
-def _check_forward_batch(recipe: MaskedPretraining, context: RunContext) -> None:
+def _check_forward_batch(recipe: Pretraining, context: RunContext) -> None:
     """Refuse to compare images in parts: the loss would be that of a smaller batch."""
     micro, share = context.resources.micro_batch_size, recipe.batch_size // distributed.world_size()
     if recipe.couples_images and micro is not None and micro < share:

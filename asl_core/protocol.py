@@ -16,15 +16,34 @@ class Draw:
 
 @dataclass(frozen=True)
 class Views:
-    """A batch of unlabelled images.
+    """A batch of images as a method sees them.
 
     Attributes:
         views: One tensor per view, uint8, (B, C, H, W).
         indices: Identity of each sample in its dataset, int64, (B,).
+        boxes: Where the views lie in the image, (B, V, 6), float32, in pixels: top, left, height,
+            width of the crop, whether the image was mirrored before (1 or 0), the image's width.
+        masks: True where a patch of a masked view is removed, (B, M, N).
+        labels: Class of each image, int64, (B,).
     """
 
     views: tuple[Tensor, ...]
     indices: Tensor
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is: what schedules of a method are functions of."""
+
+    steps_per_epoch: int = 1
+    total_steps: int = 1
+
+    def epoch(self, step: int) -> int:
+        """Return the epoch that the step after `step` steps belongs to, from 0."""
+        return step // self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -34,10 +53,12 @@ class Step:
     Attributes:
         loss: Scalar float32 to be minimised, the mean over the samples of the batch.
         terms: Scalars to be logged beside it, by name.
+        statistics: Means over the batch that change the method's state after the step.
     """
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Trainable(Protocol):
@@ -57,8 +78,40 @@ class Method(Trainable, Protocol):
         """Return the encoder's weights under timm's names: what transfer stages load."""
         ...
 
-    def reconstructions(self, views: Views, draw: Draw) -> dict[str, Tensor]:
+
+@runtime_checkable
+class Reconstructing(Protocol):
+    """A method that predicts the pixels of removed patches."""
+
+    def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
         """Return pictures by name, float in [0, 1], (B, C, H, W): input, masked, predictions."""
+        ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A method with schedules of its own."""
+
+    def lasts(self, length: RunLength) -> None:
+        """Take note of how long the run is, before it begins or goes on."""
+        ...
+
+
+@runtime_checkable
+class EditsGradients(Protocol):
+    """A method that changes gradients: after they are clipped, before the optimiser's step."""
+
+    def edit_gradients(self, step: int) -> None:
+        """Change the gradients of the step after `step` steps."""
+        ...
+
+
+@runtime_checkable
+class TakesStatistics(Protocol):
+    """A method whose steps have statistics."""
+
+    def take_statistics(self, statistics: dict[str, Tensor]) -> None:
+        """Change state by a step's statistics, means over all its images."""
         ...
 
 

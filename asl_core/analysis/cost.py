@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from asl_core.engine.devices import autocast
 from asl_core.methods import METHODS
 from asl_core.protocol import Draw, Views
-from asl_core.recipes.pretraining import MaskedPretraining
+from asl_core.recipes.pretraining import Pretraining
 
 _GREY = (0.5, 0.5, 0.5)  # mean and std of an image that nobody looks at
 _COUNTED = 2  # images at least where a method normalises over them
@@ -46,7 +46,7 @@ class Cost:
     activation_mib_per_image: float
 
 
-def measure_cost(recipe: MaskedPretraining) -> Cost:
+def measure_cost(recipe: Pretraining) -> Cost:
     """Measure what training by a recipe costs; the same wherever and however it is trained."""
     flops = count_flops(recipe)
     method = METHODS[recipe.method](recipe, _GREY, _GREY)
@@ -58,7 +58,7 @@ def measure_cost(recipe: MaskedPretraining) -> Cost:
     )
 
 
-def count_flops(recipe: MaskedPretraining) -> Flops:
+def count_flops(recipe: Pretraining) -> Flops:
     """Count the multiply-adds of a training step by shapes alone, without weights or memory.
 
     Attention is counted as its two matrix products: of the fused kernels, torch's counter does not
@@ -114,8 +114,17 @@ def _saved_bytes(method: Any, batch_size: int, precision: str) -> int:
     return sum(storages.values())
 
 
-def _images(recipe: MaskedPretraining, count: int) -> Views:
-    """Return black views, uint8, on the default device."""
-    sizes = [(count, 3, view.size, view.size) for view in recipe.view_plan().views]
-    views = tuple(torch.zeros(size, dtype=torch.uint8) for size in sizes)
-    return Views(views, torch.arange(count))
+def _images(recipe: Pretraining, count: int) -> Views:
+    """Return black views with all that their plan has, on the default device."""
+    plan = recipe.view_plan()
+    sizes = [(count, 3, view.size, view.size) for view in plan.views]
+    masked = [view.mask for view in plan.views if view.mask is not None]
+    return Views(
+        tuple(torch.zeros(size, dtype=torch.uint8) for size in sizes),
+        torch.arange(count),
+        boxes=torch.ones(count, len(sizes), 6) if plan.boxes else None,
+        masks=torch.zeros(count, len(masked), masked[0].grid_size ** 2, dtype=torch.bool)
+        if masked
+        else None,
+        labels=torch.zeros(count, dtype=torch.int64) if plan.labels else None,
+    )

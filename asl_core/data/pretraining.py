@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import ColorJitter, InterpolationMode
 
+from asl_core.data.block_masks import block_mask
 from asl_core.data.samples import Sample
 from asl_core.data.views import ASPECT_RATIOS, Box
 from asl_core.protocol import Views
@@ -25,19 +26,31 @@ _SOLARISED_FROM = 128
 
 
 class ViewsItem(NamedTuple):
-    """One sample's views, each (3, S, S) uint8, and its index."""
+    """One sample's views, each (3, S, S) uint8, its index, and what else the plan asks for."""
 
     views: tuple[Tensor, ...]
     index: int
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+    label: int | None = None
 
 
 def collate_views(items: list[ViewsItem]) -> Views:
-    """Stack the samples' views."""
+    """Stack the samples' views, boxes, masks and labels."""
     views = zip(*(item.views for item in items), strict=True)
+    labels = [item.label for item in items if item.label is not None]
     return Views(
         views=tuple(torch.stack(view) for view in views),  # each (B, 3, S, S)
         indices=torch.tensor([item.index for item in items]),
+        boxes=_stacked([item.boxes for item in items]),
+        masks=_stacked([item.masks for item in items]),
+        labels=torch.tensor(labels) if labels else None,
     )
+
+
+def _stacked(tensors: list[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None
 
 
 def pretrain_transform(plan: ViewPlan) -> Callable[[Sample], ViewsItem]:
@@ -55,16 +68,30 @@ class _Pretraining:
 
     def __call__(self, sample: Sample) -> ViewsItem:
         made: list[Tensor] = []
-        box, flipped = (0, 0, 0, 0), False
+        places: list[tuple[Box, bool]] = []
         for view in self.plan.views:
-            if view.box == "own":
-                box, flipped = _draw_box(sample.image, view)
-                if not made:
-                    first = box, flipped
-            else:
-                box, flipped = first
-            made.append(_view(sample.image, view, box, flipped))
-        return ViewsItem(tuple(made), sample.index)
+            own = view.box == "own"
+            places.append(_draw_box(sample.image, view) if own else places[0])
+            made.append(_view(sample.image, view, *places[-1]))
+        masks = [block_mask(view.mask) for view in self.plan.views if view.mask is not None]
+        return ViewsItem(
+            tuple(made),
+            sample.index,
+            _boxes(places, sample.image.shape[-1]) if self.plan.boxes else None,
+            torch.stack(masks) if masks else None,  # (M, N)
+            sample.label if self.plan.labels else None,
+        )
+
+
+def _boxes(places: list[tuple[Box, bool]], width: int) -> Tensor:
+    """Return (V, 6): crops as they lie in the image that is mirrored as the view is."""
+    return torch.tensor(
+        [
+            [top, width - left - side if flipped else left, height, side, flipped, width]
+            for (top, left, height, side), flipped in places
+        ],
+        dtype=torch.float32,
+    )
 
 
 def _draw_box(image: Tensor, view: View) -> tuple[Box, bool]:

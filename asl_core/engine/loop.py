@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from asl_core import distributed
 from asl_core.engine.checkpoint import CheckpointFolder
+from asl_core.engine.clipping import CLIPPERS
 from asl_core.engine.devices import autocast, distribute, move, pick_device
 from asl_core.engine.loss_watch import LossWatch
-from asl_core.engine.optimizer import build_optimizer, build_schedule, no_decay_groups
+from asl_core.engine.optimizer import build_optimizer, build_schedules, no_decay_groups
 from asl_core.engine.records import Journal
 from asl_core.engine.signals import StopRequest, catch_stop_signals
 from asl_core.engine.state import TrainState
 from asl_core.errors import InterruptedRun, TrainingError
-from asl_core.protocol import Draw, Step
+from asl_core.protocol import Draw, EditsGradients, Step, TakesStatistics
 from asl_core.randomness import derive_seed
 from asl_core.recipes.optimisation import Optimisation, Resources
 
@@ -98,7 +99,7 @@ def fit(
     device = pick_device(context.resources)
     model.to(device)
     optimizer = build_optimizer(param_groups or no_decay_groups(model, recipe), recipe)
-    schedule = build_schedule(optimizer, recipe, loader.steps_per_epoch, loader.total_steps)
+    schedules = build_schedules(optimizer, recipe, loader.steps_per_epoch, loader.total_steps)
     state = TrainState(model, optimizer)
     checkpoints = CheckpointFolder(context.checkpoints)
     saved = checkpoints.load_newest()
@@ -109,7 +110,7 @@ def fit(
     context.journal.resume(state.step, loader.total_steps)
     if context.resources.compile:
         model.compile()
-    run = _Run(distribute(model, device), schedule, recipe, context, device, at_steps or {})
+    run = _Run(distribute(model, device), schedules, recipe, context, device, at_steps or {})
     model.train()
     with catch_stop_signals() as stop:
         run.until_done(state, loader, checkpoints, stop)
@@ -124,13 +125,13 @@ class _Run:
     def __init__(
         self,
         network: nn.Module,
-        schedule: Scheduler,
+        schedules: list[Scheduler],
         recipe: Optimisation,
         context: RunContext,
         device: torch.device,
         at_steps: Mapping[int, Callable[[], None]],
     ) -> None:
-        self.network, self.schedule, self.recipe = network, schedule, recipe
+        self.network, self.schedules, self.recipe = network, schedules, recipe
         self.context, self.device, self.at_steps = context, device, at_steps
         self.watch = LossWatch(device)
         self.last_checkpoint = self.last_log = time.monotonic()
@@ -169,10 +170,12 @@ class _Run:
         """Do one optimiser step; random draws and rates are functions of its number."""
         step = state.step
         _seed_globals(derive_seed(self.recipe.seed, "step", step, distributed.rank()))
-        self.schedule.step_update(step)
+        for schedule in self.schedules:
+            schedule.step_update(step)
         draw = Draw(self.recipe.seed, step)
         sizes = [len(batch.indices) for batch in micro_batches]
         terms: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
         for i, batch in enumerate(micro_batches):
             share = sizes[i] / sum(sizes)
             last = i == len(micro_batches) - 1
@@ -182,14 +185,22 @@ class _Run:
                 (result.loss * share).backward()
             for name, value in {"loss": result.loss, **result.terms}.items():
                 terms[name] = terms.get(name, 0) + value.detach() * share
+            for name, value in result.statistics.items():
+                statistics[name] = statistics.get(name, 0) + value.detach() * share
         if self.recipe.clip_grad is not None:
             parameters = [p for p in self.network.parameters() if p.requires_grad]
-            terms["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_grad)
+            clip = CLIPPERS[self.recipe.clip_mode]
+            terms["grad_norm"] = clip(parameters, self.recipe.clip_grad)
+        if isinstance(state.model, EditsGradients):
+            state.model.edit_gradients(step)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.add_terms(terms)
         self.watch.note(state.step, terms["loss"], [batch.indices for batch in micro_batches])
+        if isinstance(state.model, TakesStatistics):
+            means = {k: distributed.mean_over_processes(v) for k, v in statistics.items()}
+            state.model.take_statistics(means)
         state.model.after_step(state.step)  # type: ignore[operator]
 
     def without_sync(self, wanted: bool) -> contextlib.AbstractContextManager:

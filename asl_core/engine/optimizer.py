@@ -1,5 +1,6 @@
 """Parameter groups, optimisers and schedules, all from timm; steps are counted here once."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -70,10 +71,53 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Optimisation) -> Optim
     )
 
 
-def build_schedule(
+def build_schedules(
+    optimizer: Optimizer, recipe: Optimisation, steps_per_epoch: int, total_steps: int
+) -> list[Scheduler]:
+    """Build the schedules of rate and decay; `step_update(step)` sets what that step uses."""
+    schedules = [_rate_schedule(optimizer, recipe, steps_per_epoch, total_steps)]
+    if recipe.weight_decay_end is not None:
+        schedules.append(_WeightDecaySchedule(optimizer, recipe.weight_decay_end, total_steps))
+    return schedules
+
+
+class _DinoSchedule(Scheduler):
+    """DINO's table: the warm-up reaches the peak in its last step, where the cosine begins anew."""
+
+    def __init__(
+        self, optimizer: Optimizer, warmup_steps: int, total_steps: int, min_lr: float
+    ) -> None:
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+        self.warmup_steps, self.total_steps, self.min_lr = warmup_steps, total_steps, min_lr
+
+    def _get_lr(self, t: int) -> list[float]:
+        if t < self.warmup_steps:
+            share = t / max(self.warmup_steps - 1, 1)
+            return [share * peak for peak in self.base_values]
+        done = (t - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return [_half_cosine(done, peak, self.min_lr) for peak in self.base_values]
+
+
+class _WeightDecaySchedule(Scheduler):
+    """Half a cosine over the run, without a warm-up; groups that have no decay get none."""
+
+    def __init__(self, optimizer: Optimizer, end: float, total_steps: int) -> None:
+        super().__init__(optimizer, "weight_decay", t_in_epochs=False)
+        self.end, self.total_steps = end, total_steps
+
+    def _get_lr(self, t: int) -> list[float]:
+        done = t / self.total_steps
+        return [_half_cosine(done, start, self.end) if start else 0.0 for start in self.base_values]
+
+
+def _half_cosine(done: float, start: float, end: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _rate_schedule(
     optimizer: Optimizer, recipe: Optimisation, steps_per_epoch: int, total_steps: int
 ) -> Scheduler:
-    """Build the schedule; `step_update(step)` sets the rates that step uses.
+    """Build the schedule of the rate.
 
     Linear warm-up from 0 over `warmup_epochs`, then the recipe's decay over what is left.
     """
@@ -85,6 +129,8 @@ def build_schedule(
         "t_in_epochs": False,
     }
     decay_steps = total_steps - warmup_steps
+    if recipe.schedule == "dino":
+        return _DinoSchedule(optimizer, warmup_steps, total_steps, recipe.min_lr)
     if recipe.schedule == "cosine":
         return CosineLRScheduler(optimizer, t_initial=decay_steps, lr_min=recipe.min_lr, **common)
     if recipe.schedule == "linear":

@@ -20,6 +20,7 @@ class BatchNorm(nn.Module):
         eps: Added to the variance.
         momentum: Share of the batch in the running statistics.
         affine: Whether scale and shift are learnt.
+        device, dtype: Of parameters and statistics.
 
     Shape:
         - x: (..., C). Output: the same, at least float32.
@@ -29,14 +30,23 @@ class BatchNorm(nn.Module):
     running_var: Tensor
 
     def __init__(
-        self, width: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
+        self,
+        width: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(width)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
+        self.weight = (
+            nn.Parameter(torch.ones(width, device=device, dtype=dtype)) if affine else None
+        )
+        self.bias = nn.Parameter(torch.zeros(width, device=device, dtype=dtype)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(width, device=device, dtype=dtype))
+        self.register_buffer("running_var", torch.ones(width, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the batch in training, by the running statistics in evaluation."""

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from asl_core.errors import InputError
 from asl_core.modules.masking import gather_tokens
-from asl_core.modules.positions import resize_positions, sincos_positions
+from asl_core.modules.positions import (
+    interpolate_positions,
+    resize_positions,
+    sincos_positions,
+)
 from asl_core.modules.weights import save_weights
 from asl_core.recipes.models import Vit
 
@@ -37,6 +41,21 @@ def initialise_as_mae(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def initialise_as_dino(encoder: "Encoder") -> None:
+    """Initialise as DINO and iBOT do, positions included, which they learn.
+
+    Linears, positions and [cls] normal with deviation .02, cut at 2; biases zero; the patch
+    embedding as torch makes it.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    for parameter in (encoder.pos_embed, encoder.cls_token):
+        nn.init.trunc_normal_(parameter, std=0.02)
+    encoder.patch_embed.proj.reset_parameters()
+
+
 class Encoder(nn.Module):
     """ViT encoder with timm's parameter names (those of MAE's published checkpoints).
 
@@ -52,7 +71,9 @@ class Encoder(nn.Module):
     def __init__(self, vit: Vit, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.vit = vit
-        self.patch_embed = PatchEmbed(vit.image_size, vit.patch_size, 3, vit.embed_dim)
+        self.patch_embed = PatchEmbed(
+            vit.image_size, vit.patch_size, 3, vit.embed_dim, strict_img_size=False
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, vit.embed_dim))
         self.pos_embed = nn.Parameter(sincos_positions(vit.embed_dim, vit.grid_size))
         rates = [drop_path * i / max(vit.depth - 1, 1) for i in range(vit.depth)]
@@ -92,11 +113,43 @@ class Encoder(nn.Module):
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls.to(tokens.dtype), tokens], dim=1)
 
-    def transform(self, tokens: Tensor) -> Tensor:
-        """Run the blocks, without the final norm: (B, 1 + V, D) to the same shape."""
-        for block in self.blocks:
-            tokens = block(tokens)
+    def transform(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Run the blocks, without the final norm.
+
+        Shape:
+            - tokens: (B, 1 + V, D). keep: (depth, 2, B), factors of stochastic depth, see
+              `draw_drop_path`; absent: none. Output: (B, 1 + V, D).
+        """
+        if keep is None:
+            for block in self.blocks:
+                tokens = block(tokens)
+            return tokens
+        for block, (first, second) in zip(self.blocks, keep[..., None, None], strict=True):
+            tokens = tokens + first * block.ls1(block.attn(block.norm1(tokens)))
+            tokens = tokens + second * block.ls2(block.mlp(block.norm2(tokens)))
         return tokens
+
+    def encode_crop(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        hidden: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Encode all patches of images of any size, positions resized as DINO does.
+
+        Shape:
+            - images: (B, 3, s, s), normalised. keep: as for `transform`. hidden: where embeddings
+              are replaced before positions are added, (B, N) bool, and by what, (1, D). Output:
+              (B, 1 + N, D).
+        """
+        tokens = self.embed(images)  # (B, N, D)
+        if hidden is not None:
+            removed, embedding = hidden
+            tokens = torch.where(removed[..., None], embedding.to(tokens.dtype), tokens)
+        positions = interpolate_positions(self.pos_embed, images.shape[-1] // self.vit.patch_size)
+        cls = (self.cls_token + positions[:, :1]).expand(len(tokens), -1, -1)
+        tokens = torch.cat([cls.to(tokens.dtype), tokens + positions[:, 1:]], dim=1)
+        return self.norm(self.transform(tokens, keep))
 
     def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Embed, drop what is masked, encode."""

@@ -63,6 +63,17 @@ def block_grid_mask(noise: Tensor, mask_ratio: float, grid_size: int) -> Mask:
     return Mask(ids[:, :num_keep].flatten(1), ids[:, num_keep:].flatten(1))
 
 
+def mask_of(removed: Tensor, num_removed: int) -> Mask:
+    """Return the same split as indices, in the order of the image.
+
+    Shape:
+        - removed: (B, N), bool, `num_removed` in each row.
+    """
+    ids = torch.argsort(removed.to(torch.uint8), dim=1, stable=True)
+    num_keep = removed.shape[1] - num_removed
+    return Mask(ids[:, :num_keep], ids[:, num_keep:])
+
+
 def draw_mask(indices: Tensor, draw: Draw, num_patches: int, mask_ratio: float) -> Mask:
     """Draw a mask for each sample; a function of seed, step and sample.
 

@@ -1,6 +1,7 @@
 """Teachers that follow a student: exponential moving averages of weights."""
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -23,3 +24,8 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     targets = [own[name] for name in names]
     torch._foreach_mul_(targets, momentum)
     torch._foreach_add_(targets, [others[name] for name in names], alpha=1 - momentum)
+
+
+def momentum_at(step: int, total: int, start: float, end: float = 1.0) -> float:
+    """Return the momentum after `step` of `total` steps: half a cosine from `start` to `end`."""
+    return end - (end - start) * (1 + math.cos(math.pi * step / total)) / 2

@@ -30,6 +30,67 @@ def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
     return torch.cat([torch.zeros(1, 1, embed_dim), patches.float()], dim=1)
 
 
+def relative_positions(boxes: Tensor, embed_dim: int, grid_size: int) -> Tensor:
+    """Return where the patches of a second view lie, seen from the first, and how much larger.
+
+    Coordinates are in patches of the first view; with frequencies w_k = 10000^(-k / (E/4)) a number
+    z gives [sin(w z), cos(w z)]. In order: row, column, ten times the logarithm of the ratio of
+    heights, and of widths.
+
+    Source: SIM, `get_2d_sincos_pos_embed_relative`.
+
+    Args:
+        boxes: Of both views, see `Views.boxes`.
+        embed_dim: E, a multiple of 4.
+        grid_size: Patches along one side of both views, G.
+
+    Shape:
+        - boxes: (B, 2, 6). Output: (B, G^2, 2 E), float32.
+    """
+    first, second = boxes.double().unbind(1)  # (B, 6) each
+    top1, left1, height1, width1, mirrored1, image_width = first.unbind(1)
+    top2, left2, height2, width2, mirrored2, _ = second.unbind(1)
+    tall, wide = height2 / height1, width2 / width1  # (B,)
+    cell = torch.arange(grid_size, dtype=torch.float64, device=boxes.device) + 0.5  # (G,)
+    row = tall[:, None] * cell + (grid_size * (top2 - top1) / height1)[:, None] - 0.5  # (B, G)
+    along = wide[:, None] * cell + (grid_size * (left2 - left1) / width1)[:, None]
+    # seen from the first view, a mirrored one runs backwards
+    offset = grid_size * (image_width - left1 - left2) / width1
+    against = offset[:, None] - wide[:, None] * cell
+    column = torch.where((mirrored1 != mirrored2)[:, None], against, along) - 0.5
+    shape = (-1, grid_size, grid_size)
+    numbers = [
+        row[:, :, None].expand(shape),
+        column[:, None, :].expand(shape),
+        (10 * tall.log())[:, None, None].expand(shape),
+        (10 * wide.log())[:, None, None].expand(shape),
+    ]
+    exponents = torch.arange(embed_dim // 4, dtype=torch.float64, device=boxes.device)
+    frequencies = 10000.0 ** (-exponents / (embed_dim / 4))
+    angles = torch.stack(numbers, dim=3).flatten(1, 2)[..., None] * frequencies  # (B, N, 4, E/4)
+    return torch.cat([angles.sin(), angles.cos()], dim=3).flatten(2).float()
+
+
+def interpolate_positions(pos_embed: Tensor, grid_size: int) -> Tensor:
+    """Resize positions as DINO and iBOT do for crops, with a gradient.
+
+    They ask for a scale of (g + .1) / G, not for a size, which gives slightly other numbers than
+    `resize_positions`.
+
+    Source: DINO, `interpolate_pos_encoding`.
+
+    Shape:
+        - pos_embed: (1, 1 + G^2, D). Output: (1, 1 + grid_size^2, D).
+    """
+    side = round((pos_embed.shape[1] - 1) ** 0.5)
+    if side == grid_size:
+        return pos_embed
+    maps = pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, G, G)
+    scale = (grid_size + 0.1) / side
+    maps = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+    return torch.cat([pos_embed[:, :1], maps.flatten(2).transpose(1, 2)], dim=1)
+
+
 def resize_positions(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize positions bicubically to another grid, [cls]'s row unchanged.
 

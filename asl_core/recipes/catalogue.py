@@ -3,12 +3,18 @@
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.ccmim import CcMimRecipe
 from asl_core.recipes.cmae import CmaeRecipe
+from asl_core.recipes.dino import DinoRecipe
+from asl_core.recipes.ibot import IbotRecipe
 from asl_core.recipes.mae import MaeRecipe
-from asl_core.recipes.pretraining import MaskedPretraining
+from asl_core.recipes.pretraining import Pretraining
+from asl_core.recipes.sim import SimRecipe
 
-RECIPES: dict[str, type[MaskedPretraining]] = {
+RECIPES: dict[str, type[Pretraining]] = {
     "mae": MaeRecipe,
     "asl": AslRecipe,
     "ccmim": CcMimRecipe,
     "cmae": CmaeRecipe,
+    "sim": SimRecipe,
+    "dino": DinoRecipe,
+    "ibot": IbotRecipe,
 }

@@ -41,5 +41,3 @@ class CcMimRecipe(MaskedPretraining):
             raise ValueError("projector_dim and projector_hidden must be at least 1")
         if self.mask == "random" and self.attention != "to_cls":
             raise ValueError("attention has no effect with mask random; remove it")
-        if self.batch_size < 2:
-            raise ValueError("batch_size must be at least 2: an image is compared with others")

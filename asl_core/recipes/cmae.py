@@ -54,9 +54,6 @@ class CmaeRecipe(MaskedPretraining):
                 f"mask blocks needs an even number of patches a side, not {self.model.grid_size}; "
                 "use mask random or another image_size"
             )
-        if self.batch_size < 2:
-            raise ValueError("batch_size must be at least 2: an image is compared with others")
-        self.view_plan()  # refuses windows that do not fit
 
     def view_plan(self) -> ViewPlan:
         """Return the student's window of the crop, and the teacher's, shifted and coloured."""

@@ -32,11 +32,15 @@ class Optimisation:
     """Factor by which the rate shrinks per layer below the head; absent: none."""
     warmup_epochs: float = 0.0
     """Linear warm-up from 0; evaluated per step."""
-    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "dino"] = "cosine"
     """After the warm-up: half a cosine, or a line, to min_lr; or a tenth at 8/9 and 26/27 of the
-    way (ViTDet's two drops)."""
+    way (ViTDet's two drops); or DINO's table, a cosine whose warm-up ends a step earlier."""
+    weight_decay_end: float | None = None
+    """Weight decay of the last step, half a cosine from weight_decay; absent: constant."""
     clip_grad: float | None = None
-    """Largest global norm of the gradient; absent: no clipping."""
+    """Largest norm of the gradient; absent: no clipping."""
+    clip_mode: Literal["global", "per_tensor"] = "global"
+    """Whose norm: that of all gradients together, or of each tensor's own (DINO, iBOT)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: autocast for the network, losses in float32. A CPU without bfloat16 instructions
     emulates them, many times slower than fp32."""
@@ -52,6 +56,10 @@ class Optimisation:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"clip_grad must be positive, got {self.clip_grad}")
+        if self.clip_grad is None and self.clip_mode != "global":
+            raise ValueError("clip_mode has no effect without clip_grad; remove it")
+        if self.weight_decay_end is not None and self.weight_decay_end < 0:
+            raise ValueError(f"weight_decay_end must be at least 0, got {self.weight_decay_end}")
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} exceeds epochs {self.epochs}; "

@@ -1,4 +1,4 @@
-"""What the masked-image methods share."""
+"""What pre-training methods share."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,8 +9,8 @@ from asl_core.recipes.views import View, ViewPlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedPretraining(Optimisation):
-    """MAE's pre-training setting (PRETRAIN.md of the official code, ViT-B)."""
+class Pretraining(Optimisation):
+    """A method on a dataset, optimised as MAE is (PRETRAIN.md of the official code, ViT-B)."""
 
     couples_images: ClassVar[bool] = False
     """Whether an image's loss depends on the others of its step."""
@@ -25,13 +25,29 @@ class MaskedPretraining(Optimisation):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     warmup_epochs: float = 40
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.couples_images and self.batch_size < 2:
+            raise ValueError("batch_size must be at least 2: an image is compared with others")
+        self.view_plan()  # refuses views that cannot be made
+
+    def view_plan(self) -> ViewPlan:
+        """Return what the method sees of each image."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPretraining(Pretraining):
+    """What the masked-image methods share."""
+
     mask_ratio: float = 0.75
     """Share of patches removed from the encoder's input."""
     norm_pix: bool = True
     """Targets normalised per patch."""
     crop_scale_min: float = 0.2
     """RandomResizedCrop takes an area between this share and 1."""
-    flip: bool = True
     snapshots: int = 0
     """At how many steps, evenly spaced to the end, predictions of test images are kept: what the
     analysis of the contrastive view over training reads. At 0 they are kept at the end alone."""
@@ -40,7 +56,6 @@ class MaskedPretraining(Optimisation):
     that with their targets, thrice with ASL's second branch; for every snapshot."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
         if self.snapshots < 0:
@@ -48,8 +63,9 @@ class MaskedPretraining(Optimisation):
         if self.held_out_images < 1:
             raise ValueError(f"held_out_images must be at least 1, got {self.held_out_images}")
         require_share("crop_scale_min", self.crop_scale_min)
+        super().__post_init__()
 
     def view_plan(self) -> ViewPlan:
-        """Return what the method sees of each image: one crop."""
+        """Return one crop, as MAE sees an image."""
         scale = (self.crop_scale_min, 1.0)
         return ViewPlan(views=(View(size=self.model.image_size, scale=scale, flip=self.flip),))

@@ -38,6 +38,35 @@ class Colour:
             raise ValueError(f"blur_sigma must be 0 < low <= high, got {self.blur_sigma}")
 
 
+BYOL_1 = Colour(jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, blur=1.0)
+BYOL_2 = Colour(jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, blur=0.1, solarise=0.2)
+"""Of the first and the second view of an image in BYOL, MoCo v3, SIM and DINO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMask:
+    """Patches removed in rectangles, as BEiT does.
+
+    Attributes:
+        grid_size: Patches along one side of the view.
+        ratios: Ranges of the share that is removed: one of them is taken, a share drawn from it.
+        smallest: Patches of the smallest rectangle.
+        exact: Topped up patch by patch to the share, rounded to whole patches.
+    """
+
+    grid_size: int
+    ratios: tuple[Range, ...]
+    smallest: int
+    exact: bool
+
+    def __post_init__(self) -> None:
+        for low, high in self.ratios:
+            if not 0 <= low <= high < 1:
+                raise ValueError(f"a mask's ratio must be in 0 <= low <= high < 1, got {low, high}")
+        if self.smallest < 1 or not self.ratios:
+            raise ValueError("a mask needs a range of ratios and blocks of at least one patch")
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """One square picture of an image, `size` pixels a side.
@@ -50,6 +79,7 @@ class View:
         crop_size: Side to which the crop is resized, of which the view is a window; absent: `size`.
         max_shift: The window begins at 0 to so many pixels on both axes, uniform.
         colour: What happens to colours; absent: nothing.
+        mask: Which patches are removed; absent: none, or the method's own matter.
     """
 
     size: int
@@ -59,6 +89,7 @@ class View:
     crop_size: int | None = None
     max_shift: int = 0
     colour: Colour | None = None
+    mask: BlockMask | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -76,9 +107,13 @@ class ViewPlan:
 
     Attributes:
         views: At least one; the first has a box of its own.
+        boxes: Whether the method wants to know where the views lie.
+        labels: Whether it wants the images' classes.
     """
 
     views: tuple[View, ...]
+    boxes: bool = False
+    labels: bool = False
 
     def __post_init__(self) -> None:
         if not self.views or self.views[0].box == "first":

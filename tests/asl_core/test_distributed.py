@@ -27,6 +27,7 @@ from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.ccmim import CcMimRecipe
+from asl_core.recipes.cmae import CmaeRecipe
 from asl_core.recipes.datasets import Icons
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
@@ -44,10 +45,16 @@ RECIPE = AslRecipe(
     dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0,
     precision="fp32", seed=1,
 )  # fmt: skip
-CONTRASTIVE = CcMimRecipe(
-    dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0, seed=1,
-    contrast_weight=1.0,
-)  # fmt: skip
+COUPLED = {
+    "ccmim": CcMimRecipe(
+        dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0, seed=1,
+        contrast_weight=1.0,
+    ),
+    "cmae": CmaeRecipe(
+        dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0, seed=1,
+        precision="fp32", projector_hidden=24, projector_dim=8, teacher_momentum=0.9,
+    ),
+}  # fmt: skip
 LONGER = AslRecipe(
     dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
     precision="fp32", clip_grad=1.0, seed=3,
@@ -128,12 +135,15 @@ def curve_of_one(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [value for _, value in losses(work)]
 
 
-def test_images_are_compared_with_those_of_other_processes(icons: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", sorted(COUPLED))
+def test_images_are_compared_with_those_of_other_processes(
+    method: str, icons: Path, tmp_path: Path
+) -> None:
     curves = []
     for world_size in (1, 2, 4):
         work = tmp_path / str(world_size)
         work.mkdir()
-        assert processes(world_size, train, CONTRASTIVE, work, icons, {}, ()) == {0}
+        assert processes(world_size, train, COUPLED[method], work, icons, {}, ()) == {0}
         curves.append([value for _, value in losses(work)])
     assert len(curves[0]) == 5
     for curve in curves[1:]:
@@ -146,7 +156,7 @@ def test_a_step_that_is_compared_is_not_split(icons: Path, tmp_path: Path) -> No
         with pytest.raises(
             InputError, match=r"micro_batch_size 4 in cluster\.yaml would split the 8"
         ):
-            pretrain(CONTRASTIVE, icons, RunContext(tmp_path / "ckpt", journal, resources))
+            pretrain(COUPLED["ccmim"], icons, RunContext(tmp_path / "ckpt", journal, resources))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -6,7 +6,7 @@ from torch import nn
 
 from asl_core.engine.optimizer import (
     build_optimizer,
-    build_schedule,
+    build_schedules,
     lars_groups,
     layer_decay_groups,
 )
@@ -17,7 +17,7 @@ from asl_core.recipes.optimisation import Optimisation
 
 def rates(recipe: Optimisation, steps_per_epoch: int, total: int) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)
-    schedule = build_schedule(optimizer, recipe, steps_per_epoch, total)
+    (schedule,) = build_schedules(optimizer, recipe, steps_per_epoch, total)
     seen = []
     for step in range(total):
         schedule.step_update(step)

@@ -1,0 +1,83 @@
+"""iBOT (Zhou et al., 2021): DINO, and the same for masked patches.
+
+Defaults are those of the launch script where the README's recipe says nothing else. The arguments
+of the published ViT-B are not: they are on a host of its own. Two global crops and no local ones
+fit the cost that the ASL paper gives (about six times MAE's).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from asl_core.recipes.distillation import DistillationPretraining
+from asl_core.recipes.views import BlockMask, Range, View, ViewPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class IbotRecipe(DistillationPretraining):
+    """iBOT."""
+
+    method: Literal["ibot"] = "ibot"
+    out_dim: int = 8192
+    patch_out_dim: int | None = None
+    """Prototypes of patches; absent: as many as those of [cls], as must be where they are shared."""
+    shared_head: bool = True
+    """Whether patches have the prototypes of [cls] in the student; the script's default is no."""
+    shared_head_teacher: bool = True
+    """The same in the teacher."""
+    teacher_temp: float = 0.07
+    warmup_teacher_temp_epochs: int = 30
+    teacher_patch_temp: float = 0.07
+    warmup_teacher_patch_temp: float = 0.04
+    cls_weight: float = 1.0
+    patch_weight: float = 1.0
+    local_crops: int = 0
+    global_scale: Range = (0.14, 1.0)
+    mask_ratio_min: float = 0.1
+    mask_ratio_max: float = 0.5
+    """Half of the views are masked, by a share between these."""
+    smallest_block: int | None = None
+    """Patches of the smallest rectangle of a mask; absent: a ninth of the view."""
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_patch_temp", "warmup_teacher_patch_temp"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("cls_weight", "patch_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        shared = self.shared_head or self.shared_head_teacher
+        if shared and self.patch_prototypes != self.out_dim:
+            raise ValueError(
+                f"patch_out_dim {self.patch_out_dim} must be out_dim {self.out_dim} where patches "
+                "share the head of [cls]; remove it"
+            )
+        if self.shared_head and not self.shared_head_teacher:
+            raise ValueError("a teacher follows its student: shared_head asks for its own too")
+        super().__post_init__()
+
+    @property
+    def patch_prototypes(self) -> int:
+        """Prototypes of patches."""
+        return self.patch_out_dim or self.out_dim
+
+    def patch_temperature_at(self, epoch: int) -> float:
+        """Return the teacher's temperature for patches in an epoch."""
+        low, high = self.warmup_teacher_patch_temp, self.teacher_patch_temp
+        over = self.warmup_teacher_temp_epochs
+        return high if epoch >= over else low + (high - low) * epoch / max(over - 1, 1)
+
+    def view_plan(self) -> ViewPlan:
+        """Return two masked global crops and the local ones."""
+        first, second, *rest = self.views()
+        grid = self.model.grid_size
+        mask = BlockMask(
+            grid_size=grid,
+            ratios=((0.0, 0.0), (self.mask_ratio_min, self.mask_ratio_max)),
+            smallest=self.smallest_block or max(1, (grid // 3) ** 2),
+            exact=False,
+        )
+        masked = (
+            View(size=v.size, scale=v.scale, flip=v.flip, colour=v.colour, mask=mask)
+            for v in (first, second)
+        )
+        return ViewPlan(views=(*masked, *rest))
