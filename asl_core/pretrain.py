@@ -5,6 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader
 from asl_core.data.pretraining import collate_views, pretrain_transform
@@ -69,6 +73,30 @@ def pretrain(
     groups = method.parameter_groups() if isinstance(method, Grouped) else None
     fit(method, loader, recipe, context, param_groups=groups, at_steps=at_steps)
     return method
+
+
+def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:
+    """Return what the method sees of some training images, grey where patches are removed.
+
+    Shape:
+        - Outputs: (count, 3, s, s), float in [0, 1], by the view's number and size.
+    """
+    dataset = PackedDataset(dataset_folder, "train")
+    count = min(count, len(dataset))
+    plan = recipe.view_plan()
+    transform = pretrain_transform(plan)
+    with seeded_globals(derive_seed(recipe.seed, "pictures")):
+        batch = collate_views([transform(dataset[i * len(dataset) // count]) for i in range(count)])
+    pictures, number = {}, 0
+    for i, (view, images) in enumerate(zip(plan.views, batch.views, strict=True)):
+        pixels = images / 255
+        if view.mask is not None and batch.masks is not None:
+            grid = view.mask.grid_size
+            removed = batch.masks[:, number].reshape(-1, 1, grid, grid).float()
+            cells = F.interpolate(removed, size=pixels.shape[-2:])  # nearest
+            pixels, number = torch.where(cells > 0, 0.5, pixels), number + 1
+        pictures[f"view {i + 1}, {view.size} px"] = pixels
+    return pictures
 
 
 def _check_forward_batch(recipe: Pretraining, context: RunContext) -> None:

@@ -19,7 +19,7 @@ class IbotRecipe(DistillationPretraining):
     method: Literal["ibot"] = "ibot"
     out_dim: int = 8192
     patch_out_dim: int | None = None
-    """Prototypes of patches; absent: as many as those of [cls], as must be where they are shared."""
+    """Prototypes of patches; absent: as many as of [cls], as must be where they are shared."""
     shared_head: bool = True
     """Whether patches have the prototypes of [cls] in the student; the script's default is no."""
     shared_head_teacher: bool = True

@@ -17,13 +17,15 @@ from asl_core.held_out import HELD_OUT_FOLDER, picture_reconstructions, write_he
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
-from asl_core.pretrain import pretrain
+from asl_core.pretrain import picture_views, pretrain
+from asl_core.protocol import Reconstructing
 from asl_core.recipes.imported import ImportedRecipe
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
 
 RECONSTRUCTIONS = "pictures/reconstructions"
 """Folder of the same test images, reconstructed at each snapshot: `step-000390.png`."""
+VIEWS = "pictures/views.png"
 
 
 def run(request: StageRequest) -> dict[str, float]:
@@ -40,13 +42,9 @@ def run(request: StageRequest) -> dict[str, float]:
     )
     if distributed.rank() > 0:
         return {}
-    for name in (HELD_OUT_FOLDER, RECONSTRUCTIONS):
-        shutil.copytree(request.work / name, request.out / name)
     save_encoder(request.out, method.encoder_state(), request.recipe.model)
     save_weights(request.out / "method.safetensors", method.state_dict())
-    steps = sorted((request.out / RECONSTRUCTIONS).glob("*.png"))
-    shutil.copy(steps[-1], request.out / "pictures/reconstructions.png")
-    for path in (request.out / "pictures/reconstructions.png", *steps):
+    for path in _pictures(request, method):
         request.journal.artifact(path.relative_to(request.out).as_posix())
     return (
         final_losses(request.work / "journal")
@@ -55,11 +53,28 @@ def run(request: StageRequest) -> dict[str, float]:
     )
 
 
+def _pictures(request: StageRequest, method: Any) -> list[Path]:
+    """Put into `out` what a person wants to look at: reconstructions, or what the method sees."""
+    if not isinstance(method, Reconstructing):
+        path = request.out / VIEWS
+        path.parent.mkdir(exist_ok=True)
+        save_image_grid(path, picture_views(request.recipe, request.inputs["dataset"]))
+        return [path]
+    for name in (HELD_OUT_FOLDER, RECONSTRUCTIONS):
+        shutil.copytree(request.work / name, request.out / name)
+    steps = sorted((request.out / RECONSTRUCTIONS).glob("*.png"))
+    newest = request.out / "pictures/reconstructions.png"
+    shutil.copy(steps[-1], newest)
+    return [newest, *steps]
+
+
 def _snapshot(request: StageRequest, method: Any, step: int) -> None:
     """Keep what the method predicts now, as numbers for the analysis and as pictures.
 
     In `work`, as what is in `out` is lost when the run is killed and goes on.
     """
+    if not isinstance(method, Reconstructing):
+        return
     dataset, count = request.inputs["dataset"], request.recipe.held_out_images
     write_held_out(method, dataset, count, request.work / HELD_OUT_FOLDER, step)
     picture = request.work / RECONSTRUCTIONS / f"step-{step:06d}.png"

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,12 @@ from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.ccmim import CcMimRecipe
 from asl_core.recipes.cmae import CmaeRecipe
 from asl_core.recipes.datasets import Icons
+from asl_core.recipes.dino import DinoRecipe
+from asl_core.recipes.ibot import IbotRecipe
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
-from asl_core.recipes.pretraining import MaskedPretraining
+from asl_core.recipes.pretraining import Pretraining
+from asl_core.recipes.sim import SimRecipe
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
 from asl_core.transfer.finetune import Classifier, classify
@@ -45,16 +49,21 @@ RECIPE = AslRecipe(
     dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0,
     precision="fp32", seed=1,
 )  # fmt: skip
-COUPLED = {
-    "ccmim": CcMimRecipe(
-        dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0, seed=1,
-        contrast_weight=1.0,
-    ),
-    "cmae": CmaeRecipe(
-        dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0, seed=1,
-        precision="fp32", projector_hidden=24, projector_dim=8, teacher_momentum=0.9,
-    ),
+SHORT: dict[str, Any] = {
+    "dataset": "icons", "model": TINY, "epochs": 1, "batch_size": 8, "lr": 1e-3,
+    "warmup_epochs": 0, "precision": "fp32", "seed": 1,
 }  # fmt: skip
+HEAD: dict[str, Any] = {
+    "out_dim": 24, "head_hidden_dim": 16, "head_bottleneck_dim": 8, "drop_path": 0.2,
+    "freeze_last_layer": 0, "warmup_teacher_temp_epochs": 0,
+}  # fmt: skip
+OTHERS: dict[str, Pretraining] = {
+    "ccmim": CcMimRecipe(**SHORT, contrast_weight=1.0),
+    "cmae": CmaeRecipe(**SHORT, projector_hidden=24, projector_dim=8, teacher_momentum=0.9),
+    "sim": SimRecipe(**SHORT, predictor_embed_dim=16, predictor_num_heads=2, predictor_depth=1),
+    "dino": DinoRecipe(**SHORT, **HEAD, local_crops=2, local_size=8),
+    "ibot": IbotRecipe(**SHORT, **HEAD, shared_head=False),
+}
 LONGER = AslRecipe(
     dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
     precision="fp32", clip_grad=1.0, seed=3,
@@ -100,7 +109,7 @@ def processes(world_size: int, work: Callable[..., None], *args: object) -> set[
 
 def train(
     rank: int,
-    recipe: MaskedPretraining,
+    recipe: Pretraining,
     work: Path,
     dataset: Path,
     signals: dict[int, signal.Signals],
@@ -135,15 +144,15 @@ def curve_of_one(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [value for _, value in losses(work)]
 
 
-@pytest.mark.parametrize("method", sorted(COUPLED))
-def test_images_are_compared_with_those_of_other_processes(
+@pytest.mark.parametrize("method", OTHERS)
+def test_what_couples_images_couples_those_of_all_processes(
     method: str, icons: Path, tmp_path: Path
 ) -> None:
     curves = []
     for world_size in (1, 2, 4):
         work = tmp_path / str(world_size)
         work.mkdir()
-        assert processes(world_size, train, COUPLED[method], work, icons, {}, ()) == {0}
+        assert processes(world_size, train, OTHERS[method], work, icons, {}, ()) == {0}
         curves.append([value for _, value in losses(work)])
     assert len(curves[0]) == 5
     for curve in curves[1:]:
@@ -156,7 +165,7 @@ def test_a_step_that_is_compared_is_not_split(icons: Path, tmp_path: Path) -> No
         with pytest.raises(
             InputError, match=r"micro_batch_size 4 in cluster\.yaml would split the 8"
         ):
-            pretrain(COUPLED["ccmim"], icons, RunContext(tmp_path / "ckpt", journal, resources))
+            pretrain(OTHERS["ccmim"], icons, RunContext(tmp_path / "ckpt", journal, resources))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ import torch
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import Journal, effective_points, read_records
 from asl_core.errors import InterruptedRun
+from asl_core.methods import METHODS
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.ibot import IbotRecipe
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.pretraining import Pretraining
+from asl_core.recipes.sim import SimRecipe
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
@@ -25,6 +30,17 @@ RECIPE = AslRecipe(
     dataset="icons", model=TINY, design="dle", epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
     precision="fp32", clip_grad=1.0, seed=3,
 )  # fmt: skip
+WITH_TEACHERS: dict[str, Pretraining] = {
+    "ibot": IbotRecipe(
+        dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1, seed=3,
+        precision="fp32", out_dim=24, head_hidden_dim=16, head_bottleneck_dim=8, drop_path=0.2,
+        freeze_last_layer=1, warmup_teacher_temp_epochs=2, local_crops=1, local_size=8,
+    ),
+    "sim": SimRecipe(
+        dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1, seed=3,
+        precision="fp32", predictor_embed_dim=16, predictor_num_heads=2, predictor_depth=1,
+    ),
+}  # fmt: skip
 TOTAL = 15  # optimiser steps: 3 epochs of 40 images
 
 
@@ -38,6 +54,7 @@ def train(
     kill_with: signal.Signals = signal.SIGKILL,
     workers: int = 0,
     micro: int | None = None,
+    recipe: Pretraining = RECIPE,
 ) -> None:
     """Train in this process, sending it a signal after step `kill_at`."""
     work.mkdir(exist_ok=True)
@@ -49,17 +66,19 @@ def train(
     journal = Journal.open(work / "journal")
     context = RunContext(work / "ckpt", journal, resources)
 
-    from asl_core.methods.asl import ArbitrarySelfSupervised
+    kind: Any = METHODS[recipe.method]
+    follow = kind.after_step
 
-    def after_step(self: ArbitrarySelfSupervised, step: int) -> None:
+    def after_step(self: Any, step: int) -> None:
         assert not forbid_steps
+        follow(self, step)
         if step == kill_at:
             os.kill(os.getpid(), kill_with)
 
-    ArbitrarySelfSupervised.after_step = after_step  # type: ignore[method-assign]
-    method = pretrain(RECIPE, dataset, context)
+    kind.after_step = after_step
+    method = pretrain(recipe, dataset, context)
     digest = hashlib.sha256()
-    for name, tensor in sorted(method.encoder_state().items()):
+    for name, tensor in sorted(method.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     (work / "sha256").write_text(digest.hexdigest())
 
@@ -89,6 +108,19 @@ def test_killed_run_ends_with_the_same_weights(
         assert run(tmp_path, icons, kill_at=step, workers=workers) == -signal.SIGKILL
     assert run(tmp_path, icons, workers=2 - workers) == 0
     assert (tmp_path / "sha256").read_text() == (undisturbed / "sha256").read_text()
+
+
+@pytest.mark.parametrize("method", WITH_TEACHERS)
+def test_teachers_centres_and_frozen_layers_survive_a_kill(
+    method: str, icons: Path, tmp_path: Path
+) -> None:
+    recipe = WITH_TEACHERS[method]
+    assert run(tmp_path / "whole", icons, recipe=recipe) == 0
+    for step in (2, 7, 13):  # in the first epoch, in which prototypes are frozen, and after it
+        code = run(tmp_path / "killed", icons, kill_at=step, recipe=recipe, workers=step % 2)
+        assert code == -signal.SIGKILL
+    assert run(tmp_path / "killed", icons, recipe=recipe) == 0
+    assert len({path.read_text() for path in tmp_path.glob("*/sha256")}) == 1
 
 
 def test_killed_run_leaves_one_value_per_step(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.config.params import METHODS
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("prepare", "pretrain", "linprobe", "finetune", "detect", "segment", "analyze")
 
@@ -169,7 +171,7 @@ def covered(file: Path, deps: list[str]) -> bool:
 
 
 # One entry of each list counts for an experiment; dvc.yaml names it by ${item.method}.
-BY_METHOD = re.compile(r"asl_core/(methods/.*|recipes/(mae|asl|imported)\.py)|.*/__init__\.py")
+BY_METHOD = re.compile(rf"asl_core/(methods/.*|recipes/({'|'.join(METHODS)})\.py)|.*/__init__\.py")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -199,7 +201,7 @@ def test_deps_name_no_code_that_a_stage_does_not_import(stage: str) -> None:
     assert idle == []
 
 
-@pytest.mark.parametrize("method", ["mae", "asl", "imported"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_imports_no_other_method(method: str) -> None:
     others = {
         str(p.relative_to(ROOT)) for p in import_closure(ROOT / f"asl_core/methods/{method}.py")
