@@ -23,9 +23,22 @@ from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 
 
 def build_method(recipe: Pretraining, dataset: PackedDataset) -> Any:
-    """Build a method with weights that depend on the recipe's seed alone."""
+    """Build a method with weights that depend on the recipe's seed alone.
+
+    Raises:
+        InputError: It wants classes that the dataset does not have.
+    """
+    wanted: dict[str, int] = {}
+    if recipe.view_plan().labels:
+        if not dataset.has_labels:
+            raise InputError(
+                f"{recipe.method} wants classes, and dataset {dataset.manifest.name} has none; "
+                "choose one with labels"
+            )
+        wanted["num_classes"] = dataset.num_classes
     with seeded_globals(derive_seed(recipe.seed, "init")):
-        return METHODS[recipe.method](recipe, dataset.manifest.mean, dataset.manifest.std)
+        kind: Any = METHODS[recipe.method]
+        return kind(recipe, dataset.manifest.mean, dataset.manifest.std, **wanted)
 
 
 def pretrain(
@@ -53,7 +66,7 @@ def pretrain(
     method = build_method(recipe, dataset)
     loader = TrainingLoader(
         dataset,
-        pretrain_transform(recipe.view_plan()),
+        pretrain_transform(recipe.view_plan(), dataset.manifest.mean, dataset.manifest.std),
         collate_views,
         seed=recipe.seed,
         batch_size=recipe.batch_size,
@@ -84,7 +97,7 @@ def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> 
     dataset = PackedDataset(dataset_folder, "train")
     count = min(count, len(dataset))
     plan = recipe.view_plan()
-    transform = pretrain_transform(plan)
+    transform = pretrain_transform(plan, dataset.manifest.mean, dataset.manifest.std)
     with seeded_globals(derive_seed(recipe.seed, "pictures")):
         batch = collate_views([transform(dataset[i * len(dataset) // count]) for i in range(count)])
     pictures, number = {}, 0
@@ -100,10 +113,17 @@ def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> 
 
 
 def _check_forward_batch(recipe: Pretraining, context: RunContext) -> None:
-    """Refuse to compare images in parts: the loss would be that of a smaller batch."""
+    """Refuse to compare images in parts, and to tear pairs apart."""
     micro, share = context.resources.micro_batch_size, recipe.batch_size // distributed.world_size()
     if recipe.couples_images and micro is not None and micro < share:
         raise InputError(
             f"{recipe.method} compares all images of a step: micro_batch_size {micro} in "
             f"cluster.yaml would split the {share} of a process; remove it, or take more processes"
         )
+    multiple = recipe.forward_multiple
+    for name, count in (("a process's share of batch_size", share), ("micro_batch_size", micro)):
+        if count is not None and count % multiple:
+            raise InputError(
+                f"{recipe.method} takes images in groups of {multiple}: {name}, {count}, must be a "
+                f"multiple of {multiple}"
+            )

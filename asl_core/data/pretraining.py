@@ -12,14 +12,17 @@ from typing import NamedTuple
 import torch
 import torchvision.transforms.v2.functional as F
 from PIL import ImageFilter
+from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import ColorJitter, InterpolationMode
 
 from asl_core.data.block_masks import block_mask
+from asl_core.data.erasing import erase_rectangle
 from asl_core.data.samples import Sample
-from asl_core.data.views import ASPECT_RATIOS, Box
+from asl_core.data.views import ASPECT_RATIOS, Box, rand_augment_policy
 from asl_core.protocol import Views
+from asl_core.recipes.normalisation import NORMALISATIONS, Rgb
 from asl_core.recipes.views import Colour, View, ViewPlan
 
 _SOLARISED_FROM = 128
@@ -53,26 +56,50 @@ def _stacked(tensors: list[Tensor | None]) -> Tensor | None:
     return torch.stack(present) if present else None
 
 
-def pretrain_transform(plan: ViewPlan) -> Callable[[Sample], ViewsItem]:
+def pretrain_transform(
+    plan: ViewPlan,
+    mean: Rgb = NORMALISATIONS["imagenet"][0],
+    std: Rgb = NORMALISATIONS["imagenet"][1],
+) -> Callable[[Sample], ViewsItem]:
     """Return what makes a sample's views: crops, flips, windows, colours.
 
     A plan of one view is MAE's augmentation (official `main_pretrain.py`): random resized crop,
     bicubic, and a flip.
+
+    Args:
+        plan: The views.
+        mean: Normalisation of the data; its colour fills what RandAugment uncovers.
+        std: Likewise; noise is normal after normalisation.
+
+    Raises:
+        InputError: timm does not know a view's `rand_augment`.
     """
-    return _Pretraining(plan)
+    policies = tuple(
+        None if v.rand_augment is None else rand_augment_policy(v.rand_augment, v.size, mean)
+        for v in plan.views
+    )
+    return _Pretraining(plan, policies, mean, std)
 
 
 @dataclass(frozen=True)
 class _Pretraining:
     plan: ViewPlan
+    policies: tuple[RandAugment | None, ...]
+    mean: Rgb
+    std: Rgb
 
     def __call__(self, sample: Sample) -> ViewsItem:
         made: list[Tensor] = []
         places: list[tuple[Box, bool]] = []
-        for view in self.plan.views:
+        for view, policy in zip(self.plan.views, self.policies, strict=True):
             own = view.box == "own"
             places.append(_draw_box(sample.image, view) if own else places[0])
-            made.append(_view(sample.image, view, *places[-1]))
+            image = _view(sample.image, view, *places[-1])
+            if policy is not None:
+                image = F.pil_to_tensor(policy(F.to_pil_image(image)))
+            if view.random_erasing and random.random() < view.random_erasing:
+                image = erase_rectangle(image, self.mean, self.std)
+            made.append(image)
         masks = [block_mask(view.mask) for view in self.plan.views if view.mask is not None]
         return ViewsItem(
             tuple(made),

@@ -104,7 +104,7 @@ def finetune_transform(
         InputError: `rand_augment` is not a string that timm knows.
     """
     crop = _RandomCrop(image_size, scale_min, flip)
-    policy = None if rand_augment is None else _rand_augment(rand_augment, image_size, mean)
+    policy = None if rand_augment is None else rand_augment_policy(rand_augment, image_size, mean)
     return _FineTune(crop, policy, random_erasing, mean, std)
 
 
@@ -203,8 +203,12 @@ class _FineTune:
         return LabelledItem(image, _label(sample), sample.index)
 
 
-def _rand_augment(text: str, image_size: int, mean: Rgb) -> RandAugment:
-    """Return timm's RandAugment, with the settings of its `create_transform`."""
+def rand_augment_policy(text: str, image_size: int, mean: Rgb) -> RandAugment:
+    """Return timm's RandAugment, with the settings of its `create_transform`.
+
+    Raises:
+        InputError: timm does not know the name.
+    """
     settings = {
         "translate_const": int(image_size * 0.45),
         "img_mean": tuple(min(255, round(255 * channel)) for channel in mean),

@@ -7,6 +7,7 @@ from asl_core.methods.dino import SelfDistillation
 from asl_core.methods.ibot import OnlineTokenizer
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.methods.sim import SiameseImageModel
+from asl_core.methods.supervised import SupervisedEncoder
 
 METHODS = {
     "mae": MaskedAutoencoder,
@@ -16,4 +17,5 @@ METHODS = {
     "sim": SiameseImageModel,
     "dino": SelfDistillation,
     "ibot": OnlineTokenizer,
+    "supervised": SupervisedEncoder,
 }

@@ -8,6 +8,7 @@ from asl_core.recipes.ibot import IbotRecipe
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.sim import SimRecipe
+from asl_core.recipes.supervised import SupervisedRecipe
 
 RECIPES: dict[str, type[Pretraining]] = {
     "mae": MaeRecipe,
@@ -17,4 +18,5 @@ RECIPES: dict[str, type[Pretraining]] = {
     "sim": SimRecipe,
     "dino": DinoRecipe,
     "ibot": IbotRecipe,
+    "supervised": SupervisedRecipe,
 }

@@ -33,6 +33,11 @@ class Pretraining(Optimisation):
             raise ValueError("batch_size must be at least 2: an image is compared with others")
         self.view_plan()  # refuses views that cannot be made
 
+    @property
+    def forward_multiple(self) -> int:
+        """What divides the number of images that go through the network together."""
+        return 1
+
     def view_plan(self) -> ViewPlan:
         """Return what the method sees of each image."""
         raise NotImplementedError

@@ -79,6 +79,8 @@ class View:
         crop_size: Side to which the crop is resized, of which the view is a window; absent: `size`.
         max_shift: The window begins at 0 to so many pixels on both axes, uniform.
         colour: What happens to colours; absent: nothing.
+        rand_augment: timm's name of a policy of RandAugment; absent: none.
+        random_erasing: How often a rectangle is filled with noise.
         mask: Which patches are removed; absent: none, or the method's own matter.
     """
 
@@ -89,11 +91,15 @@ class View:
     crop_size: int | None = None
     max_shift: int = 0
     colour: Colour | None = None
+    rand_augment: str | None = None
+    random_erasing: float = 0.0
     mask: BlockMask | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be 0 < low <= high <= 1, got {self.scale}")
+        if not 0 <= self.random_erasing <= 1:
+            raise ValueError(f"random_erasing must be in [0, 1], got {self.random_erasing}")
         room = (self.crop_size or self.size) - self.size
         if room < 0:
             raise ValueError(f"crop_size {self.crop_size} is smaller than size {self.size}")

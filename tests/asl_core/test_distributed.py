@@ -36,6 +36,7 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.sim import SimRecipe
+from asl_core.recipes.supervised import SupervisedRecipe
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
 from asl_core.transfer.finetune import Classifier, classify
@@ -63,6 +64,7 @@ OTHERS: dict[str, Pretraining] = {
     "sim": SimRecipe(**SHORT, predictor_embed_dim=16, predictor_num_heads=2, predictor_depth=1),
     "dino": DinoRecipe(**SHORT, **HEAD, local_crops=2, local_size=8),
     "ibot": IbotRecipe(**SHORT, **HEAD, shared_head=False),
+    "supervised": SupervisedRecipe(**SHORT, drop_path=0.2),
 }
 LONGER = AslRecipe(
     dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,

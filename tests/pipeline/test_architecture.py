@@ -68,6 +68,16 @@ def test_every_method_has_a_recipe_a_module_and_a_name_in_the_paper() -> None:
         assert name in load_paper().methods or name == "imported"
 
 
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"mae", "asl", "imported"}))
+def test_every_method_beside_asl_is_documented_and_tested(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs/methods.md").read_text()
+    assert (ROOT / f"tests/asl_core/test_{name}.py").is_file()
+    several = (ROOT / "tests/asl_core/test_distributed.py").read_text()
+    assert f'"{name}": ' in several, "not trained by several processes"
+    rows = [row for table in load_paper().tables.values() for row in table.rows]
+    assert any((row.match or {}).get("method") == name for row in rows), "no row of a table"
+
+
 def test_every_method_module_can_be_named_in_params() -> None:
     files = {path.stem for path in (ROOT / "asl_core/methods").glob("*.py")} - {"__init__"}
     assert files == set(METHODS)
