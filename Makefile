@@ -28,6 +28,7 @@ $(STAMP): requirements.lock pyproject.toml
 	echo "installed in $$(( $$(date +%s) - started )) s"
 
 repro: $(STAMP)  ## run a suite (SUITE=demo) and print its tables; only what changed runs again
+	@$(RUN) asl-pipe expand $(SUITE) > /dev/null
 	@$(RUN) asl-pipe validate $(SUITE)
 	@folder=$(if $(filter demo,$(SUITE)),.,suites/$(SUITE)); \
 	started=$$(date +%s); \

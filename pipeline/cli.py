@@ -13,6 +13,7 @@ from asl_core.errors import InputError, InterruptedRun, TrainingError
 from pipeline.commands.cancel import cancel
 from pipeline.commands.compare import compare
 from pipeline.commands.doctor import doctor
+from pipeline.commands.expand import expand
 from pipeline.commands.export_encoder import export_encoder
 from pipeline.commands.gc import gc
 from pipeline.commands.import_encoder import import_encoder
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 for command in (
     run, plan, submit, status, logs, cancel, tables, compare, trace, ui, sync, gc, import_encoder,
-    export_encoder, validate, doctor,
+    export_encoder, expand, validate, doctor,
 ):  # fmt: skip
     app.command()(command)
 

@@ -20,8 +20,10 @@ from asl_core.recipes.transfer import (
     Segmentation,
     TokenAnalysis,
 )
+from pipeline.config.expand import SUITE_FILE, expansion_of
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, read_yaml, validate
 from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 """Names become parts of DVC stage names, dotted keys, paths and shell words."""
@@ -95,6 +97,12 @@ def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
         UserError: One line per problem: file, dotted key, what was found, what is expected.
     """
     raw = read_yaml(path)
+    expanded = expansion_of(path.parent)
+    if expanded is not None and expanded != raw:
+        raise UserError(
+            f"{path} is not what {SUITE_FILE} beside it says; asl-pipe expand {path.parent.name} "
+            "writes it anew"
+        )
     problems = Problems(path)
     _check_names(raw, problems)
     if "rows" in raw:

@@ -1,0 +1,101 @@
+"""Seeds: a suite.yaml names them once, and becomes the params.yaml that DVC reads.
+
+DVC makes a stage of every entry of params.yaml and cannot multiply them itself.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.files import each, read_yaml
+from pipeline.errors import UserError
+
+SUITE_FILE = "suite.yaml"
+SEEDED = ("linprobe", "finetune", "detect", "segment", "analyze")
+"""Sections whose entries follow the experiments'; their own seeds stay what they are."""
+
+
+def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a suite with an experiment for each of its seeds.
+
+    `seeds` of the suite holds for all experiments, `seeds` of an experiment for that one. The first
+    seed keeps the experiment's name; another one, s, makes `<name>-seed<s>`, with an entry in each
+    section that has one for the name.
+
+    Args:
+        content: Of a suite.yaml.
+        path: The file, for what is said of it.
+
+    Raises:
+        UserError: Seeds are no list of different whole numbers, or made twice.
+    """
+    expanded = {key: copy.deepcopy(value) for key, value in content.items() if key != "seeds"}
+    everywhere = content.get("seeds")
+    names: dict[str, list[str]] = {}
+    experiments: dict[str, Any] = {}
+    for key, item in each(content.get("experiments")):
+        if not isinstance(item, Mapping):
+            experiments[key] = item
+            continue
+        fields = dict(copy.deepcopy(item))
+        own = fields.pop("seeds", None)
+        if own is not None and "seed" in fields:
+            raise UserError(f"{path}: experiments.{key}: has both seed and seeds; keep one")
+        seeds = own if own is not None else everywhere
+        if seeds is None or "seed" in fields or fields.get("method") == "imported":
+            experiments[key] = fields
+            continue
+        where = f"experiments.{key}.seeds" if own is not None else "seeds"
+        for seed in _checked(seeds, where, path):
+            name = key if seed == seeds[0] else f"{key}-seed{seed}"
+            if name in experiments or (name in content["experiments"] and name != key):
+                raise UserError(
+                    f"{path}: {where}: makes {name}, which there is already; rename one"
+                )
+            # the default is not written: seeds that are added later leave the first run valid
+            experiments[name] = {**fields, "seed": seed} if seed else fields
+            names.setdefault(key, []).append(name)
+    expanded["experiments"] = experiments
+    for section in SEEDED:
+        entries: dict[str, Any] = {}
+        for key, item in each(content.get(section)):
+            for name in names.get(key, [key]):
+                entries[name] = copy.deepcopy(item)
+        if isinstance(content.get(section), Mapping):
+            expanded[section] = entries
+    return expanded
+
+
+def expansion_of(folder: Path) -> dict[str, Any] | None:
+    """Return what a suite's params.yaml has to be; None where nothing but itself says so.
+
+    Raises:
+        UserError: suite.yaml is not valid.
+    """
+    path = folder / SUITE_FILE
+    return expand(read_yaml(path), path) if path.is_file() else None
+
+
+def params_text(expanded: Mapping[str, Any]) -> str:
+    """Return the text of a params.yaml."""
+    head = f"# Made from {SUITE_FILE} by asl-pipe expand; edit that.\n"
+    return head + yaml.dump(dict(expanded), Dumper=_Plain, sort_keys=False, width=100)
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what is the same twice: no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _checked(seeds: Any, where: str, path: Path) -> list[int]:
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) != len(seeds):
+        raise UserError(
+            f"{path}: {where}: got {seeds!r}, expected different whole numbers, for instance [0, 1]"
+        )
+    return seeds

@@ -1,0 +1,88 @@
+"""Seeds are written once and become experiments."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import cli
+from pipeline.config.expand import SUITE_FILE, expand, expansion_of, params_text
+from pipeline.config.files import read_yaml
+from pipeline.config.params import load_params
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+SUITE: dict[str, Any] = {
+    "suite": "tiny", "title": "Tiny", "scale": "reduced", "tables": [],
+    "seeds": [0, 3],
+    "datasets": {"icons": {"source": "icons", "train": 8, "test": 4}},
+    "experiments": {
+        "mae": {"method": "mae", "dataset": "icons", "model": "vit-demo", "epochs": 40},
+        "asl": {"method": "asl", "dataset": "icons", "model": "vit-demo", "epochs": 40,
+                "seeds": [5]},
+        "fixed": {"method": "mae", "dataset": "icons", "model": "vit-demo", "epochs": 40,
+                  "seed": 9},
+    },
+    "linprobe": {"mae": {"dataset": "icons", "seed": 2}, "fixed": {"dataset": "icons"}},
+    "finetune": {}, "detect": {}, "segment": {}, "analyze": {"asl": {"dataset": "icons"}},
+}  # fmt: skip
+
+
+def test_each_seed_is_an_experiment_with_the_entries_of_its_own() -> None:
+    expanded = expand(SUITE, Path("suite.yaml"))
+    seeds = {key: item.get("seed", 0) for key, item in expanded["experiments"].items()}
+    assert seeds == {"mae": 0, "mae-seed3": 3, "asl": 5, "fixed": 9}
+    assert "seeds" not in expanded
+    assert all("seeds" not in item for item in expanded["experiments"].values())
+    assert list(expanded["linprobe"]) == ["mae", "mae-seed3", "fixed"]
+    assert expanded["linprobe"]["mae-seed3"] == {"dataset": "icons", "seed": 2}
+    assert list(expanded["analyze"]) == ["asl"]
+
+
+def test_a_seed_that_is_added_leaves_the_others_as_they_were() -> None:
+    before = expand(SUITE, Path("suite.yaml"))["experiments"]
+    after = expand({**SUITE, "seeds": [0, 3, 4]}, Path("suite.yaml"))["experiments"]
+    assert {key: after[key] for key in before} == before
+    assert after["mae-seed4"]["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0, 0]}, r"seeds: got \[0, 0\], expected different whole numbers"),
+        ({"seeds": "0 1"}, "seeds: got '0 1'"),
+        ({"seeds": [True]}, "seeds: got"),
+        ({"seeds": []}, "seeds: got"),
+        ({"experiments": {"a": {"seed": 1, "seeds": [1]}}}, "experiments.a: has both"),
+        ({"experiments": {"a": {}, "a-seed3": {}}}, "makes a-seed3, which there is already"),
+    ],
+)
+def test_what_cannot_be_expanded_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand({**SUITE, **change}, Path("suite.yaml"))
+
+
+def test_params_that_are_not_what_the_suite_says_are_refused_until_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / SUITE_FILE).write_text(yaml.safe_dump(SUITE))
+    (tmp_path / "params.yaml").write_text("suite: tiny\n")
+    with pytest.raises(UserError, match=r"params\.yaml is not what suite\.yaml beside it says"):
+        load_params(tmp_path / "params.yaml")
+    assert cli.run_command(["expand"]) == 0
+    assert "4 experiments, written" in capsys.readouterr().out
+    assert set(load_params(tmp_path / "params.yaml").linprobe) == {"mae", "mae-seed3", "fixed"}
+    assert cli.run_command(["expand"]) == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("suites/*")), ids=lambda path: path.name)
+def test_params_of_every_suite_are_what_its_seeds_say(folder: Path) -> None:
+    expanded = expansion_of(folder)
+    if expanded is not None:
+        assert read_yaml(folder / "params.yaml") == expanded
+        assert (folder / "params.yaml").read_text() == params_text(expanded)
