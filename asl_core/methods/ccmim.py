@@ -1,6 +1,6 @@
 """ccMIM: hide what attention finds important, and let both halves of an image find each other.
 
-    s = softmax(attention of the patches to [cls], summed over blocks) / softmax(u)
+    s = softmax(attention of [cls] to the patches, summed over blocks) / softmax(u)
     visible: the patches of smallest s;    removed: the others
     L = L_MAE + 0.1 * InfoNCE(projector([cls] of the visible), projector([cls] of the removed))
 
@@ -79,7 +79,7 @@ class ContextContrastiveAutoencoder(nn.Module):
         return random_mask(noise, self.recipe.mask_ratio)
 
     def attention(self, images: Tensor) -> Tensor:
-        """Return how much each patch and [cls] attend, summed over blocks: (B, N)."""
+        """Return how much [cls] attends to each patch, summed over blocks: (B, N)."""
         encoder = self.encoder
         tokens = encoder.prepend_cls(encoder.add_positions(encoder.embed(images)))  # (B, 1 + N, D)
         total: Tensor | float = 0.0

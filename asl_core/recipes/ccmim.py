@@ -24,9 +24,9 @@ class CcMimRecipe(MaskedPretraining):
     """Of the contrastive loss beside the pixel loss."""
     mask: Literal["attention", "random"] = "attention"
     """Which patches are hidden: those that [cls] and they attend to most, or any."""
-    attention: Literal["to_cls", "from_cls"] = "to_cls"
-    """Whose attention: that of patches to [cls], as the code has it, or of [cls] to patches, as
-    the text."""
+    attention: Literal["from_cls", "to_cls"] = "from_cls"
+    """Whose attention: that of [cls] to the patches, or, as earlier versions of the code have it,
+    of the patches to [cls]."""
     projector_hidden: int | None = None
     """Width inside the projector; absent: the encoder's."""
     projector_dim: int = 256
@@ -39,5 +39,5 @@ class CcMimRecipe(MaskedPretraining):
             raise ValueError(f"contrast_weight must be at least 0, got {self.contrast_weight}")
         if self.projector_dim < 1 or (self.projector_hidden or 1) < 1:
             raise ValueError("projector_dim and projector_hidden must be at least 1")
-        if self.mask == "random" and self.attention != "to_cls":
+        if self.mask == "random" and self.attention != "from_cls":
             raise ValueError("attention has no effect with mask random; remove it")

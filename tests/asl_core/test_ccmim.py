@@ -169,7 +169,7 @@ def test_one_process_normalises_as_torch_does(shape: tuple[int, ...], affine: bo
     [
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"contrast_weight": -1.0}, "contrast_weight must be at least 0"),
-        ({"mask": "random", "attention": "from_cls"}, "attention has no effect"),
+        ({"mask": "random", "attention": "to_cls"}, "attention has no effect"),
         ({"batch_size": 1}, "compared with others"),
         ({"projector_dim": 0}, "must be at least 1"),
     ],
