@@ -81,9 +81,7 @@ def pretrain(
         snapshots = recipe.snapshots if isinstance(recipe, MaskedPretraining) else 0
         for step in snapshot_steps(loader.total_steps, snapshots):
             at_steps[step] = partial(at_snapshot, method, step)
-    if isinstance(method, Scheduled):
-        method.lasts(RunLength(loader.steps_per_epoch, loader.total_steps))
-    groups = method.parameter_groups() if isinstance(method, Grouped) else None
+    groups = _introduced(method, RunLength(loader.steps_per_epoch, loader.total_steps))
     fit(method, loader, recipe, context, param_groups=groups, at_steps=at_steps)
     return method
 
@@ -110,6 +108,13 @@ def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> 
             pixels, number = torch.where(cells > 0, 0.5, pixels), number + 1
         pictures[f"view {i + 1}, {view.size} px"] = pixels
     return pictures
+
+
+def _introduced(method: object, length: RunLength) -> list[dict[str, Any]] | None:
+    """Tell a method how long its run is, and return the parameter groups that it wants."""
+    if isinstance(method, Scheduled):
+        method.lasts(length)
+    return method.parameter_groups() if isinstance(method, Grouped) else None
 
 
 def _check_forward_batch(recipe: Pretraining, context: RunContext) -> None:

@@ -12,9 +12,9 @@ def clip_per_tensor(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Source: DINO's `clip_gradients`, with its 1e-6 in the quotient.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(grads)
+    norms = torch._foreach_norm(grads)  # type: ignore[reportPrivateImportUsage]
     factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(grads, factors)
+    torch._foreach_mul_(grads, factors)  # type: ignore[reportPrivateImportUsage]
     return torch.stack(list(norms)).max()
 
 

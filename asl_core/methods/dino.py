@@ -5,6 +5,8 @@ student: the same on all crops, without centre; cross entropy over all pairs of 
 c: moving average of the teacher's outputs, over all images; the teacher: of the student
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -82,7 +84,7 @@ class SelfDistillation(nn.Module):
         """
         count = len(crops[0]) // GLOBAL  # B
         with torch.no_grad():
-            cls = self.teacher["encoder"].encode_crop(crops[0])[:, 0]
+            cls = cast(Encoder, self.teacher["encoder"]).encode_crop(crops[0])[:, 0]
             raw = self.teacher["prototypes"](self.teacher["head"](cls))  # (2B, K)
         tokens = [
             self.encoder.encode_crop(images, keep)[:, 0]

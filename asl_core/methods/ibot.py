@@ -7,7 +7,7 @@ who sees the crop whole. Patches and [cls] share the head's MLP and, by default,
 each has a centre of its own.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,8 @@ class OnlineTokenizer(nn.Module):
         """
         recipe, count = self.recipe, len(crops) // GLOBAL
         with torch.no_grad():
-            seen = self.teacher["head"](self.teacher["encoder"].encode_crop(crops))
+            encoder = cast(Encoder, self.teacher["encoder"])
+            seen = self.teacher["head"](encoder.encode_crop(crops))
             raw = self.teacher["prototypes"](seen[:, 0])  # (2B, K)
             raw_patches = self._teacher_patches()(seen[:, 1:])  # (2B, N, K')
         hidden = (removed, self.hidden_embed)

@@ -10,6 +10,8 @@ Neither encoder has a final norm. Projector and predictor normalise by BatchNorm
 tokens; the patch embedding stays as it was drawn. No loss reaches [cls]: probe the mean of patches.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
@@ -119,7 +121,7 @@ class SiameseImageModel(nn.Module):
     @torch.no_grad()
     def targets(self, second: Tensor) -> Tensor:
         """Return the teacher's normalised features of all patches, (B, N, E)."""
-        encoder = self.teacher["encoder"]
+        encoder = cast(Encoder, self.teacher["encoder"])
         tokens = encoder.prepend_cls(encoder.add_positions(encoder.embed(second)))
         tokens = self.teacher["projector"](self.teacher["embed"](encoder.transform(tokens)))
         patches = at_least_float32(tokens[:, 1:])

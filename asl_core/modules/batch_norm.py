@@ -69,4 +69,6 @@ class BatchNorm(nn.Module):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         rows = centred / (variance + self.eps).sqrt()
-        return rows if self.weight is None else rows * self.weight + self.bias
+        if self.weight is None or self.bias is None:
+            return rows
+        return rows * self.weight + self.bias

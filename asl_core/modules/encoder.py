@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -124,7 +125,8 @@ class Encoder(nn.Module):
             for block in self.blocks:
                 tokens = block(tokens)
             return tokens
-        for block, (first, second) in zip(self.blocks, keep[..., None, None], strict=True):
+        for module, (first, second) in zip(self.blocks, keep[..., None, None], strict=True):
+            block = cast(Block, module)
             tokens = tokens + first * block.ls1(block.attn(block.norm1(tokens)))
             tokens = tokens + second * block.ls2(block.mlp(block.norm2(tokens)))
         return tokens

@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -21,9 +21,11 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """
     own, others = dict(teacher.named_parameters()), dict(student.named_parameters())
     names = own.keys() & others.keys()
-    targets = [own[name] for name in names]
-    torch._foreach_mul_(targets, momentum)
-    torch._foreach_add_(targets, [others[name] for name in names], alpha=1 - momentum)
+    targets: list[Tensor] = [own[name] for name in names]
+    sources: list[Tensor] = [others[name] for name in names]
+    # all tensors at once: one launch on a GPU, not one for each
+    torch._foreach_mul_(targets, momentum)  # type: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(targets, sources, alpha=1 - momentum)  # type: ignore[reportPrivateImportUsage]
 
 
 def momentum_at(step: int, total: int, start: float, end: float = 1.0) -> float:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -52,7 +52,10 @@ for _declared in (Optimisation, ImportedRecipe, Vit, TokenAnalysis, sources.Pack
     _declared.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 Dataset = Annotated[sources.Dataset, Field(discriminator="source")]
-Recipe = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # type: ignore[valid-type]  # noqa: UP007
+if TYPE_CHECKING:
+    Recipe = Any
+else:
+    Recipe = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # noqa: UP007
 
 
 class Params(BaseModel):
