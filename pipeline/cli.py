@@ -6,9 +6,11 @@ Commands import what they need when they run, so that --help answers at once.
 import errno
 import logging
 import sys
+import traceback
 
 import typer
 
+from asl_core.engine.records import redact
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from pipeline.commands.cancel import cancel
 from pipeline.commands.compare import compare
@@ -60,7 +62,12 @@ for command in (
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(run_command(sys.argv[1:]))
+    try:
+        code = run_command(sys.argv[1:])
+    except Exception:  # what nobody foresaw; libraries put addresses with passwords into errors
+        sys.stderr.write(redact(traceback.format_exc()))
+        code = 1
+    sys.exit(code)
 
 
 def run_command(arguments: list[str]) -> int:

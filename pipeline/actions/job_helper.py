@@ -54,12 +54,11 @@ class Helper(JobProcess):
         if isinstance(error, InterruptedRun | KeyboardInterrupt):
             self._leave(self.paths.rank_stopped(self.place.rank), signals=self.signals.names)
             return DONE
-        text = "".join(traceback.format_exception(error))
+        text = redact("".join(traceback.format_exception(error)))
         logger.error("%s", text)
         if self._is_over():
             return DONE
-        shown = redact(text)[-ERROR_CHARACTERS:]
-        self._leave(self.paths.rank_error(self.place.rank), error=shown)
+        self._leave(self.paths.rank_error(self.place.rank), error=text[-ERROR_CHARACTERS:])
         return self._wait_until_noticed()
 
     def _wait_until_ready(self) -> dict[str, Any] | None:

@@ -274,7 +274,7 @@ class Lead(JobProcess):
         if isinstance(error, AslPipeError | InputError):
             text = str(error)
         else:
-            text = "".join(traceback.format_exception(error))
+            text = redact("".join(traceback.format_exception(error)))
         logger.error("%s", text)
         return self._end_as_failed(text, exit_code_of(error))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from asl_core.engine.records import Journal, first_time
+from asl_core.engine.records import Journal, first_time, redact
 from asl_core.engine.system_metrics import SystemMetrics
 from asl_core.errors import AslCoreError, InterruptedRun
 from asl_core.recipes.optimisation import Resources
@@ -240,7 +240,7 @@ def _end_badly(run: StageRun, journal: Journal, record: JobRecord, error: BaseEx
     with contextlib.suppress(OSError):
         if not isinstance(error, AslPipeError | AslCoreError | KeyboardInterrupt):
             with run.job.log.open("a", encoding="utf-8") as log:
-                traceback.print_exception(error, file=log)
+                log.write(redact("".join(traceback.format_exception(error))))
         write_record(run.job.record, replace(record, status=status, ended=time.time()))
         journal.tags(run.last_tags(error))
         journal.end(status, str(error) or type(error).__name__)

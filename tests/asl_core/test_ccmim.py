@@ -94,7 +94,7 @@ def test_ccmim_equals_its_equations(choice: dict[str, Any], parity: Parity) -> N
     step.loss.backward()
     optimizer.step()
     for name, q in trained:
-        parity("ccMIM, weights after one step of AdamW", q.detach(), expected[name], 1e-9)
+        parity("ccMIM, weights after one step of AdamW", q.detach(), expected[name], 1e-7)
 
 
 def attention_of(p: Weights, image: Tensor, to_cls: bool) -> Tensor:

@@ -114,12 +114,12 @@ def test_cmae_equals_its_equations_and_so_does_a_step_of_student_and_teacher(
     optimizer.step()
     method.after_step(1)
     for name, q in trained:
-        parity("CMAE, weights after one step of AdamW", q.detach(), expected[name], 1e-9)
+        parity("CMAE, weights after one step of AdamW", q.detach(), expected[name], 1e-7)
     for name, before in teacher.items():
         if not name.endswith("pos_embed"):
             follows = 0.9 * before + 0.1 * expected[name.removeprefix("teacher_")]
             after = method.get_parameter(name)
-            parity("CMAE, teacher after one step", after, follows, 1e-9)
+            parity("CMAE, teacher after one step", after, follows, 1e-7)
 
 
 def test_the_teacher_has_no_final_norm_and_is_not_trained() -> None:

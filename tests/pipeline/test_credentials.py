@@ -141,8 +141,8 @@ def test_a_password_lets_runs_in_and_is_written_nowhere(
 
     # an error that has the password in it, as those of libraries sometimes have
     orders = json.dumps({"steps": 3, "full": f"/nowhere/{keys['MLFLOW_TRACKING_URI']}/{PLANTED}"})
-    guess = {"MLFLOW_TRACKING_PASSWORD": PLANTED}  # else nothing says that this is a password
-    assert say("dvc", "repro", "pretrain@asl", STUB=orders, **keys, **guess) != 0
+    known = {"MLFLOW_TRACKING_PASSWORD": PLANTED, **keys}  # else nothing says what it is
+    assert say("dvc", "repro", "pretrain@asl", STUB=orders, **known) != 0
     assert "No such file" in said[-1]
     assert say("dvc", "repro", "linprobe@asl", **keys) == 0, said[-1]
     assert say("asl-pipe", "sync", **keys) == 0, said[-1]
