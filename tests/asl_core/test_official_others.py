@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 
 from asl_core.methods.ccmim import ContextContrastiveAutoencoder
@@ -75,6 +76,7 @@ def official(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any
         "turtle": {"update": None},
         "torch._six": {"inf": float("inf"), "string_classes": (str,)},
         "tensorboardX": {"SummaryWriter": None},
+        "timm.models.layers.helpers": {"to_2tuple": to_2tuple},
         "evaluation": {}, "evaluation.unsupervised": {},
         "evaluation.unsupervised.unsup_cls": {"eval_pred": None},
     }  # fmt: skip
@@ -165,6 +167,8 @@ def test_ccmim(official: Any, parity: Parity, monkeypatch: pytest.MonkeyPatch) -
     )  # fmt: skip
     ours = ContextContrastiveAutoencoder(CcMimRecipe(**COMMON), HALF, UNIT).double()
     state = {masked_name(k): v for k, v in theirs.state_dict().items()}
+    with torch.no_grad():
+        ours.decoder.pos_embed.copy_(state.pop("decoder.pos_embed"))
     take_over(ours, {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")})
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     noise = torch.rand(4, 64, dtype=torch.float64)
