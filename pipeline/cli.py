@@ -66,7 +66,7 @@ def main() -> None:
         code = run_command(sys.argv[1:])
     except Exception:  # what nobody foresaw; libraries put addresses with passwords into errors
         sys.stderr.write(redact(traceback.format_exc()))
-        code = 1
+        code = _say("this is a mistake of the program, not yours: report what stands above", 1)
     sys.exit(code)
 
 

@@ -1,5 +1,6 @@
 """What pre-training methods share."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from asl_core.recipes.views import View, ViewPlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining(Optimisation):
+class Pretraining(Optimisation, ABC):
     """A method on a dataset, optimised as MAE is (PRETRAIN.md of the official code, ViT-B)."""
 
     couples_images: ClassVar[bool] = False
@@ -38,9 +39,9 @@ class Pretraining(Optimisation):
         """What divides the number of images that go through the network together."""
         return 1
 
+    @abstractmethod
     def view_plan(self) -> ViewPlan:
         """Return what the method sees of each image."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,8 +91,7 @@ def official(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any
     def load(repository: str, *names: str) -> list[Any]:
         assert ORACLES is not None
         folder = Path(ORACLES) / repository
-        if not folder.is_dir():
-            pytest.skip(f"{folder} is missing")
+        assert folder.is_dir(), f"{folder} is missing; check it out there"
         monkeypatch.syspath_prepend(str(folder))
         return [importlib.import_module(name) for name in names]
 
@@ -401,8 +400,7 @@ def test_heads_of_cmae(official: Any, parity: Parity, monkeypatch: pytest.Monkey
     loaded = []
     for path in ("necks/nonlinear_neck.py", "heads/cmae_head.py"):  # e786a525
         file = Path(ORACLES) / "ZhichengHuang+CMAE/cmae/models" / path
-        if not file.exists():
-            pytest.skip(f"{file} is missing")
+        assert file.is_file(), f"{file} is missing; check it out there"
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None
         assert spec.loader is not None

@@ -1,14 +1,19 @@
 """The pretrain stage: what it leaves for the stages after it."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from asl_core.analysis.cost import count_flops
 from asl_core.data.prepare import prepare
 from asl_core.engine.records import Journal
 from asl_core.held_out import held_out_files, read_held_out
+from asl_core.modules.encoder import load_encoder
 from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.catalogue import RECIPES
 from asl_core.recipes.datasets import Icons
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
@@ -54,4 +59,38 @@ def test_weights_predictions_pictures_and_costs(request_: StageRequest) -> None:
     assert metrics["flops_forward_g"] == count_flops(RECIPE).forward_g
     assert metrics["flops_train_g"] > 2 * metrics["flops_forward_g"]
     assert metrics["parameters_m"] > metrics["encoder_parameters_m"] > 0
+    assert metrics["activation_mib_per_image"] > 0
+
+
+SMALL: dict[str, Any] = {
+    "dataset": "icons", "model": VIT, "epochs": 2, "batch_size": 8, "warmup_epochs": 0,
+    "precision": "fp32",
+}  # fmt: skip
+HEAD: dict[str, Any] = {"out_dim": 24, "head_hidden_dim": 16, "head_bottleneck_dim": 8}
+OTHERS: dict[str, dict[str, Any]] = {
+    "ccmim": {},
+    "cmae": {"projector_hidden": 24, "projector_dim": 8},
+    "sim": {"predictor_embed_dim": 16, "predictor_num_heads": 2},
+    "dino": {**HEAD, "local_crops": 2, "local_size": 8},
+    "ibot": HEAD,
+    "supervised": {},
+}
+
+
+@pytest.mark.parametrize("method", sorted(set(RECIPES) - {"mae", "asl"}))
+def test_every_method_leaves_an_encoder_that_loads_pictures_and_costs(
+    method: str, request_: StageRequest
+) -> None:
+    recipe = RECIPES[method](**SMALL, **OTHERS[method])  # type: ignore[call-arg]
+    metrics = pretrain.run(dataclasses.replace(request_, recipe=recipe))
+    request_.journal.close()
+    tokens = load_encoder(request_.out)(torch.zeros(2, 3, 16, 16))
+    assert tokens.shape == (2, 17, 16)
+    assert tokens.isfinite().all()
+    reconstructs = method in ("ccmim", "cmae")
+    picture = "reconstructions" if reconstructs else "views"
+    assert (request_.out / f"pictures/{picture}.png").is_file()
+    assert bool(held_out_files(request_.out)) == reconstructs
+    assert metrics["pretrain_loss"] > 0
+    assert metrics["flops_train_g"] > metrics["flops_forward_g"] > 0
     assert metrics["activation_mib_per_image"] > 0
