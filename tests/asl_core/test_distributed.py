@@ -9,11 +9,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from miniatures import ASL, OTHERS, TINY
 from torch import nn
 
 from asl_core import distributed
@@ -27,45 +27,14 @@ from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
-from asl_core.recipes.ccmim import CcMimRecipe
-from asl_core.recipes.cmae import CmaeRecipe
 from asl_core.recipes.datasets import Icons
-from asl_core.recipes.dino import DinoRecipe
-from asl_core.recipes.ibot import IbotRecipe
-from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
-from asl_core.recipes.sim import SimRecipe
-from asl_core.recipes.supervised import SupervisedRecipe
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
 from asl_core.transfer.finetune import Classifier, classify
 from asl_core.transfer.linprobe import FeatureProbe, linprobe
 
-TINY = Vit(
-    image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
-    decoder_embed_dim=12, decoder_depth=1, decoder_num_heads=2,
-)  # fmt: skip
-RECIPE = AslRecipe(
-    dataset="icons", model=TINY, epochs=1, batch_size=8, lr=1e-3, warmup_epochs=0,
-    precision="fp32", seed=1,
-)  # fmt: skip
-SHORT: dict[str, Any] = {
-    "dataset": "icons", "model": TINY, "epochs": 1, "batch_size": 8, "lr": 1e-3,
-    "warmup_epochs": 0, "precision": "fp32", "seed": 1,
-}  # fmt: skip
-HEAD: dict[str, Any] = {
-    "out_dim": 24, "head_hidden_dim": 16, "head_bottleneck_dim": 8, "drop_path": 0.2,
-    "freeze_last_layer": 0, "warmup_teacher_temp_epochs": 0,
-}  # fmt: skip
-OTHERS: dict[str, Pretraining] = {
-    "ccmim": CcMimRecipe(**SHORT, contrast_weight=1.0),
-    "cmae": CmaeRecipe(**SHORT, projector_hidden=24, projector_dim=8, teacher_momentum=0.9),
-    "sim": SimRecipe(**SHORT, predictor_embed_dim=16, predictor_num_heads=2, predictor_depth=1),
-    "dino": DinoRecipe(**SHORT, **HEAD, local_crops=2, local_size=8),
-    "ibot": IbotRecipe(**SHORT, **HEAD, shared_head=False),
-    "supervised": SupervisedRecipe(**SHORT, drop_path=0.2),
-}
 LONGER = AslRecipe(
     dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
     precision="fp32", clip_grad=1.0, seed=3,
@@ -142,7 +111,7 @@ def losses(work: Path) -> list[tuple[int, float]]:
 @pytest.fixture(scope="module")
 def curve_of_one(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     work = tmp_path_factory.mktemp("one")
-    assert processes(1, train, RECIPE, work, icons, {}, ()) == {0}
+    assert processes(1, train, ASL, work, icons, {}, ()) == {0}
     return [value for _, value in losses(work)]
 
 
@@ -174,7 +143,7 @@ def test_a_step_that_is_compared_is_not_split(icons: Path, tmp_path: Path) -> No
 def test_several_processes_give_the_loss_curve_of_one(
     world_size: int, curve_of_one: list[float], icons: Path, tmp_path: Path
 ) -> None:
-    assert processes(world_size, train, RECIPE, tmp_path, icons, {}, ()) == {0}
+    assert processes(world_size, train, ASL, tmp_path, icons, {}, ()) == {0}
     curve = [value for _, value in losses(tmp_path)]
     assert len(curve) == 5
     assert curve == pytest.approx(curve_of_one, rel=1e-5)

@@ -1,0 +1,173 @@
+"""On a GPU: the numbers of the CPU, bf16, compiled code, resuming, every transfer task."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from miniatures import ASL, MAE, OTHERS
+
+from asl_core.data.prepare import prepare
+from asl_core.data.shards import PackedDataset
+from asl_core.engine.loop import RunContext
+from asl_core.engine.records import Journal, effective_points
+from asl_core.methods import METHODS
+from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
+from asl_core.pretrain import pretrain
+from asl_core.recipes.datasets import Scenes
+from asl_core.recipes.models import Vit
+from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.pretraining import Pretraining
+from asl_core.recipes.transfer import Detection, FineTune, LinearProbe, Segmentation
+from asl_core.transfer.detection.train import evaluate_detector, train_detector
+from asl_core.transfer.finetune import classify, finetune
+from asl_core.transfer.linprobe import evaluate_probe, linprobe
+from asl_core.transfer.segmentation.evaluate import score
+from asl_core.transfer.segmentation.train import semantic_dataset, train_segmenter
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+
+ALL: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, **OTHERS}
+CPU, GPU = Resources(device="cpu", log_every_steps=1), Resources(device="cuda", log_every_steps=1)
+SQUARE = Vit(image_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)
+
+
+@pytest.fixture(autouse=True)
+def _whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep convolutions from TF32, which torch allows them; products of matrices have none."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    prepare(Scenes(image_size=32, train=9, test=5), folder, folder, name="scenes")
+    return folder
+
+
+@pytest.fixture
+def encoder_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    save_encoder(folder, Encoder(SQUARE).state_dict(), SQUARE)
+    return folder
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[RunContext]:
+    with Journal.open(tmp_path / "journal") as journal:
+        yield RunContext(tmp_path / "ckpt", journal, dataclasses.replace(GPU, num_workers=2))
+
+
+def train(
+    recipe: Pretraining, dataset: Path, work: Path, resources: Resources
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Return the loss of every step and the state at the end."""
+    with Journal.open(work / "journal") as journal:
+        method = pretrain(recipe, dataset, RunContext(work / "ckpt", journal, resources))
+    losses = [value for _, value, _ in effective_points(work / "journal")["train/loss"]]
+    return losses, {name: tensor.cpu() for name, tensor in method.state_dict().items()}
+
+
+def without_drop_path(recipe: Any) -> Any:
+    """Leave out what draws from a device's own generator."""
+    return dataclasses.replace(recipe, drop_path=0.0) if hasattr(recipe, "drop_path") else recipe
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_losses_are_those_of_the_cpu(name: str, icons: Path, tmp_path: Path) -> None:
+    recipe = without_drop_path(ALL[name])
+    expected, _ = train(recipe, icons, tmp_path / "cpu", CPU)
+    losses, _ = train(recipe, icons, tmp_path / "gpu", GPU)
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bf16_is_close_to_fp32(name: str, icons: Path, tmp_path: Path) -> None:
+    expected, _ = train(ALL[name], icons, tmp_path / "fp32", GPU)
+    halved = dataclasses.replace(ALL[name], precision="bf16")
+    losses, state = train(halved, icons, tmp_path / "bf16", GPU)
+    assert losses == pytest.approx(expected, rel=0.1)
+    assert losses != expected
+    assert all(tensor.dtype != torch.bfloat16 for tensor in state.values())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_interrupted_run_ends_with_the_same_bits(
+    name: str, icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(ALL[name], precision="bf16")
+    losses, whole = train(recipe, icons, tmp_path / "whole", GPU)
+    kind: Any = METHODS[recipe.method]
+    follow = kind.after_step
+
+    def stops(self: Any, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        follow(self, step)
+
+    often = dataclasses.replace(GPU, checkpoint_minutes=0, num_workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "after_step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, icons, tmp_path / "parts", often)
+    again, state = train(recipe, icons, tmp_path / "parts", GPU)
+    assert again == losses
+    assert all(torch.equal(state[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", ["mae", "asl"])
+def test_compiled_code_has_the_losses_of_eager_code(name: str, icons: Path, tmp_path: Path) -> None:
+    expected, _ = train(ALL[name], icons, tmp_path / "eager", GPU)
+    compiled = dataclasses.replace(GPU, compile=True)
+    losses, _ = train(ALL[name], icons, tmp_path / "compiled", compiled)
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_linear_probe(
+    augment: bool, icons: Path, encoder_folder: Path, context: RunContext
+) -> None:
+    recipe = LinearProbe(
+        dataset="icons", epochs=2, batch_size=16, lr=0.1, warmup_epochs=0, augment=augment
+    )
+    head, predictions = linprobe(recipe, encoder_folder, icons, context)
+    on_cpu = evaluate_probe(head, load_encoder(encoder_folder), recipe, icons, CPU)
+    torch.testing.assert_close(predictions.logits, on_cpu.logits, rtol=0.05, atol=0.05)
+
+
+def test_fine_tuning(icons: Path, encoder_folder: Path, context: RunContext) -> None:
+    recipe = FineTune(dataset="icons", epochs=1, batch_size=8, warmup_epochs=0)
+    model, predictions = finetune(recipe, encoder_folder, icons, context)
+    on_cpu = classify(model, PackedDataset(icons, "test"), "fp32", CPU)
+    torch.testing.assert_close(predictions.logits, on_cpu.logits, rtol=0.05, atol=0.05)
+
+
+def test_detection(scenes: Path, encoder_folder: Path, context: RunContext) -> None:
+    recipe = Detection(
+        dataset="scenes", epochs=2, batch_size=4, image_size=32, lr=1e-3, scale_range=(0.8, 1.25),
+        window_size=2, pyramid_channels=16, anchor_sizes=(8, 12, 16, 24, 32), rpn_batch=32,
+        roi_batch=16, proposals=30, box_head_dim=24, warmup_epochs=0,
+    )  # fmt: skip
+    model = train_detector(recipe, encoder_folder, scenes, context)
+    whole = dataclasses.replace(recipe, precision="fp32")
+    on_gpu, _ = evaluate_detector(model, whole, scenes, GPU)
+    on_cpu, _ = evaluate_detector(model, whole, scenes, CPU)
+    assert on_gpu == pytest.approx(on_cpu, abs=0.5)
+
+
+def test_segmentation(scenes: Path, encoder_folder: Path, context: RunContext) -> None:
+    recipe = Segmentation(
+        dataset="scenes", epochs=1, batch_size=4, lr=1e-3, warmup_epochs=0, crop_size=24,
+        slide_stride=16, channels=8, auxiliary_channels=4,
+    )  # fmt: skip
+    model = train_segmenter(recipe, encoder_folder, scenes, context)
+    test, whole = semantic_dataset(scenes, "test"), dataclasses.replace(recipe, precision="fp32")
+    on_gpu, on_cpu = (score(model, test, whole, device).metrics() for device in (GPU, CPU))
+    assert on_gpu == pytest.approx(on_cpu, abs=0.5)
