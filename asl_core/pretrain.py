@@ -10,15 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asl_core import distributed
-from asl_core.data.loaders import TrainingLoader
+from asl_core.data.loaders import TrainingLoader, evaluation_batches
 from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.shards import PackedDataset
+from asl_core.data.views import collate_labelled, evaluation_transform, normalise
+from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.loop import RunContext, fit
 from asl_core.errors import InputError
 from asl_core.held_out import snapshot_steps
 from asl_core.methods import METHODS
-from asl_core.protocol import Grouped, RunLength, Scheduled
+from asl_core.protocol import Classifying, Grouped, RunLength, Scheduled
 from asl_core.randomness import derive_seed, seeded_globals
+from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 
 
@@ -84,6 +87,35 @@ def pretrain(
     groups = _introduced(method, RunLength(loader.steps_per_epoch, loader.total_steps))
     fit(method, loader, recipe, context, param_groups=groups, at_steps=at_steps)
     return method
+
+
+@torch.no_grad()
+def own_accuracy(
+    method: Classifying, recipe: Pretraining, dataset_folder: Path, resources: Resources
+) -> float:
+    """Return the share of the test split that the method itself classifies rightly, in percent.
+
+    For a method that is trained with classes: what the paper gives where others are fine-tuned. In
+    this process alone.
+    """
+    dataset = PackedDataset(dataset_folder, "test")
+    device = pick_device(resources)
+    network: Any = method
+    network.to(device).eval()
+    batches = evaluation_batches(
+        dataset,
+        evaluation_transform(recipe.model.image_size),
+        collate_labelled,
+        batch_size=256,
+        num_workers=resources.num_workers,
+    )
+    right = 0
+    for batch in batches:
+        images = normalise(move(batch.images, device), dataset.manifest.mean, dataset.manifest.std)
+        with autocast(device, recipe.precision):
+            logits = method.logits(images)
+        right += int((logits.argmax(1).cpu() == batch.labels).sum())
+    return 100.0 * right / len(dataset)
 
 
 def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:

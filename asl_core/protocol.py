@@ -89,6 +89,15 @@ class Reconstructing(Protocol):
 
 
 @runtime_checkable
+class Classifying(Protocol):
+    """A method that is trained with the classes of the images, and tells them."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Classify normalised images: (B, 3, H, W) to (B, K)."""
+        ...
+
+
+@runtime_checkable
 class Scheduled(Protocol):
     """A method with schedules of its own."""
 

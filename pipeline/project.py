@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config.expand import SUITE_FILE
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 
@@ -39,8 +40,12 @@ class Project:
 
 def suite_folders(root: Path) -> dict[str, Path]:
     """Return the project's suites by the name of their folder; the root is `demo`."""
-    found = sorted(p.parent for p in (root / "suites").glob("*/params.yaml"))
+    found = sorted(folder for folder in (root / "suites").glob("*") if _is_suite(folder))
     return {"demo": root, **{folder.name: folder for folder in found}}
+
+
+def _is_suite(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("params.yaml", SUITE_FILE))
 
 
 def find_project(start: Path, suite: str | None = None) -> Project:
@@ -58,7 +63,7 @@ def find_project(start: Path, suite: str | None = None) -> Project:
         if suite not in folders:
             raise UserError(unknown_name("suite", suite, folders))
         return Project(root, folders[suite])
-    if not (start / "params.yaml").is_file():
+    if not _is_suite(start):
         raise UserError(
             f"{start} has no params.yaml; go to {root} (the demo) or to a folder under suites/"
         )

@@ -17,6 +17,7 @@ from asl_core.data import layout
 from asl_core.data.manifest import Manifest
 from asl_core.data.packing import SHARD_BYTES, SplitWriter
 from asl_core.data.sources.catalogue import open_source
+from asl_core.data.sources.selection import hold_out
 from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Dataset
@@ -58,6 +59,8 @@ def prepare(
             rejected images exceeds the recipe's max_rejected_share.
     """
     source = open_source(recipe, data_root)
+    if recipe.selection:
+        source = hold_out(source, recipe.selection)
     folder.mkdir(parents=True, exist_ok=True)
     layout.clear(folder)
     packed = {

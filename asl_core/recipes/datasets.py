@@ -20,12 +20,17 @@ class Packing:
     """Which constants of NORMALISATIONS the models read; COCO and ADE20K use ImageNet's."""
     max_rejected_share: float = 0.001
     """Largest share of a split that may be corrupt or unreadable; more is an error."""
+    selection: int = 0
+    """So many training images, always the same, take the place of the official test split: what
+    every choice is made on. At 0 the official split is packed, to be read once at the end."""
     note: str = ""
     """What a reader of the results should know of these images; printed under every table."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_rejected_share < 1:
             raise ValueError(f"max_rejected_share must be in [0, 1), got {self.max_rejected_share}")
+        if self.selection < 0:
+            raise ValueError(f"selection must be at least 0, got {self.selection}")
 
     @property
     def mean(self) -> Rgb:
@@ -117,6 +122,9 @@ class Coco(FromDisk):
     """COCO's official layout: train2017/, val2017/, annotations/instances_*2017.json."""
 
     source: Literal["coco"] = "coco"
+    val_joins_training: bool = False
+    """Whether the pictures of val2017, without their annotations, are pre-trained on too: for
+    suites that test on something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,8 @@ class Union_(Packing):
         super().__post_init__()
         if not self.members:
             raise ValueError("members is empty; list at least one source")
+        if any(member.selection for member in self.members):
+            raise ValueError("selection of a member has no effect; give it to the union")
 
 
 Dataset = Member | Union_

@@ -28,9 +28,10 @@ def expand(
         typer.echo(f"{project.suite.name}: no {SUITE_FILE}; params.yaml stays as it is")
         return
     text = params_text(expanded)
-    changed = project.params_file.read_text(encoding="utf-8") != text
+    file = project.params_file
+    changed = not file.is_file() or file.read_text(encoding="utf-8") != text
     if changed:
-        write_bytes(project.params_file, text.encode())
+        write_bytes(file, text.encode())
     experiments = len(expanded["experiments"])
-    typer.echo(f"{project.params_file.relative_to(project.root)}: {experiments} experiments, "
+    typer.echo(f"{file.relative_to(project.root)}: {experiments} experiments, "
                f"{'written' if changed else 'up to date'}")  # fmt: skip

@@ -99,8 +99,8 @@ def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
     Raises:
         UserError: One line per problem: file, dotted key, what was found, what is expected.
     """
-    raw = read_yaml(path)
     expanded = expansion_of(path.parent)
+    raw = read_yaml(path) if expanded is None or path.is_file() else {}
     if expanded is not None and expanded != raw:
         raise UserError(
             f"{path} is not what {SUITE_FILE} beside it says; asl-pipe expand {path.parent.name} "
@@ -193,6 +193,12 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
             if item.dataset not in params.datasets:
                 line = unknown_name("dataset", item.dataset, params.datasets)
                 problems.add((section, key, "dataset"), line)
+    for key, item in params.datasets.items():
+        if item.selection and params.tables:
+            problems.add(
+                ("datasets", key, "selection"),
+                "what is tested on a selection stands beside no number of the paper; empty tables",
+            )
     for i, name in enumerate(params.tables):
         if tables is not None and name not in tables:
             problems.add(("tables", i), unknown_name("table", name, tables))

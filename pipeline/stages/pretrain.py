@@ -17,9 +17,10 @@ from asl_core.held_out import HELD_OUT_FOLDER, picture_reconstructions, write_he
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
-from asl_core.pretrain import picture_views, pretrain
-from asl_core.protocol import Reconstructing
+from asl_core.pretrain import own_accuracy, picture_views, pretrain
+from asl_core.protocol import Classifying, Reconstructing
 from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.optimisation import Resources
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
 
@@ -50,7 +51,15 @@ def run(request: StageRequest) -> dict[str, float]:
         final_losses(request.work / "journal")
         | {"encoder_parameters_m": _count_millions(method.encoder)}
         | dataclasses.asdict(measure_cost(request.recipe))
+        | own_metrics(method, request.recipe, request.inputs["dataset"], request.resources)
     )
+
+
+def own_metrics(method: Any, recipe: Any, dataset: Path, resources: Resources) -> dict[str, float]:
+    """Return what a method can be measured by itself: its classes, if it tells any."""
+    if not isinstance(method, Classifying):
+        return {}
+    return {"supervised_acc1": own_accuracy(method, recipe, dataset, resources)}
 
 
 def _pictures(request: StageRequest, method: Any) -> list[Path]:

@@ -15,6 +15,7 @@ from asl_core.data.shards import PackedDataset
 from asl_core.errors import InputError
 from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import check_same_architecture, load_encoder
+from asl_core.pretrain import build_method
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.transfer.classification import Predictions
 from asl_core.transfer.detection.train import build_detector, evaluate_detector, instance_dataset
@@ -23,13 +24,15 @@ from asl_core.transfer.finetune import build_classifier, classify
 from asl_core.transfer.linprobe import ProbeHead, evaluate_probe
 from asl_core.transfer.segmentation.evaluate import score
 from asl_core.transfer.segmentation.train import build_segmenter, semantic_dataset
+from pipeline.stages.pretrain import own_metrics
 from pipeline.stages.request import StoredRun
 
 
 def reevaluate(run: StoredRun) -> dict[str, float]:
     """Return the metrics that can be computed again, by the names of the stage's metrics file.
 
-    For `pretrain` these are what a step costs; its losses were measured on the way.
+    For `pretrain` these are what a step costs, and how well a method classifies that is trained to;
+    its losses were measured on the way.
 
     Raises:
         InputError: Weights are missing, truncated, or of another architecture.
@@ -40,7 +43,12 @@ def reevaluate(run: StoredRun) -> dict[str, float]:
 def _pretrain(run: StoredRun) -> dict[str, float]:
     if isinstance(run.recipe, ImportedRecipe):
         return {}
-    return dataclasses.asdict(measure_cost(run.recipe))
+    costs = dataclasses.asdict(measure_cost(run.recipe))
+    if not run.recipe.view_plan().labels:
+        return costs
+    method = build_method(run.recipe, PackedDataset(run.dataset, "train"))
+    _load(method, run.folder / "method.safetensors")
+    return costs | own_metrics(method, run.recipe, run.dataset, run.resources)
 
 
 def _linprobe(run: StoredRun) -> dict[str, float]:

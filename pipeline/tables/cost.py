@@ -4,6 +4,7 @@ The paper's column of FLOPs follows no one convention (methods: 2.6; ~2.8x and ~
 forward pass and the training step), so ours is given for both.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ TRAIN, FORWARD, PARAMETERS = "flops_train_g", "flops_forward_g", "parameters_m"
 ENCODER_PARAMETERS, ACTIVATIONS = "encoder_parameters_m", "activation_mib_per_image"
 BASELINE = "mae"
 """The method whose cost is 1x in the paper's tables."""
+MASK_RATIO = "mask_ratio"
 
 
 def cost_headings(suite: Suite, paper: Paper, table: Table | None) -> dict[str, Heading]:
@@ -71,9 +73,9 @@ def cost_cell(
 
 
 def flops_ratio(suite: Suite, key: str, recipe: Any, name: str = TRAIN) -> float | None:
-    """Return an experiment's multiply-adds over those of MAE with the same model and mask ratio.
+    """Return an experiment's multiply-adds over those of MAE with the same model.
 
-    None where one of the two has not been counted.
+    None where one of the two has not been counted; see `baseline`.
     """
     own, base = _counted(suite, key, name), baseline(suite, recipe, name)
     if own is None or base is None:
@@ -82,11 +84,21 @@ def flops_ratio(suite: Suite, key: str, recipe: Any, name: str = TRAIN) -> float
 
 
 def baseline(suite: Suite, recipe: Any, name: str = TRAIN) -> StageResult | None:
-    """Return the run of MAE that an experiment's multiply-adds are compared with."""
-    for other in suite.experiments:
-        alike = other.recipe.method == BASELINE and _size(other.recipe) == _size(recipe)
-        if alike and _counted(suite, other.key, name):
-            return suite.results["pretrain", other.key]
+    """Return the run of MAE that an experiment's multiply-adds are compared with.
+
+    Both remove the same share of patches, or each what its authors have it remove.
+    """
+    counted = [
+        other
+        for other in suite.experiments
+        if other.recipe.method == BASELINE
+        and _size(other.recipe) == _size(recipe)
+        and _counted(suite, other.key, name)
+    ]
+    for alike in (_same_mask_ratio, _own_mask_ratios):
+        for other in counted:
+            if alike(other.recipe, recipe):
+                return suite.results["pretrain", other.key]
     return None
 
 
@@ -114,7 +126,8 @@ def cost_remarks(suite: Suite, rows: Iterable[tuple[str, Replicates]]) -> tuple[
     listed = "; ".join(f"{cost} ({' and '.join(labels)})" for cost, labels in absolute.items())
     return (
         "FLOPs: multiply-adds of a training step, and of a forward pass, as multiples of MAE's "
-        "with the same model and mask ratio; the paper does not say which of the two it counts. "
+        "with the same model, each method with its own share of removed patches; the paper does "
+        "not say which of the two it counts. "
         f"Absolute, GMAC an image, training / forward{' / activations' if counted else ''}: "
         f"{listed}.",
     )
@@ -137,8 +150,20 @@ def _counted(suite: Suite, key: str, name: str) -> float | None:
     return result.metrics.get(name) if result else None
 
 
-def _size(recipe: Any) -> tuple[Any, Any]:
-    return getattr(recipe, "model", None), getattr(recipe, "mask_ratio", None)
+def _size(recipe: Any) -> Any:
+    return getattr(recipe, "model", None)
+
+
+def _same_mask_ratio(mae: Any, recipe: Any) -> bool:
+    return getattr(recipe, MASK_RATIO, None) == mae.mask_ratio
+
+
+def _own_mask_ratios(mae: Any, recipe: Any) -> bool:
+    return all(
+        field.name != MASK_RATIO or getattr(each, MASK_RATIO) == field.default
+        for each in (mae, recipe)
+        for field in dataclasses.fields(each)
+    )
 
 
 def _digits(value: float) -> str:

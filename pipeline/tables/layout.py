@@ -88,7 +88,13 @@ def _suite_table(
             for name in costs
         ]
         cells += [
-            result_cell(suite, paper, group, name, _paper_value(compared[name], name, suite, group))
+            result_cell(
+                suite,
+                paper,
+                group,
+                _measured(tables, name, suite, group),
+                _paper_value(compared[name], name, suite, group),
+            )
             for name in names
         ]
         lines.append(Line(group.label, group.keys, (), "own", tuple(cells)))
@@ -140,6 +146,13 @@ def _paper_value(
             if value is not None:
                 return value
     return None
+
+
+def _measured(tables: Sequence[Table], name: str, suite: Suite, group: Replicates) -> str:
+    """Return the metric that a row has in the column of another, as the paper's row has."""
+    rows = ((table, _place(table, suite, group)) for table in tables)
+    own = (table.rows[row].instead.get(name, name) for table, row in rows if row is not None)
+    return next((metric for metric in own if metric != name), name)
 
 
 def _paper_flops(table: Table, suite: Suite, group: Replicates) -> str | None:

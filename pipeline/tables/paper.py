@@ -1,7 +1,6 @@
 """The paper's numbers (paper.yaml) as typed records, and which experiment fills which row."""
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 
@@ -62,6 +62,9 @@ class Row(_Record):
     source: Literal["run", "quoted"]
     match: Mapping[str, Value]
     at: Mapping[str, Value] = {}
+    instead: Mapping[str, str] = {}
+    """Metric of a column -> what this row has in it: a supervised encoder's own accuracy, where
+    the others are fine-tuned."""
 
 
 class Table(_Record):
@@ -221,12 +224,13 @@ class Paper(_Record):
 
 
 def _own_fields(recipe: Any) -> list[tuple[str, Any, Any]]:
-    """Return (name, value, default) of the fields that the recipe's own class declares."""
-    own = inspect.get_annotations(type(recipe))
+    """Return (name, value, default) of the fields that not all methods of its kind have."""
+    kinds = [kind for kind in (MaskedPretraining, Pretraining) if isinstance(recipe, kind)]
+    shared = {"method", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
     return [
         (field.name, getattr(recipe, field.name), field.default)
         for field in dataclasses.fields(recipe)
-        if field.name in own and field.name != "method"
+        if field.name not in shared
     ]
 
 

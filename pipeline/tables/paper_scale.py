@@ -1,7 +1,7 @@
 """A table of the paper laid out whole, our runs at its scale in its rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.tables.cells import Heading, Line, ResultTable
@@ -22,6 +22,7 @@ class _Row:
     values: tuple[float | None, ...]
     flops: str | None
     filling: tuple[Replicates, ...]
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 def paper_table(
@@ -41,7 +42,9 @@ def paper_table(
                 for name in costs
             ]
             cells += [
-                result_cell(suite, paper, group, column.metric, value)
+                result_cell(
+                    suite, paper, group, row.instead.get(column.metric, column.metric), value
+                )
                 for column, value, group in zip(table.columns, row.values, columns, strict=True)
             ]
             keys = tuple(key for group in present for key in group.keys)
@@ -69,6 +72,7 @@ def _rows(suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]
             row.values,
             table.flops(index),
             tuple(group for group in groups if _place(table, group) == index),
+            row.instead,
         )
         for index, row in enumerate(table.rows)
     ]

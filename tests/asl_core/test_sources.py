@@ -255,6 +255,17 @@ def test_coco_images_without_entry_serve_pretraining_only(tmp_path: Path) -> Non
     assert any("not in instances_val2017.json: are not used" in note for note in manifest.notes)
 
 
+def test_coco_validation_can_join_the_training_split_as_pictures_alone(tmp_path: Path) -> None:
+    put_coco(tmp_path)
+    manifest = pack(Coco(path=".", val_joins_training=True), tmp_path)
+    assert manifest.counts == {"train": 6, "test": 2}
+    assert manifest.annotated == {"train": 2, "test": 2}
+    train = packed(tmp_path, "train")
+    assert len(set(train.image_ids.tolist())) == 6
+    assert all(train[i].instances is None for i in range(2, 6))
+    assert any("3 images of val2017 are trained on" in note for note in manifest.notes)
+
+
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_coco_ground_truth_scored_as_detections_has_ap_one(tmp_path: Path, kind: Any) -> None:
     content = put_coco(tmp_path)
@@ -393,6 +404,25 @@ def test_a_file_named_twice_in_different_case_is_read_twice(tmp_path: Path) -> N
     for name in ("train/a/X.JPG", "train/a/x.jpg", "val/a/y.JPEG"):
         put(tmp_path / name, picture(0))
     assert pack(ImageFolder(path="."), tmp_path).counts["train"] == 2
+
+
+def test_a_selection_takes_the_place_of_the_official_test_split(tmp_path: Path) -> None:
+    images = [picture(number) for number in range(20)]
+    put_parquet(tmp_path / "train.parquet", images, list(range(20)), None)
+    put_parquet(tmp_path / "test.parquet", [picture(99)], [99], None)
+    manifest = pack(Parquet(path=".", selection=6), tmp_path)
+    assert manifest.counts == {"train": 14, "test": 6}
+    labels = {split: [s.label for s in packed(tmp_path, split)] for split in ("train", "test")}
+    assert sorted(labels["train"] + labels["test"]) == list(range(20))
+    assert labels["test"] == sorted(labels["test"]) != list(range(6))
+    assert "held out for choices" in manifest.notes[-1]
+    first = labels["test"]
+    manifest = pack(Parquet(path=".", selection=7), tmp_path)  # one more joins the same six
+    assert set(first) < {sample.label for sample in packed(tmp_path, "test")}
+    with pytest.raises(InputError, match="leaves nothing to train on: there are 20"):
+        pack(Parquet(path=".", selection=20), tmp_path)
+    with pytest.raises(ValueError, match="give it to the union"):
+        Union_(members=(Parquet(path=".", selection=2),))
 
 
 def test_a_recipe_s_note_reaches_the_manifest(tmp_path: Path) -> None:

@@ -103,6 +103,19 @@ def test_mae_of_another_size_or_mask_is_no_measure(counted: Any, change: str) ->
     assert markdown_row(counted.suite, "ASL (DLE)")[2:5] == ["-", "-", "1.80 r"]
 
 
+def test_a_method_with_its_authors_mask_ratio_is_compared_with_mae_s(counted: Any) -> None:
+    counted.edit("dle: {<<", "cmae: {<<: *mae, method: cmae}\n  dle: {<<")
+    counted.result("pretrain", "cmae", flops_train_g=57.3, flops_forward_g=31.1)
+    counted.lock()
+    assert markdown_row(counted.suite, "CMAE")[1:4] == ["-", "1.91x r", "3.11x r"]
+    counted.edit("method: cmae", "method: cmae, mask_ratio: 0.5")
+    assert markdown_row(counted.suite, "CMAE")[2:4] == ["-", "-"]
+    counted.edit("dle: {<<", "half: {<<: *mae, mask_ratio: 0.5}\n  dle: {<<")
+    counted.result("pretrain", "half", flops_train_g=57.3, flops_forward_g=31.1)
+    counted.lock()
+    assert markdown_row(counted.suite, "CMAE")[2:4] == ["1.00x r", "1.00x r"]
+
+
 def test_each_size_has_its_own_mae(counted: Any) -> None:
     counted.edit("dle: {<<", "small: {<<: *mae, model: vit-cifar-mini}\n  dle: {<<")
     counted.edit("design: dle", "design: dle, model: vit-cifar-mini")

@@ -80,6 +80,20 @@ def test_params_that_are_not_what_the_suite_says_are_refused_until_they_are(
     assert "up to date" in capsys.readouterr().out
 
 
+def test_a_suite_begins_as_a_suite_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dvc").mkdir()
+    folder = tmp_path / "suites/new"
+    folder.mkdir(parents=True)
+    (folder / SUITE_FILE).write_text(yaml.safe_dump(SUITE))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="asl-pipe expand new writes it anew"):
+        load_params(folder / "params.yaml")
+    assert cli.run_command(["expand", "new"]) == 0
+    assert len(load_params(folder / "params.yaml").experiments) == 4
+
+
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("suites/*")), ids=lambda path: path.name)
 def test_params_of_every_suite_are_what_its_seeds_say(folder: Path) -> None:
     expanded = expansion_of(folder)

@@ -6,19 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from asl_core.analysis.cost import count_flops
 from asl_core.data.prepare import prepare
+from asl_core.data.shards import PackedDataset
 from asl_core.engine.records import Journal
 from asl_core.held_out import held_out_files, read_held_out
 from asl_core.modules.encoder import load_encoder
+from asl_core.pretrain import build_method
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.catalogue import RECIPES
 from asl_core.recipes.datasets import Icons
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.supervised import SupervisedRecipe
 from pipeline.stages import pretrain
-from pipeline.stages.request import StageRequest
+from pipeline.stages.reevaluate import reevaluate
+from pipeline.stages.request import StageRequest, StoredRun
 
 VIT = Vit(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2,
           decoder_embed_dim=12, decoder_depth=1, decoder_num_heads=2)  # fmt: skip
@@ -94,3 +99,23 @@ def test_every_method_leaves_an_encoder_that_loads_pictures_and_costs(
     assert metrics["pretrain_loss"] > 0
     assert metrics["flops_train_g"] > metrics["flops_forward_g"] > 0
     assert metrics["activation_mib_per_image"] > 0
+    assert ("supervised_acc1" in metrics) == (method == "supervised")
+
+
+def test_a_classifier_is_measured_on_the_test_split_and_can_be_again(
+    request_: StageRequest,
+) -> None:
+    recipe = SupervisedRecipe(**{**SMALL, "epochs": 4, "lr": 3e-3, "mixup": 0.0, "cutmix": 0.0})
+    metrics = pretrain.run(dataclasses.replace(request_, recipe=recipe))
+    request_.journal.close()
+    icons = request_.inputs["dataset"]
+    test = PackedDataset(icons, "test")
+    method = build_method(recipe, PackedDataset(icons, "train")).eval()
+    method.load_state_dict(load_file(request_.out / "method.safetensors"))
+    images = torch.stack([test[i].image for i in range(8)]).float() / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (test.manifest.mean, test.manifest.std))
+    guesses = method.logits((images - mean) / std).argmax(1)
+    right = sum(int(guesses[i]) == test[i].label for i in range(8))
+    assert metrics["supervised_acc1"] == 100 * right / 8
+    stored = StoredRun("pretrain", recipe, request_.out, None, icons, request_.resources)
+    assert reevaluate(stored)["supervised_acc1"] == metrics["supervised_acc1"]

@@ -228,3 +228,29 @@ def test_numbers_of_two_pretrainings_do_not(seeds: Any) -> None:
     (table,) = lay_out(seeds.suite, PAPER)
     assert [line.cells[0].paper for line in table.lines] == [67.8, 69.2, None]
     assert table.headings[0].paper_table == "Table 5"
+
+
+def test_supervised_training_has_its_own_accuracy_where_others_are_fine_tuned(seeds: Any) -> None:
+    seeds.edit("tables: [table7, alignment]", "tables: [table6-cifar10]")
+    seeds.edit("dle: {<<", "supervised: {<<: *mae, method: supervised}\n  dle: {<<")
+    seeds.edit("finetune: {}", "finetune: {mae: {dataset: icons}}")
+    seeds.result("pretrain", "supervised", supervised_acc1=61.25)
+    seeds.result("finetune", "mae", ft_acc1=70.0)
+    (table,) = lay_out(seeds.suite, PAPER)
+    place = [heading.header for heading in table.headings].index("FT")
+    cells = {line.label: line.cells[place] for line in table.lines}
+    assert (cells["Supervised"].paper, cells["Supervised"].values) == (91.3, (61.25,))
+    assert (cells["MAE"].paper, cells["MAE"].values) == (95.9, (70.0,))
+
+
+def test_at_the_papers_scale_too(seeds: Any) -> None:
+    seeds.edit("scale: reduced", "scale: paper")
+    seeds.edit("tables: [table7, alignment]", "tables: [table6]")
+    seeds.edit(
+        "dle: {<<", "supervised: {<<: *mae, method: supervised, dataset: cifar10}\n  dle: {<<"
+    )
+    seeds.edit("datasets:", "datasets:\n  cifar10: {source: icons}")
+    seeds.result("pretrain", "supervised", supervised_acc1=91.0)
+    content = markdown(lay_out(seeds.suite, PAPER))
+    row = next(line for line in content.splitlines() if line.startswith("| Supervised [26]"))
+    assert "| 91.3 | 91.0" in row

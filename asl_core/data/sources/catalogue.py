@@ -39,7 +39,7 @@ def open_source(recipe: Dataset, data_root: Path) -> Source:
         case ImageFolder():
             return open_image_folder(data_root / recipe.path)
         case Coco():
-            return open_coco(data_root / recipe.path)
+            return open_coco(data_root / recipe.path, recipe.val_joins_training)
         case Ade20k():
             return open_ade20k(data_root / recipe.path)
         case Union_():

@@ -27,11 +27,15 @@ _KEYS = {
 }
 
 
-def open_coco(folder: Path) -> Source:
+def open_coco(folder: Path, val_joins_training: bool = False) -> Source:
     """Return the source; category ids become contiguous labels in order of id.
 
     Files of train2017 that the JSON does not name join the training split for pre-training;
     those of val2017 are left out.
+
+    Args:
+        folder: The data set.
+        val_joins_training: Whether all pictures of val2017 join it likewise.
 
     Raises:
         InputError: A folder or file is missing or empty, a JSON file is broken, or names images
@@ -48,10 +52,14 @@ def open_coco(folder: Path) -> Source:
         content = _read_annotations(json_path)
         names[split] = {entry["id"]: entry["name"] for entry in content["categories"]}
         unlisted = _compare_files(image_folder, json_path, content["images"])
-        used = unlisted if split == "train" else []
+        used = list(unlisted) if split == "train" else []
         if unlisted:
             fate = "serve pre-training only" if used else "are not used"
             notes.append(f"{len(unlisted)} images of {images} are not in {json_path.name}: {fate}.")
+        if split == "train" and val_joins_training:
+            val = visible_files(require_folder(folder / _FOLDERS["test"], _NEEDED))
+            notes.append(f"{len(val)} images of val2017 are trained on: not tested by them.")
+            used += val
         count = len(content["images"]) + len(used)
         splits[split] = Split(count, partial(_items, image_folder, content, used))
         licence = licence or _licence(content)
@@ -122,7 +130,7 @@ def _items(
         yield item_or_rejected(name, build)
     free_id = 1 + max((entry["id"] for entry in content["images"]), default=0)
     for number, path in enumerate(unlisted):
-        name = f"{folder.name}/{path.name}"
+        name = f"{path.parent.name}/{path.name}"
         yield item_or_rejected(name, partial(_plain_item, name, free_id + number, path))
 
 
