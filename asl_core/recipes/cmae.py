@@ -38,6 +38,11 @@ class CmaeRecipe(MaskedPretraining):
     """Largest shift of the teacher's window; absent: one pixel less than there is room for."""
 
     def __post_init__(self) -> None:
+        if self.mask == "blocks" and self.model.grid_size % 2:
+            raise ValueError(
+                f"mask blocks needs an even number of patches a side, not {self.model.grid_size}; "
+                "use mask random or another image_size"
+            )
         super().__post_init__()
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
@@ -49,11 +54,14 @@ class CmaeRecipe(MaskedPretraining):
             raise ValueError(
                 "feature_decoder_depth, projector_hidden and projector_dim must be at least 1"
             )
-        if self.mask == "blocks" and self.model.grid_size % 2:
-            raise ValueError(
-                f"mask blocks needs an even number of patches a side, not {self.model.grid_size}; "
-                "use mask random or another image_size"
-            )
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the encoder sees: whole blocks of four."""
+        patches = self.model.num_patches
+        if self.mask == "random":
+            return super().num_visible
+        return 4 * int(patches // 4 * (1 - self.mask_ratio))
 
     def view_plan(self) -> ViewPlan:
         """Return the student's window of the crop, and the teacher's, shifted and coloured."""

@@ -69,7 +69,17 @@ class MaskedPretraining(Pretraining):
         if self.held_out_images < 1:
             raise ValueError(f"held_out_images must be at least 1, got {self.held_out_images}")
         require_share("crop_scale_min", self.crop_scale_min)
+        if not 0 < self.num_visible < self.model.num_patches:
+            raise ValueError(
+                f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of "
+                f"{self.model.num_patches} patches; at least one must be removed, and one stay"
+            )
         super().__post_init__()
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the encoder sees."""
+        return int(self.model.num_patches * (1 - self.mask_ratio))
 
     def view_plan(self) -> ViewPlan:
         """Return one crop, as MAE sees an image."""

@@ -188,6 +188,8 @@ def test_forward_compares_the_two_views() -> None:
         ({"model": EVEN, "crop_size": 12}, "smaller than size 16"),
         ({"model": EVEN, "batch_size": 1}, "compared with others"),
         ({"model": EVEN, "temperature": -1.0}, "temperature must be positive"),
+        # of four blocks a fifth is none
+        ({"model": EVEN, "mask_ratio": 0.8}, "mask_ratio 0.8 leaves 0 of 16 patches"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.modules.masking import gather_tokens, random_mask
 from asl_core.modules.patches import patchify, pixel_target, unpatchify
 from asl_core.modules.positions import resize_positions, sincos_positions
+from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS, Vit
 
 TINY = Vit(
@@ -143,3 +145,16 @@ def test_encoder_of_another_architecture_is_refused(tmp_path: Path) -> None:
 def test_image_size_must_be_a_multiple_of_the_patch() -> None:
     with pytest.raises(ValueError, match="not divisible by patch_size"):
         Vit(image_size=30, patch_size=4)
+
+
+@pytest.mark.parametrize("ratio", [0.95, 0.99])
+def test_a_mask_that_leaves_no_patch_is_refused(ratio: float) -> None:
+    assert MaeRecipe(dataset="none", model=TINY, mask_ratio=0.88).num_visible == 1
+    with pytest.raises(ValueError, match=f"mask_ratio {ratio} leaves 0 of 9 patches"):
+        MaeRecipe(dataset="none", model=TINY, mask_ratio=ratio)
+
+
+def test_a_mask_that_removes_no_patch_is_refused() -> None:
+    one = dataclasses.replace(TINY, image_size=4)  # patches of 4 pixels: a single one
+    with pytest.raises(ValueError, match="at least one must be removed, and one stay"):
+        MaeRecipe(dataset="none", model=one, mask_ratio=0.1)
