@@ -58,7 +58,12 @@ class ContrastiveMaskedAutoencoder(nn.Module):
     def forward(self, batch: Views, draw: Draw) -> Step:
         """Draw a mask and do the step."""
         images, mask = self.masked(batch, draw)
-        return self.step(images, normalise(batch.views[1], self.mean, self.std), mask)
+        return self.step(images, self.seen_by_teacher(batch), mask)
+
+    @not_compiled
+    def seen_by_teacher(self, batch: Views) -> Tensor:
+        """Return the teacher's normalised images, (B, 3, H, W)."""
+        return normalise(batch.views[1], self.mean, self.std)
 
     @not_compiled
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:

@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from miniatures import OTHERS
 from torch import nn
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
+from asl_core.data.pretraining import collate_views, pretrain_transform
+from asl_core.data.samples import Sample
 from asl_core.engine.devices import autocast
+from asl_core.methods import METHODS
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.modules.masking import Mask, random_mask
 from asl_core.protocol import Draw, Views
+from asl_core.randomness import seeded_globals
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import Vit
@@ -115,3 +120,38 @@ def test_compiled_and_eager_training_agree(name: str, backend: str, precision: s
         if p.requires_grad:
             atol, rtol = (1e-5, 1e-4) if exact else (1e-2, 1e-2)
             torch.testing.assert_close(p.grad, q.grad, atol=atol, rtol=rtol, msg=parameter)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_method_compiles_once_and_computes_the_same(name: str) -> None:
+    recipe = OTHERS[name]
+    plan = recipe.view_plan()
+    transform = pretrain_transform(plan)
+    with seeded_globals(0):
+        images = torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8)
+        batch = collate_views(
+            [transform(Sample(i, i, image, label=i % 3)) for i, image in enumerate(images)]
+        )
+    kind: Any = METHODS[name]
+    wanted = {"num_classes": 3} if plan.labels else {}
+    built = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        built.append(kind(recipe, (0.5,) * 3, (0.25,) * 3, **wanted))
+    eager, compiled = built
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled.compile(backend=counter)
+    frames = []
+    for step in range(3):
+        a, b = eager(batch, Draw(5, step)), compiled(batch, Draw(5, step))
+        torch.testing.assert_close(a.loss, b.loss, atol=1e-5, rtol=1e-5)
+        assert a.statistics.keys() == b.statistics.keys()
+        a.loss.backward()
+        b.loss.backward()
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[2] > 0
+    for (parameter, p), (_, q) in zip(
+        eager.named_parameters(), compiled.named_parameters(), strict=True
+    ):
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4, msg=parameter)
