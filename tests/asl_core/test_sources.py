@@ -263,7 +263,7 @@ def test_coco_validation_can_join_the_training_split_as_pictures_alone(tmp_path:
     train = packed(tmp_path, "train")
     assert len(set(train.image_ids.tolist())) == 6
     assert all(train[i].instances is None for i in range(2, 6))
-    assert any("3 images of val2017 are trained on" in note for note in manifest.notes)
+    assert any("3 images of val2017 are pre-trained on" in note for note in manifest.notes)
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

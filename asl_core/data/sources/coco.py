@@ -58,7 +58,7 @@ def open_coco(folder: Path, val_joins_training: bool = False) -> Source:
             notes.append(f"{len(unlisted)} images of {images} are not in {json_path.name}: {fate}.")
         if split == "train" and val_joins_training:
             val = visible_files(require_folder(folder / _FOLDERS["test"], _NEEDED))
-            notes.append(f"{len(val)} images of val2017 are trained on: not tested by them.")
+            notes.append(f"{len(val)} images of val2017 are pre-trained on: no test set any more.")
             used += val
         count = len(content["images"]) + len(used)
         splits[split] = Split(count, partial(_items, image_folder, content, used))
