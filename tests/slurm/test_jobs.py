@@ -386,8 +386,9 @@ def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_m
         lab.edit("params.yaml", f"train: {8 + kill}", f"train: {9 + kill}")  # all of it is new
         client = lab.start("asl-pipe", "submit", "--all")
         time.sleep(moments.uniform(0.2, 1.0) * whole)
-        interrupted += client.poll() is None
-        os.killpg(client.pid, signal.SIGKILL)
+        if client.poll() is None:
+            interrupted += 1
+            os.killpg(client.pid, signal.SIGKILL)
         client.communicate()
         lab.submit("--all")
         live = Counter(job.comment.split(":")[1] for job in lab.live())
