@@ -1,13 +1,14 @@
 """What tracking costs a training run, and what becomes of its points when the server does not.
 
-    python benchmarks/tracking.py [--seconds 60] [--rounds 2] [--points 100000] [--uri URI ...]
+    python benchmarks/tracking.py [--seconds 60] [--rounds 2] [--every 5] [--conditions ...]
+                                  [--points 100000] [--uri URI ...]
 
 steps   The same training step in turn without a journal; with one that nobody brings anywhere; and
-        with one that a process brings into MLflow as beside a stage, but every five seconds: to an
+        with one that a process brings into MLflow as beside a stage, but every five seconds, not 30: to an
         `mlflow server` that is up, to a port that refuses, to one that takes connections and says
-        nothing, and to a server that is killed midway. `x` is the median step against the one
-        without a journal. Afterwards the server is there again, `asl-pipe sync` runs once, and the
-        points that it has are counted: how many, how many are lost, how many are there twice.
+        nothing, and to a server that is killed midway. `x` is the median step against the one without a journal.
+        Afterwards the server is there again, `asl-pipe sync` runs once, and the points that it has
+        are counted: how many, how many are lost, how many are there twice.
 points  So many points: written into a journal, brought into a new sqlite store, into a server over
         HTTP and into each --uri (postgresql://...), beside `log_metric` one by one in each.
 
@@ -40,6 +41,7 @@ from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.jobs.layout import JobPaths
 from pipeline.jobs.mlflow_link import read_link
 
+CONDITIONS = ("journal", "server up", "refused", "black hole", "killed midway")
 KEYS = ("loss", "loss_mae", "lr", "images_per_s", "grad_norm")
 ONE_BY_ONE = 300
 """Points that are logged one by one: 100,000 would take hours."""
@@ -151,12 +153,12 @@ def describe(journal: Journal, key: str, fingerprint: str) -> None:
     journal.params({"method": "mae"})
 
 
-def follow(root: Path, fingerprint: str, uri: str) -> "subprocess.Popen[bytes]":
-    """Start what brings a run into MLflow while it is made, six times as often as usual."""
+def follow(root: Path, fingerprint: str, uri: str, every: float) -> "subprocess.Popen[bytes]":
+    """Start what brings a run into MLflow while it is made, every so many seconds."""
     code = (
         "import sys; from pathlib import Path; from pipeline.actions import sync; "
         "from pipeline.adapters.mlflow_store import MlflowStore; sync.FOLLOW_S, "
-        "sync.PATIENCE = 5.0, 0; "
+        f"sync.PATIENCE = {every}, 0; "
         "root = Path(sys.argv[1]); "
         "sync.follow_run(root, sys.argv[2], MlflowStore(root, trust_links=True))"
     )
@@ -178,7 +180,9 @@ def count(client: MlflowClient, run_id: str, name: str, steps: int) -> tuple[int
     return there, lost, twice
 
 
-def race(folder: Path, server: Server, seconds: float, rounds: int) -> None:
+def race(
+    folder: Path, server: Server, seconds: float, rounds: int, every: float, conditions: list[str]
+) -> None:
     """Train in every condition in turn; print ratios and counts."""
     root, trainer = folder / "project", Trainer()
     (root / ".dvc").mkdir(parents=True)
@@ -193,6 +197,8 @@ def race(folder: Path, server: Server, seconds: float, rounds: int) -> None:
                 "black hole": hole, "killed midway": server.uri,
             }  # fmt: skip
             for name, uri in addresses.items():
+                if name not in conditions:
+                    continue
                 if uri is None:
                     times.setdefault(name, []).extend(trainer.run(seconds, None))
                     continue
@@ -202,7 +208,7 @@ def race(folder: Path, server: Server, seconds: float, rounds: int) -> None:
                 job = JobPaths.of(root / ".asl", fingerprint)
                 with Journal.open(job.journal) as journal:
                     describe(journal, f"{name.replace(' ', '-')}-{i}", fingerprint)
-                    follower = follow(root, fingerprint, uri) if uri else None
+                    follower = follow(root, fingerprint, uri, every) if uri else None
                     halfway = server.kill if name == "killed midway" else None
                     taken = trainer.run(seconds, journal, halfway)
                     journal.end("FINISHED")
@@ -277,17 +283,21 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="of each condition and round")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--points", type=int, default=100_000)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds; 30 beside a stage")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
+    parser.add_argument("--points", type=int, default=100_000, help="0: no rates")
     parser.add_argument("--uri", nargs="*", default=[], help="more stores to bring points into")
     options = parser.parse_args()
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Server(folder / "server") as server:
-            race(folder, server, options.seconds, options.rounds)
-        with Server(folder / "rates-server") as server:
-            server.start()
-            rates(folder, server, options.points, options.uri)
+            conditions = ["no journal", *options.conditions]
+            race(folder, server, options.seconds, options.rounds, options.every, conditions)
+        if options.points:
+            with Server(folder / "rates-server") as server:
+                server.start()
+                rates(folder, server, options.points, options.uri)
 
 
 if __name__ == "__main__":
