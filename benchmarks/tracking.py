@@ -4,11 +4,12 @@
                                   [--points 100000] [--uri URI ...]
 
 steps   The same training step in turn without a journal; with one that nobody brings anywhere; and
-        with one that a process brings into MLflow as beside a stage, but every five seconds, not 30: to an
-        `mlflow server` that is up, to a port that refuses, to one that takes connections and says
-        nothing, and to a server that is killed midway. `x` is the median step against the one without a journal.
-        Afterwards the server is there again, `asl-pipe sync` runs once, and the points that it has
-        are counted: how many, how many are lost, how many are there twice.
+        with one that a process brings into MLflow as beside a stage, but every five seconds and
+        not every 30: to an `mlflow server` that is up, to a port that refuses, to one that takes
+        connections and says nothing, and to a server that is killed midway. `x` is the median step
+        against the one without a journal. Afterwards the server is there again, `asl-pipe sync`
+        runs once, and the points that it has are counted: how many, how many are lost, how many
+        are there twice.
 points  So many points: written into a journal, brought into a new sqlite store, into a server over
         HTTP and into each --uri (postgresql://...), beside `log_metric` one by one in each.
 
