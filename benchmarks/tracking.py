@@ -38,6 +38,7 @@ from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.protocol import Draw, Views
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS
+from pipeline.actions.ui import SERVER_SETTINGS
 from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.jobs.layout import JobPaths
 from pipeline.jobs.mlflow_link import read_link
@@ -72,7 +73,10 @@ class Server:
             "--artifacts-destination", str(self.folder / "artifacts"),
         ]  # fmt: skip
         log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        environment = os.environ | SERVER_SETTINGS
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         log.close()
         for _ in range(600):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health"):
