@@ -6,8 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 CLEANED = ("ASL_", "DVC_", "MLFLOW_", "SLURM_", "GIT_")
@@ -175,3 +179,43 @@ def repro() -> Callable[..., None]:
         assert done.returncode == 0, done.stderr.decode()
 
     return run
+
+
+ERRORS = pytest.StashKey[dict[str, float]]()
+
+
+@pytest.fixture(scope="session")
+def parity(pytestconfig: pytest.Config) -> "Callable[[str, Tensor, Tensor, float], None]":
+    """Assert that two computations agree; the largest errors are printed when pytest ends."""
+    errors = pytestconfig.stash.setdefault(ERRORS, {})
+
+    def check(name: str, ours: "Tensor", theirs: "Tensor", most: float) -> None:
+        assert ours.shape == theirs.shape, f"{name}: {ours.shape} and {theirs.shape}"
+        error = (ours - theirs).abs().max().item()
+        errors[name] = max(errors.get(name, 0.0), error)
+        assert error <= most, f"{name}: differs by {error:.3g}"
+
+    return check
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a test process's errors to the one that prints."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["parity"] = session.config.stash.get(ERRORS, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take them."""
+    errors = node.config.stash.setdefault(ERRORS, {})
+    for name, error in getattr(node, "workeroutput", {}).get("parity", {}).items():
+        errors[name] = max(errors.get(name, 0.0), error)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    errors = terminalreporter.config.stash.get(ERRORS, {})
+    if errors:
+        terminalreporter.section("parity: largest absolute errors")
+        for name, error in sorted(errors.items()):
+            terminalreporter.write_line(f"{error:9.2e}  {name}")
