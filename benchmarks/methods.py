@@ -15,11 +15,11 @@ that tensors took on a GPU.
 import argparse
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timing import timed
 
 from asl_core.analysis.cost import count_flops
 from asl_core.data.pretraining import collate_views, pretrain_transform
@@ -102,17 +102,6 @@ def _noise(index: int) -> Sample:
     generator = torch.Generator().manual_seed(index)
     image = torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8, generator=generator)
     return Sample(index, index, image, label=index % 1000)
-
-
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def largest_gib(contestant: Contestant) -> str:

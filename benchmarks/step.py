@@ -15,11 +15,11 @@ leave bf16 out there.
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from timing import timed
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -130,17 +130,6 @@ def contestants(vit: Vit, device: torch.device) -> dict[str, Contestant]:
         groups = no_decay_groups(method, recipe)
         built[name] = Contestant(method, build_optimizer(groups, recipe))
     return built
-
-
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def race(

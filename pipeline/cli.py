@@ -66,7 +66,7 @@ def main() -> None:
         code = run_command(sys.argv[1:])
     except Exception:  # what nobody foresaw; libraries put addresses with passwords into errors
         sys.stderr.write(redact(traceback.format_exc()))
-        code = _say("this is a mistake of the program, not yours: report what stands above", 1)
+        code = _say("nobody foresaw this error; what stands above is what to report", 1)
     sys.exit(code)
 
 

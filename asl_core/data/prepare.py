@@ -60,7 +60,7 @@ def prepare(
     """
     source = open_source(recipe, data_root)
     if recipe.selection:
-        source = hold_out(source, recipe.selection)
+        source = hold_out(source, recipe.selection, name)
     folder.mkdir(parents=True, exist_ok=True)
     layout.clear(folder)
     packed = {

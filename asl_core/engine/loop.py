@@ -90,7 +90,7 @@ def fit(
 
     Raises:
         TrainingError: The loss is not finite; names the step, its samples and the newest
-            checkpoint, which is from before.
+            checkpoint, which is from before. Or the memory is not enough.
         InputError: No checkpoint is whole, or another process does not find the chosen one.
         InterruptedRun: A signal asked one of the processes for a stop; all have finished the
             step and a checkpoint was written.
@@ -156,7 +156,7 @@ class _Run:
         )
         with bar:
             for micro_batches in loader.iterate(state.step):
-                self.step(state, micro_batches)
+                self.step_within_memory(state, micro_batches)
                 bar.update()
                 logs = state.step % every == 0 or state.step == total
                 if logs:
@@ -165,6 +165,22 @@ class _Run:
                 if state.step in self.at_steps and distributed.rank() == 0:
                     self.at_steps[state.step]()
                 self.checkpoint_if_due(state, total, checkpoints, stop)
+
+    def step_within_memory(self, state: TrainState, micro_batches: list[Any]) -> None:
+        """Do one optimiser step, or say what would make it fit.
+
+        Raises:
+            TrainingError: The memory of the device or of the machine is not enough.
+        """
+        try:
+            self.step(state, micro_batches)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            count = len(micro_batches[0].indices)
+            raise TrainingError(
+                f"{self.context.label}: out of memory at step {state.step + 1} with {count} images "
+                "at once; set a smaller micro_batch_size in cluster.yaml or take more processes, "
+                "and run the same command to go on from the newest checkpoint"
+            ) from error
 
     def step(self, state: TrainState, micro_batches: list[Any]) -> None:
         """Do one optimiser step; random draws and rates are functions of its number."""

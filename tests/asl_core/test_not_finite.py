@@ -1,4 +1,4 @@
-"""A loss that is not finite ends the run and says where."""
+"""A loss that is not finite, or too little memory, ends the run and says where."""
 
 from pathlib import Path
 
@@ -95,3 +95,21 @@ def test_weights_that_only_a_gradient_has_spoilt_are_not_kept(
     assert newest.name.startswith(f"step-{at:09d}-")
     weights = torch.load(newest, weights_only=True)["model"]
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_too_little_memory_says_what_would_fit(
+    error: Exception, icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = MaskedAutoencoder.forward
+
+    def full(self: MaskedAutoencoder, batch: Views, draw: Draw) -> Step:
+        if draw.step == 7:
+            raise error
+        return forward(self, batch, draw)
+
+    monkeypatch.setattr(MaskedAutoencoder, "forward", full)
+    with pytest.raises(TrainingError, match="out of memory at step 8 with 4 images at once; set a"):
+        train(icons, tmp_path, checkpoint_minutes=0)
+    monkeypatch.undo()
+    train(icons, tmp_path, checkpoint_minutes=0)  # goes on

@@ -419,7 +419,9 @@ def test_a_selection_takes_the_place_of_the_official_test_split(tmp_path: Path) 
     first = labels["test"]
     manifest = pack(Parquet(path=".", selection=7), tmp_path)  # one more joins the same six
     assert set(first) < {sample.label for sample in packed(tmp_path, "test")}
-    with pytest.raises(InputError, match="leaves nothing to train on: there are 20"):
+    with pytest.raises(
+        InputError, match="dataset toy: selection 20 leaves nothing to train on, of 20"
+    ):
         pack(Parquet(path=".", selection=20), tmp_path)
     with pytest.raises(ValueError, match="give it to the union"):
         Union_(members=(Parquet(path=".", selection=2),))

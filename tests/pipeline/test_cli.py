@@ -129,3 +129,21 @@ def test_a_system_error_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli, "app", app)
     with pytest.raises(FileNotFoundError):
         cli.run_command([])
+
+
+def test_what_nobody_foresaw_is_shown_without_passwords_and_asked_to_be_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise RuntimeError("cannot reach http://me:hunter22@host:5000/")
+
+    monkeypatch.setattr(cli, "run_command", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "RuntimeError" in said
+    assert "hunter22" not in said
+    assert said.splitlines()[-1] == (
+        "asl-pipe: nobody foresaw this error; what stands above is what to report"
+    )

@@ -9,11 +9,16 @@ from asl_core.errors import InputError
 from asl_core.randomness import derive_seed
 
 
-def hold_out(source: Source, count: int) -> Source:
+def hold_out(source: Source, count: int, name: str) -> Source:
     """Return the source with `count` of its training images as test split, the others to train on.
 
     Its own test split is not read. Which images these are depends on their number and on how many
     there are alone: the same for every method and seed.
+
+    Args:
+        source: Opened.
+        count: How many.
+        name: Of the dataset in the project.
 
     Raises:
         InputError: There are not that many.
@@ -21,7 +26,8 @@ def hold_out(source: Source, count: int) -> Source:
     total = source.splits["train"].count
     if count >= total:
         raise InputError(
-            f"selection {count} leaves nothing to train on: there are {total} training images"
+            f"dataset {name}: selection {count} leaves nothing to train on, of {total} training "
+            "images; lower it"
         )
     ranked = sorted(range(total), key=partial(derive_seed, 0, "selection"))
     chosen = frozenset(ranked[:count])
