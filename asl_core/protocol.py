@@ -81,10 +81,14 @@ class Method(Trainable, Protocol):
 
 @runtime_checkable
 class Reconstructing(Protocol):
-    """A method that predicts the pixels of removed patches."""
+    """A method that predicts the pixels of removed patches; its recipe is a `MaskedPretraining`."""
 
-    def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
-        """Return pictures by name, float in [0, 1], (B, C, H, W): input, masked, predictions."""
+    def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Any]:
+        """Return the normalised images, (B, 3, H, W), and their `Mask` in this step."""
+        ...
+
+    def predictions(self, images: Tensor, mask: Any) -> dict[str, Tensor]:
+        """Return the predictions of the removed patches, (B, R, P), by branch: ori, aug."""
         ...
 
 

@@ -17,14 +17,13 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from asl_core.data.views import denormalise, normalise
+from asl_core.data.views import normalise
 from asl_core.losses.alignment import alignment_loss, cosine_alignment_loss
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, LayerNorm, initialise_as_mae
 from asl_core.modules.masking import Mask, draw_mask, gather_tokens
-from asl_core.modules.patches import pixel_target
-from asl_core.modules.reconstruction import reconstruction_pictures
+from asl_core.modules.patches import removed_pixels
 from asl_core.precision import at_least_float32
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
@@ -81,7 +80,7 @@ class ArbitrarySelfSupervised(nn.Module):
         predicted = aligned if recipe.sem_space == "pixel" else removed
         pred = self.head(decoded[:, predicted])  # (2B, R or N, P)
 
-        target = self.target(images, mask)  # (B, R, P)
+        target = removed_pixels(images, mask, self.recipe)  # (B, R, P)
         pred_ori, pred_aug = pred[:, -target.shape[1] :].chunk(2)
         mae_ori = reconstruction_loss(pred_ori, target)
         mae_aug = reconstruction_loss(pred_aug, target)
@@ -160,11 +159,6 @@ class ArbitrarySelfSupervised(nn.Module):
             return self.decoder.norm(decoded[:, :1])  # (2B, 1, E)
         return self.head(decoded[:, :1])  # (2B, 1, P)
 
-    def target(self, images: Tensor, mask: Mask) -> Tensor:
-        """Return what the removed patches should be predicted as, (B, R, P)."""
-        recipe = self.recipe
-        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
-
     @not_compiled
     def draw_dropout(self, indices: Tensor, mask: Mask, draw: Draw) -> Tensor | None:
         """Draw what DLE multiplies each value of the visible embeddings with: 0 or 1 / (1 - rate).
@@ -205,19 +199,6 @@ class ArbitrarySelfSupervised(nn.Module):
         Table 2 gives ASL the parameters of a plain ViT-B.
         """
         return self.encoder.state_dict()
-
-    def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
-        """Return input, masked input and both predictions, (B, 3, H, W) in [0, 1]."""
-        images, mask = self.masked(batch, draw)
-        preds = self.predictions(images, mask)
-        pictures = reconstruction_pictures(
-            images,
-            {"prediction (original)": preds["ori"], "prediction (augmented)": preds["aug"]},
-            mask,
-            self.recipe.model.patch_size,
-            self.recipe.norm_pix,
-        )
-        return {name: denormalise(x, self.mean, self.std) for name, x in pictures.items()}
 
 
 def _relative_distance(features: Tensor) -> Tensor:

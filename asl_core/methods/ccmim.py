@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from asl_core.data.views import denormalise, normalise
+from asl_core.data.views import normalise
 from asl_core.losses.contrastive import info_nce
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.attention import block_with_weights
@@ -22,8 +22,7 @@ from asl_core.modules.batch_norm import BatchNorm
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, initialise_as_mae
 from asl_core.modules.masking import Mask, random_mask
-from asl_core.modules.patches import pixel_target
-from asl_core.modules.reconstruction import reconstruction_pictures
+from asl_core.modules.patches import removed_pixels
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.ccmim import CcMimRecipe
@@ -94,7 +93,7 @@ class ContextContrastiveAutoencoder(nn.Module):
         """Reconstruct what is removed (Eq. 2), and compare [cls] of both halves."""
         latent = self.encoder(images, mask.ids_keep)  # (B, 1 + V, D)
         pred = self.predict(latent, mask)  # (B, R, P)
-        loss_mae = reconstruction_loss(pred, self.target(images, mask))
+        loss_mae = reconstruction_loss(pred, removed_pixels(images, mask, self.recipe))
         queries = self.projector(latent[:, 0])  # (B, C)
         with torch.no_grad():
             keys = self.projector(self.encoder(images, mask.ids_removed)[:, 0])
@@ -110,26 +109,9 @@ class ContextContrastiveAutoencoder(nn.Module):
         """Return the prediction of the removed patches, (B, R, P), by branch: there is one."""
         return {"ori": self.predict(self.encoder(images, mask.ids_keep), mask)}
 
-    def target(self, images: Tensor, mask: Mask) -> Tensor:
-        """Return what the removed patches should be predicted as, (B, R, P)."""
-        recipe = self.recipe
-        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
-
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names."""
         return self.encoder.state_dict()
-
-    def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
-        """Return input, masked input and prediction as pictures, (B, 3, H, W) in [0, 1]."""
-        images, mask = self.masked(batch, draw)
-        pictures = reconstruction_pictures(
-            images,
-            {"prediction": self.predictions(images, mask)["ori"]},
-            mask,
-            self.recipe.model.patch_size,
-            self.recipe.norm_pix,
-        )
-        return {name: denormalise(x, self.mean, self.std) for name, x in pictures.items()}

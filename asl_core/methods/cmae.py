@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asl_core.data.views import denormalise, normalise
+from asl_core.data.views import normalise
 from asl_core.losses.contrastive import info_nce
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.batch_norm import BatchNorm
@@ -20,8 +20,7 @@ from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder
 from asl_core.modules.masking import Mask, block_grid_mask, draw_mask
 from asl_core.modules.momentum import ema_update, frozen_copy
-from asl_core.modules.patches import pixel_target
-from asl_core.modules.reconstruction import reconstruction_pictures
+from asl_core.modules.patches import removed_pixels
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.cmae import CmaeRecipe
@@ -83,7 +82,8 @@ class ContrastiveMaskedAutoencoder(nn.Module):
             - images, targets: (B, 3, H, W), normalised: the student's and the teacher's view.
         """
         latent = self.encoder(images, mask.ids_keep)  # (B, 1 + V, D)
-        loss_mae = reconstruction_loss(self.predict(latent, mask), self.target(images, mask))
+        target = removed_pixels(images, mask, self.recipe)  # (B, R, P)
+        loss_mae = reconstruction_loss(self.predict(latent, mask), target)
         features = self.feature_decoder.head(self.feature_decoder(latent, mask)[:, 1:])  # (B, N, D)
         queries = self.predictor(self.projector(features.mean(1)))  # (B, C)
         loss_contrast = info_nce(queries, self.keys(targets), self.recipe.temperature)
@@ -104,11 +104,6 @@ class ContrastiveMaskedAutoencoder(nn.Module):
     def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         """Return the prediction of the removed patches, (B, R, P), by branch: there is one."""
         return {"ori": self.predict(self.encoder(images, mask.ids_keep), mask)}
-
-    def target(self, images: Tensor, mask: Mask) -> Tensor:
-        """Return what the removed patches should be predicted as, (B, R, P)."""
-        recipe = self.recipe
-        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow."""
@@ -134,18 +129,6 @@ class ContrastiveMaskedAutoencoder(nn.Module):
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the student's encoder under timm's names."""
         return self.encoder.state_dict()
-
-    def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
-        """Return input, masked input and prediction as pictures, (B, 3, H, W) in [0, 1]."""
-        images, mask = self.masked(batch, draw)
-        pictures = reconstruction_pictures(
-            images,
-            {"prediction": self.predictions(images, mask)["ori"]},
-            mask,
-            self.recipe.model.patch_size,
-            self.recipe.norm_pix,
-        )
-        return {name: denormalise(x, self.mean, self.std) for name, x in pictures.items()}
 
 
 def _mlp(width_in: int, hidden: int, width_out: int) -> nn.Sequential:

@@ -2,13 +2,12 @@
 
 from torch import Tensor, nn
 
-from asl_core.data.views import denormalise, normalise
+from asl_core.data.views import normalise
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder
 from asl_core.modules.masking import Mask, draw_mask
-from asl_core.modules.patches import pixel_target
-from asl_core.modules.reconstruction import reconstruction_pictures
+from asl_core.modules.patches import removed_pixels
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import not_compiled
 from asl_core.recipes.mae import MaeRecipe
@@ -44,7 +43,7 @@ class MaskedAutoencoder(nn.Module):
     def step(self, images: Tensor, mask: Mask) -> Step:
         """Encode the visible patches, predict the removed ones, compare."""
         pred = self.predictions(images, mask)["ori"]
-        target = self.target(images, mask)
+        target = removed_pixels(images, mask, self.recipe)
         loss = reconstruction_loss(pred, target)
         return Step(loss, {"loss_mae": loss})
 
@@ -54,26 +53,9 @@ class MaskedAutoencoder(nn.Module):
         decoded = self.decoder(latent, mask)  # (B, 1 + V + R, E)
         return {"ori": self.decoder.head(decoded[:, latent.shape[1] :])}
 
-    def target(self, images: Tensor, mask: Mask) -> Tensor:
-        """Return what the removed patches should be predicted as, (B, R, P)."""
-        recipe = self.recipe
-        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
-
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names."""
         return self.encoder.state_dict()
-
-    def reconstructions(self, batch: Views, draw: Draw) -> dict[str, Tensor]:
-        """Return input, masked input and prediction as pictures, (B, 3, H, W) in [0, 1]."""
-        images, mask = self.masked(batch, draw)
-        pictures = reconstruction_pictures(
-            images,
-            {"prediction": self.predictions(images, mask)["ori"]},
-            mask,
-            self.recipe.model.patch_size,
-            self.recipe.norm_pix,
-        )
-        return {name: denormalise(x, self.mean, self.std) for name, x in pictures.items()}

@@ -17,6 +17,7 @@ from asl_core.errors import InputError
 from asl_core.held_out import (
     held_out_files,
     held_out_predictions,
+    picture_reconstructions,
     read_held_out,
     snapshot_steps,
     write_held_out,
@@ -25,6 +26,7 @@ from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.modules.masking import draw_mask
+from asl_core.modules.patches import removed_pixels
 from asl_core.pretrain import build_method, pretrain
 from asl_core.protocol import Draw
 from asl_core.recipes.asl import AslRecipe
@@ -66,11 +68,32 @@ def test_predictions_are_those_of_the_removed_patches(icons: Path) -> None:
     mask = draw_mask(torch.tensor(chosen), Draw(0, 0), 16, 0.75)
     with torch.no_grad():
         expected = method.predictions(images, mask)
-        loss = reconstruction_loss(expected["ori"], method.target(images, mask))
+        loss = reconstruction_loss(expected["ori"], removed_pixels(images, mask, method.recipe))
     for name, tensor in expected.items():
         torch.testing.assert_close(held_out[name].float(), tensor, rtol=1e-3, atol=1e-3)
     kept = (held_out["ori"].float() - held_out["target"].float()).square().mean()
     assert kept.item() == pytest.approx(loss.item(), rel=1e-3)
+
+
+def test_reconstructions_paste_visible_patches_and_stay_in_range(icons: Path) -> None:
+    method = asl(icons)
+    pictures = picture_reconstructions(method, icons, 4)
+    assert list(pictures) == [
+        "input", "masked", "prediction (original)", "prediction (augmented)"
+    ]  # fmt: skip
+    dataset = PackedDataset(icons, "test")
+    images = torch.stack([dataset.read_image(i) for i in (0, 4, 8, 12)])
+    torch.testing.assert_close(pictures["input"], images / 255, atol=1e-5, rtol=0)
+    mask = draw_mask(torch.arange(4), Draw(0, 0), 16, 0.75)
+    pixels = mask.removed.reshape(4, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    for name, picture in pictures.items():
+        assert picture.min() >= 0 and picture.max() <= 1
+        same = (picture - pictures["input"]).abs() < 1e-4
+        assert same[~pixels.expand_as(same)].all(), name
+    assert not torch.equal(pictures["masked"], pictures["prediction (original)"])
+    assert not torch.equal(pictures["prediction (augmented)"], pictures["prediction (original)"])
+    mae = MaskedAutoencoder(MaeRecipe(**COMMON), method.mean, method.std)
+    assert list(picture_reconstructions(mae, icons, 2)) == ["input", "masked", "prediction"]
 
 
 def test_every_method_is_asked_for_the_same_patches(icons: Path) -> None:
