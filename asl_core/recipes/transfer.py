@@ -19,6 +19,8 @@ class LinearProbe(Optimisation):
     warmup_epochs: float = 10
     pooling: Literal["cls", "mean"] = "cls"
     """cls after the final norm, or the mean of the patch tokens."""
+    both_poolings: bool = False
+    """Probe the other as well, at the same time; tables show `pooling`, the report both."""
     augment: bool = True
     """RandomResizedCrop and flip in training; without them the features are computed once."""
     crop_scale_min: float = 0.08
@@ -29,6 +31,17 @@ class LinearProbe(Optimisation):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_share("crop_scale_min", self.crop_scale_min)
+        if self.both_poolings and self.clip_grad is not None and self.clip_mode == "global":
+            raise ValueError(
+                "clip_grad would clip both probes by their common norm; with both_poolings set "
+                "clip_mode per_tensor or leave clip_grad out"
+            )
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """What is probed, `pooling` first."""
+        other = "mean" if self.pooling == "cls" else "cls"
+        return (self.pooling, other) if self.both_poolings else (self.pooling,)
 
 
 @dataclass(frozen=True, kw_only=True)

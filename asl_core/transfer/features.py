@@ -1,5 +1,6 @@
 """Frozen features of an encoder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,21 @@ from asl_core.recipes.optimisation import Resources
 
 
 class FeatureBatch(NamedTuple):
-    """Features with labels: (B, D) float32, (B,) int64, (B,) int64."""
+    """Features of each pooling with labels: (B, K, D) float32, (B,) int64, (B,) int64."""
 
     features: Tensor
     labels: Tensor
     indices: Tensor
 
 
-def pool(tokens: Tensor, pooling: str) -> Tensor:
-    """Reduce tokens to one vector: [cls], or the mean of the patches; (B, 1 + N, D) to (B, D)."""
-    return tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)
+def pool(tokens: Tensor, poolings: Sequence[str]) -> Tensor:
+    """Reduce tokens to one vector a pooling, [cls] or the mean of the patches.
+
+    Shape:
+        - tokens: (B, 1 + N, D). Output: (B, K, D), in the order of `poolings`.
+    """
+    pooled = {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(dim=1)}
+    return torch.stack([pooled[pooling] for pooling in poolings], dim=1)
 
 
 def labelled_dataset(folder: Path, split: str) -> PackedDataset:
@@ -49,7 +55,7 @@ def extract_features(
     encoder: Encoder,
     dataset: PackedDataset,
     *,
-    pooling: str,
+    poolings: Sequence[str],
     precision: str,
     resources: Resources,
     batch_size: int = 256,
@@ -62,7 +68,7 @@ def extract_features(
     encoder.to(device).eval()
     mean, std = dataset.manifest.mean, dataset.manifest.std
     none = torch.empty(0, dtype=torch.int64)
-    parts = [FeatureBatch(torch.empty(0, encoder.vit.embed_dim), none, none)]
+    parts = [FeatureBatch(torch.empty(0, len(poolings), encoder.vit.embed_dim), none, none)]
     batches: Any = evaluation_batches(
         dataset,
         evaluation_transform(encoder.vit.image_size),
@@ -75,6 +81,6 @@ def extract_features(
     for batch in batches:
         with autocast(device, precision):
             tokens = encoder(normalise(move(batch.images, device), mean, std))
-        features = pool(tokens, pooling).float().cpu()
+        features = pool(tokens, poolings).float().cpu()
         parts.append(FeatureBatch(features, batch.labels, batch.indices))
     return FeatureBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

@@ -1,6 +1,6 @@
 """Linear probing by MAE's protocol: frozen encoder, BatchNorm without affine, a Linear, LARS."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,15 +48,35 @@ class ProbeHead(nn.Module):
         return self.linear(self.norm(features.float()))
 
 
+class ProbeHeads(nn.ModuleDict):
+    """A `ProbeHead` for each pooling, in the recipe's order; each learns as if it were alone.
+
+    Shape:
+        - features: (B, K, D). Output: K tensors (B, C), by pooling.
+    """
+
+    def __init__(self, recipe: LinearProbe, width: int, num_classes: int) -> None:
+        heads = {}
+        for pooling in recipe.poolings:
+            with seeded_globals(derive_seed(recipe.seed, "init")):
+                heads[pooling] = ProbeHead(width, num_classes)
+        super().__init__(heads)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        heads = zip(self.items(), features.unbind(1), strict=True)
+        # contiguous, as one alone is: strides decide in which order is summed
+        return {pooling: head(pooled.contiguous()) for (pooling, head), pooled in heads}
+
+
 class FeatureProbe(nn.Module):
     """Probe on features that were computed before."""
 
-    def __init__(self, head: ProbeHead) -> None:
+    def __init__(self, heads: ProbeHeads) -> None:
         super().__init__()
-        self.head = head
+        self.heads = heads
 
     def forward(self, batch: FeatureBatch, draw: Draw) -> Step:
-        return Step(F.cross_entropy(self.head(batch.features), batch.labels))
+        return _step(self.heads(batch.features), batch.labels)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
@@ -66,18 +86,17 @@ class ImageProbe(nn.Module):
     """Probe on augmented images, through the frozen encoder."""
 
     def __init__(
-        self, encoder: Encoder, head: ProbeHead, pooling: str, mean: Rgb, std: Rgb
+        self, encoder: Encoder, heads: ProbeHeads, poolings: Sequence[str], mean: Rgb, std: Rgb
     ) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        self.head, self.pooling, self.mean, self.std = head, pooling, mean, std
+        self.heads, self.poolings, self.mean, self.std = heads, poolings, mean, std
 
     def forward(self, batch: Any, draw: Draw) -> Step:
         self.encoder.eval()
         with torch.no_grad():
             tokens = self.encoder(normalise(batch.images, self.mean, self.std))
-        logits = self.head(pool(tokens, self.pooling))
-        return Step(F.cross_entropy(logits, batch.labels))
+        return _step(self.heads(pool(tokens, self.poolings)), batch.labels)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
@@ -116,8 +135,8 @@ class FeatureLoader:
 
 def linprobe(
     recipe: LinearProbe, encoder_folder: Path, dataset_folder: Path, context: RunContext
-) -> tuple[ProbeHead, Predictions]:
-    """Train a probe and predict the test split.
+) -> tuple[ProbeHeads, dict[str, Predictions]]:
+    """Train a probe and predict the test split, by pooling, the recipe's `pooling` first.
 
     Raises:
         InputError: No encoder, no labels, a batch larger than the training split, or a forward
@@ -127,39 +146,47 @@ def linprobe(
     refuse_single_images("the linear probe", recipe.batch_size, micro_batch_size)
     encoder = load_encoder(encoder_folder, image_size=recipe.image_size)
     train = labelled_dataset(dataset_folder, "train")
-    with seeded_globals(derive_seed(recipe.seed, "init")):
-        head = ProbeHead(encoder.vit.embed_dim, train.num_classes)
+    heads = ProbeHeads(recipe, encoder.vit.embed_dim, train.num_classes)
     if recipe.augment:
-        _fit_on_images(recipe, encoder, head, train, context)
+        _fit_on_images(recipe, encoder, heads, train, context)
     else:
-        _fit_on_features(recipe, encoder, head, train, context)
-    return head, evaluate_probe(head, encoder, recipe, dataset_folder, context.resources)
+        _fit_on_features(recipe, encoder, heads, train, context)
+    return heads, evaluate_probe(heads, encoder, recipe, dataset_folder, context.resources)
 
 
 @torch.no_grad()
 def evaluate_probe(
-    head: ProbeHead,
+    heads: ProbeHeads,
     encoder: Encoder,
     recipe: LinearProbe,
     dataset_folder: Path,
     resources: Resources,
-) -> Predictions:
-    """Predict the test split."""
+) -> dict[str, Predictions]:
+    """Predict the test split, by pooling."""
     features = extract_features(
         encoder,
         labelled_dataset(dataset_folder, "test"),
-        pooling=recipe.pooling,
+        poolings=recipe.poolings,
         precision=recipe.precision,
         resources=resources,
     )
-    logits = head.cpu().eval()(features.features)
-    return gather_predictions(features.indices, features.labels, logits)
+    logits = heads.cpu().eval()(features.features)
+    return {
+        pooling: gather_predictions(features.indices, features.labels, scores)
+        for pooling, scores in logits.items()
+    }
+
+
+def _step(logits: dict[str, Tensor], labels: Tensor) -> Step:
+    losses = {pooling: F.cross_entropy(scores, labels) for pooling, scores in logits.items()}
+    terms = {f"loss_{pooling}": loss for pooling, loss in losses.items()}
+    return Step(torch.stack([*losses.values()]).sum(), terms if len(terms) > 1 else {})
 
 
 def _fit_on_images(
     recipe: LinearProbe,
     encoder: Encoder,
-    head: ProbeHead,
+    heads: ProbeHeads,
     train: PackedDataset,
     context: RunContext,
 ) -> None:
@@ -172,14 +199,14 @@ def _fit_on_images(
         **_split(recipe, context),
     )
     mean, std = train.manifest.mean, train.manifest.std
-    probe = ImageProbe(encoder, head, recipe.pooling, mean, std)
+    probe = ImageProbe(encoder, heads, recipe.poolings, mean, std)
     fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
 
 
 def _fit_on_features(
     recipe: LinearProbe,
     encoder: Encoder,
-    head: ProbeHead,
+    heads: ProbeHeads,
     train: PackedDataset,
     context: RunContext,
 ) -> None:
@@ -187,7 +214,7 @@ def _fit_on_features(
     share = extract_features(
         encoder,
         train,
-        pooling=recipe.pooling,
+        poolings=recipe.poolings,
         precision=recipe.precision,
         resources=context.resources,
     )
@@ -196,7 +223,7 @@ def _fit_on_features(
     order = torch.argsort(rows.indices)
     plan = StepPlan(range(len(order)), **_split(recipe, context))
     loader = FeatureLoader(FeatureBatch(*(tensor[order] for tensor in rows)), plan)
-    probe = FeatureProbe(head)
+    probe = FeatureProbe(heads)
     fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
 
 

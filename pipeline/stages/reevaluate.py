@@ -17,13 +17,13 @@ from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import check_same_architecture, load_encoder
 from asl_core.pretrain import build_method
 from asl_core.recipes.imported import ImportedRecipe
-from asl_core.transfer.classification import Predictions
 from asl_core.transfer.detection.train import build_detector, evaluate_detector, instance_dataset
 from asl_core.transfer.features import labelled_dataset
 from asl_core.transfer.finetune import build_classifier, classify
-from asl_core.transfer.linprobe import ProbeHead, evaluate_probe
+from asl_core.transfer.linprobe import ProbeHeads, evaluate_probe
 from asl_core.transfer.segmentation.evaluate import score
 from asl_core.transfer.segmentation.train import build_segmenter, semantic_dataset
+from pipeline.stages.linprobe import probe_metrics
 from pipeline.stages.pretrain import own_metrics
 from pipeline.stages.request import StoredRun
 
@@ -53,16 +53,19 @@ def _pretrain(run: StoredRun) -> dict[str, float]:
 
 def _linprobe(run: StoredRun) -> dict[str, float]:
     encoder = load_encoder(_encoder(run), image_size=run.recipe.image_size)
-    head = ProbeHead(encoder.vit.embed_dim, labelled_dataset(run.dataset, "train").num_classes)
-    _load(head, run.folder / "probe.safetensors")
-    return _accuracies("lp", evaluate_probe(head, encoder, run.recipe, run.dataset, run.resources))
+    num_classes = labelled_dataset(run.dataset, "train").num_classes
+    heads = ProbeHeads(run.recipe, encoder.vit.embed_dim, num_classes)
+    _load(heads, run.folder / "probe.safetensors")
+    by_pooling = evaluate_probe(heads, encoder, run.recipe, run.dataset, run.resources)
+    return probe_metrics(run.recipe, by_pooling)
 
 
 def _finetune(run: StoredRun) -> dict[str, float]:
     model = build_classifier(run.recipe, _encoder(run), labelled_dataset(run.dataset, "train"))
     _load(model, run.folder / "classifier.safetensors")
     test = labelled_dataset(run.dataset, "test")
-    return _accuracies("ft", classify(model, test, run.recipe.precision, run.resources))
+    predictions = classify(model, test, run.recipe.precision, run.resources)
+    return {f"ft_acc{k}": predictions.accuracy(k) for k in (1, 5)}
 
 
 def _detect(run: StoredRun) -> dict[str, float]:
@@ -109,7 +112,3 @@ def _load(model: nn.Module, path: Path) -> None:
         raise InputError(f"cannot read {path}: {error}; restore it or run its stage") from None
     check_same_architecture(model, state, path)
     model.load_state_dict(state)
-
-
-def _accuracies(prefix: str, predictions: Predictions) -> dict[str, float]:
-    return {f"{prefix}_acc{k}": predictions.accuracy(k) for k in (1, 5)}

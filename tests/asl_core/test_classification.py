@@ -20,9 +20,15 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import Predictions
-from asl_core.transfer.features import FeatureBatch, extract_features, pool
+from asl_core.transfer.features import FeatureBatch, extract_features
 from asl_core.transfer.finetune import Classifier, finetune
-from asl_core.transfer.linprobe import FeatureLoader, ImageProbe, ProbeHead, linprobe
+from asl_core.transfer.linprobe import (
+    FeatureLoader,
+    ImageProbe,
+    ProbeHead,
+    ProbeHeads,
+    linprobe,
+)
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
@@ -82,29 +88,30 @@ def test_probe_fits_its_training_features(
     icons: Path, encoder_folder: Path, context: RunContext
 ) -> None:
     recipe = probe_recipe(optimizer="adamw", lr=0.05, epochs=60)
-    head, predictions = linprobe(recipe, encoder_folder, icons, context)
+    heads, by_pooling = linprobe(recipe, encoder_folder, icons, context)
     train = PackedDataset(icons, "train")
     features = extract_features(
-        load_encoder(encoder_folder), train, pooling="cls", precision="fp32", resources=CPU
+        load_encoder(encoder_folder), train, poolings=["cls"], precision="fp32", resources=CPU
     )
     with torch.no_grad():
-        fitted = head(features.features).argmax(1)
+        fitted = heads(features.features)["cls"].argmax(1)
     assert (fitted == features.labels).float().mean() > 0.5
-    assert len(predictions.labels) == len(PackedDataset(icons, "test"))
-    assert 0 <= predictions.accuracy() <= 100
+    assert len(by_pooling["cls"].labels) == len(PackedDataset(icons, "test"))
+    assert 0 <= by_pooling["cls"].accuracy() <= 100
 
 
 def test_cached_features_equal_the_encoder_on_each_image(icons: Path, encoder_folder: Path) -> None:
     test = PackedDataset(icons, "test")
     encoder = load_encoder(encoder_folder)
     features = extract_features(
-        encoder, test, pooling="mean", precision="fp32", resources=CPU, batch_size=7
+        encoder, test, poolings=["mean", "cls"], precision="fp32", resources=CPU, batch_size=7
     )
     mean = torch.tensor(test.manifest.mean).reshape(1, 3, 1, 1)
     std = torch.tensor(test.manifest.std).reshape(1, 3, 1, 1)
     images = (test[3].image[None].float() / 255 - mean) / std
     with torch.no_grad():
-        expected = pool(encoder.eval()(images), "mean")[0]
+        tokens = encoder.eval()(images)[0]
+    expected = torch.stack([tokens[1:].mean(0), tokens[0]])
     torch.testing.assert_close(features.features[3], expected, atol=1e-5, rtol=1e-4)
     assert features.indices.tolist() == list(range(len(test)))
 
@@ -115,11 +122,40 @@ def test_probe_with_augmentation_leaves_the_encoder_alone(
     recipe = probe_recipe(augment=True, epochs=1)
     linprobe(recipe, encoder_folder, icons, context)
     encoder = load_encoder(encoder_folder)
-    probe = ImageProbe(encoder, ProbeHead(16, 10), "cls", (0.5,) * 3, (0.5,) * 3)
+    heads = ProbeHeads(recipe, 16, 10)
+    probe = ImageProbe(encoder, heads, recipe.poolings, (0.5,) * 3, (0.5,) * 3)
     assert {n for n, p in probe.named_parameters() if p.requires_grad} == {
-        "head.linear.weight",
-        "head.linear.bias",
+        "heads.cls.linear.weight",
+        "heads.cls.linear.bias",
     }
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_two_poolings_are_probed_together_as_each_alone(
+    optimizer: str, augment: bool, icons: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    def probe(name: str, **fields: object) -> tuple[ProbeHeads, dict[str, Predictions]]:
+        recipe = probe_recipe(optimizer=optimizer, augment=augment, epochs=2, lr=0.1, **fields)
+        with Journal.open(tmp_path / name / "journal") as journal:
+            context = RunContext(tmp_path / name / "ckpt", journal, CPU)
+            return linprobe(recipe, encoder_folder, icons, context)
+
+    heads, together = probe("both", pooling="mean", both_poolings=True)
+    assert list(together) == ["mean", "cls"]
+    assert not torch.equal(together["mean"].logits, together["cls"].logits)
+    for pooling, predictions in together.items():
+        alone_heads, alone = probe(pooling, pooling=pooling)
+        assert list(alone) == [pooling]
+        torch.testing.assert_close(
+            heads[pooling].state_dict(), alone_heads[pooling].state_dict(), rtol=0, atol=0
+        )
+        assert torch.equal(predictions.logits, alone[pooling].logits)
+
+
+def test_a_norm_that_two_probes_would_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="common norm; with both_poolings set"):
+        probe_recipe(both_poolings=True, clip_grad=1.0)
 
 
 def finetune_recipe(**changes: object) -> FineTune:

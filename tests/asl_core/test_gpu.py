@@ -137,9 +137,11 @@ def test_linear_probe(
     recipe = LinearProbe(
         dataset="icons", epochs=2, batch_size=16, lr=0.1, warmup_epochs=0, augment=augment
     )
-    head, predictions = linprobe(recipe, encoder_folder, icons, context)
-    on_cpu = evaluate_probe(head, load_encoder(encoder_folder), recipe, icons, CPU)
-    torch.testing.assert_close(predictions.logits, on_cpu.logits, rtol=0.05, atol=0.05)
+    heads, predictions = linprobe(recipe, encoder_folder, icons, context)
+    on_cpu = evaluate_probe(heads, load_encoder(encoder_folder), recipe, icons, CPU)
+    torch.testing.assert_close(
+        predictions["cls"].logits, on_cpu["cls"].logits, rtol=0.05, atol=0.05
+    )
 
 
 def test_fine_tuning(icons: Path, encoder_folder: Path, context: RunContext) -> None:

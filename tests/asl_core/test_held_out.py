@@ -87,7 +87,8 @@ def test_reconstructions_paste_visible_patches_and_stay_in_range(icons: Path) ->
     mask = draw_mask(torch.arange(4), Draw(0, 0), 16, 0.75)
     pixels = mask.removed.reshape(4, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     for name, picture in pictures.items():
-        assert picture.min() >= 0 and picture.max() <= 1
+        assert picture.min() >= 0, name
+        assert picture.max() <= 1, name
         same = (picture - pictures["input"]).abs() < 1e-4
         assert same[~pixels.expand_as(same)].all(), name
     assert not torch.equal(pictures["masked"], pictures["prediction (original)"])

@@ -35,6 +35,7 @@ linprobe:
     lr: 0.05
     warmup_epochs: 0
     augment: false
+    both_poolings: true
   asl-seed1: *probe
 finetune:
   asl: {dataset: icons, epochs: 1, batch_size: 4, warmup_epochs: 0, mixup: 0.0, cutmix: 0.0}
@@ -95,7 +96,7 @@ def test_a_number_leads_to_all_its_runs_and_holds(project: Path, say: Say) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", ["ft_acc1", "token similarity", "FLOPs train"])
+@pytest.mark.parametrize("metric", ["lp_acc1_mean", "ft_acc1", "token similarity", "FLOPs train"])
 def test_numbers_of_other_stages_hold_too(project: Path, say: Say, metric: str) -> None:
     said = say("trace", "demo", "asl", metric, "--verify")
     assert said.endswith("the number holds\n")
