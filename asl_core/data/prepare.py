@@ -125,7 +125,10 @@ def _refuse_too_many(result: _Packed, recipe: Dataset, title: str) -> None:
                 "restore the files or raise max_rejected_share"
             )
     if not total:
-        raise InputError(f"{title}: the source has no images; check its path and layout")
+        raise InputError(
+            f"{title}: the source has no images; check its path and layout, or, where "
+            "val_joins_training leaves no test split, join it with a source that has one"
+        )
 
 
 def _with_progress(split: Split, title: str) -> Iterator[Checked | Rejected]:

@@ -124,7 +124,7 @@ class Coco(FromDisk):
     source: Literal["coco"] = "coco"
     val_joins_training: bool = False
     """Whether the pictures of val2017, without their annotations, are pre-trained on too: for
-    suites that test on something else."""
+    suites that test on something else, with which it is joined as a `union`."""
 
 
 @dataclass(frozen=True, kw_only=True)

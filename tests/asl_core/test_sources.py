@@ -257,13 +257,17 @@ def test_coco_images_without_entry_serve_pretraining_only(tmp_path: Path) -> Non
 
 def test_coco_validation_can_join_the_training_split_as_pictures_alone(tmp_path: Path) -> None:
     put_coco(tmp_path)
-    manifest = pack(Coco(path=".", val_joins_training=True), tmp_path)
-    assert manifest.counts == {"train": 6, "test": 2}
-    assert manifest.annotated == {"train": 2, "test": 2}
+    coco = Coco(path=".", val_joins_training=True)
+    assert "toy test: the source has no images" in refused(coco, tmp_path)
+    manifest = pack(Union_(members=(coco, Icons(image_size=16, train=3, test=2))), tmp_path)
+    assert manifest.counts == {"train": 9, "test": 2}
+    assert manifest.annotated == {"train": 5, "test": 2}  # icons are
     train = packed(tmp_path, "train")
-    assert len(set(train.image_ids.tolist())) == 6
-    assert all(train[i].instances is None for i in range(2, 6))
+    assert len(set(train.image_ids.tolist())) == 9
     assert any("3 images of val2017 are pre-trained on" in note for note in manifest.notes)
+    assert any(
+        "not in instances_val2017.json: serve pre-training only" in note for note in manifest.notes
+    )
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

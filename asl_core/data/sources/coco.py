@@ -35,7 +35,8 @@ def open_coco(folder: Path, val_joins_training: bool = False) -> Source:
 
     Args:
         folder: The data set.
-        val_joins_training: Whether all pictures of val2017 join it likewise.
+        val_joins_training: Whether all pictures of val2017 join it likewise; the test split is then
+            empty.
 
     Raises:
         InputError: A folder or file is missing or empty, a JSON file is broken, or names images
@@ -54,7 +55,8 @@ def open_coco(folder: Path, val_joins_training: bool = False) -> Source:
         unlisted = _compare_files(image_folder, json_path, content["images"])
         used = list(unlisted) if split == "train" else []
         if unlisted:
-            fate = "serve pre-training only" if used else "are not used"
+            kept = split == "train" or val_joins_training
+            fate = "serve pre-training only" if kept else "are not used"
             notes.append(f"{len(unlisted)} images of {images} are not in {json_path.name}: {fate}.")
         if split == "train" and val_joins_training:
             val = visible_files(require_folder(folder / _FOLDERS["test"], _NEEDED))
@@ -62,6 +64,8 @@ def open_coco(folder: Path, val_joins_training: bool = False) -> Source:
             used += val
         count = len(content["images"]) + len(used)
         splits[split] = Split(count, partial(_items, image_folder, content, used))
+        if split == "test" and val_joins_training:
+            splits[split] = Split(0, lambda: iter(()))
         licence = licence or _licence(content)
     if names["train"] != names["test"]:
         raise InputError(f"{folder}: the two JSON files list different categories; use one release")
