@@ -46,7 +46,7 @@ def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
 
 
 def remarks(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
-    """Return what stands behind a table: absolute costs, watched branches, notes on the data.
+    """Return what stands behind a table: absolute costs, what was probed, watched branches, data.
 
     Args:
         suite: Its results.
@@ -58,4 +58,19 @@ def remarks(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, 
         for note in manifest.notes
     )
     watched = watched_remark(find_branches(suite, [group for _, group in rows]))
-    return (*cost_remarks(suite, rows), *watched, *data)
+    return (*cost_remarks(suite, rows), *_probed(suite, rows), *watched, *data)
+
+
+def _probed(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
+    """Return one line that says whose LP is not of [cls]: a column compares what is not alike."""
+    poolings = {
+        label: suite.results["linprobe", key].recipe.pooling
+        for label, group in rows
+        for key in group.keys
+        if ("linprobe", key) in suite.results
+    }
+    means = [label for label, pooling in poolings.items() if pooling == "mean"]
+    if not means:
+        return ()
+    others = "; of the other rows: of [cls]" if len(means) < len(poolings) else ""
+    return (f"LP of {' and '.join(means)}: of the mean of the patch tokens{others}.",)

@@ -171,6 +171,23 @@ def test_each_format_has_mean_deviation_and_count(probed: Any) -> None:
     assert "30.0 (n = 1 of 2)" in render_tables(project, "latex")
 
 
+def test_a_row_whose_probe_is_not_of_cls_is_named(probed: Any) -> None:
+    def said() -> list[str]:
+        (table,) = lay_out(probed.suite, PAPER)
+        return [note for note in notes(table) if note.startswith("LP of")]
+
+    assert said() == []
+    probed.edit("dle: {dataset: icons}", "dle: {dataset: icons, pooling: mean}")
+    assert said() == [
+        "LP of ASL (DLE): of the mean of the patch tokens; of the other rows: of [cls]."
+    ]
+    begin, rest = (probed.folder / "params.yaml").read_text().split("linprobe:")
+    middle, end = rest.split("finetune:")
+    middle = middle.replace("{dataset: icons}", "{dataset: icons, pooling: mean}")
+    probed.write(f"{begin}linprobe:{middle}finetune:{end}")
+    assert said() == ["LP of MAE and ASL (AEE) and ASL (DLE): of the mean of the patch tokens."]
+
+
 def test_what_the_signs_mean_stands_under_the_table_that_has_them(probed: Any) -> None:
     (table,) = lay_out(probed.suite, PAPER)
     assert any("sample standard deviation" in note for note in notes(table))
