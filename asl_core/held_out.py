@@ -23,7 +23,6 @@ from asl_core.data.shards import PackedDataset
 from asl_core.data.views import collate_labelled, denormalise, evaluation_transform
 from asl_core.engine.devices import move
 from asl_core.errors import InputError
-from asl_core.modules.patches import removed_pixels
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.modules.weights import save_weights
 from asl_core.protocol import Draw, Views
@@ -66,8 +65,7 @@ def held_out_predictions(method: Any, dataset_folder: Path, count: int) -> dict[
         for batch in batches:
             views = move(Views((batch.images,), batch.indices), device)
             images, mask = method.masked(views, _DRAW)
-            target = removed_pixels(images, mask, method.recipe)
-            tensors = {"target": target, **method.predictions(images, mask)}
+            tensors = {"target": method.target(images, mask), **method.predictions(images, mask)}
             for name, tensor in tensors.items():
                 parts.setdefault(name, []).append(tensor.half().cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}

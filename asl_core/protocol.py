@@ -81,10 +81,14 @@ class Method(Trainable, Protocol):
 
 @runtime_checkable
 class Reconstructing(Protocol):
-    """A method that predicts the pixels of removed patches; its recipe is a `MaskedPretraining`."""
+    """A method that predicts pixels of removed patches; its recipe is a `MaskedPretraining`."""
 
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Any]:
         """Return the normalised images, (B, 3, H, W), and their `Mask` in this step."""
+        ...
+
+    def target(self, images: Tensor, mask: Any) -> Tensor:
+        """Return what the removed patches should be predicted as, (B, R, P)."""
         ...
 
     def predictions(self, images: Tensor, mask: Any) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class ArbitrarySelfSupervised(nn.Module):
         predicted = aligned if recipe.sem_space == "pixel" else removed
         pred = self.head(decoded[:, predicted])  # (2B, R or N, P)
 
-        target = removed_pixels(images, mask, self.recipe)  # (B, R, P)
+        target = self.target(images, mask)  # (B, R, P)
         pred_ori, pred_aug = pred[:, -target.shape[1] :].chunk(2)
         mae_ori = reconstruction_loss(pred_ori, target)
         mae_aug = reconstruction_loss(pred_aug, target)
@@ -158,6 +158,10 @@ class ArbitrarySelfSupervised(nn.Module):
         if self.recipe.cls_align == "decoder_norm":
             return self.decoder.norm(decoded[:, :1])  # (2B, 1, E)
         return self.head(decoded[:, :1])  # (2B, 1, P)
+
+    def target(self, images: Tensor, mask: Mask) -> Tensor:
+        """Return what the removed patches should be predicted as, (B, R, P)."""
+        return removed_pixels(images, mask, self.recipe)
 
     @not_compiled
     def draw_dropout(self, indices: Tensor, mask: Mask, draw: Draw) -> Tensor | None:

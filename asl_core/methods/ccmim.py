@@ -93,7 +93,7 @@ class ContextContrastiveAutoencoder(nn.Module):
         """Reconstruct what is removed (Eq. 2), and compare [cls] of both halves."""
         latent = self.encoder(images, mask.ids_keep)  # (B, 1 + V, D)
         pred = self.predict(latent, mask)  # (B, R, P)
-        loss_mae = reconstruction_loss(pred, removed_pixels(images, mask, self.recipe))
+        loss_mae = reconstruction_loss(pred, self.target(images, mask))
         queries = self.projector(latent[:, 0])  # (B, C)
         with torch.no_grad():
             keys = self.projector(self.encoder(images, mask.ids_removed)[:, 0])
@@ -108,6 +108,10 @@ class ContextContrastiveAutoencoder(nn.Module):
     def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         """Return the prediction of the removed patches, (B, R, P), by branch: there is one."""
         return {"ori": self.predict(self.encoder(images, mask.ids_keep), mask)}
+
+    def target(self, images: Tensor, mask: Mask) -> Tensor:
+        """Return what the removed patches should be predicted as, (B, R, P)."""
+        return removed_pixels(images, mask, self.recipe)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

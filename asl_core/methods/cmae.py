@@ -82,8 +82,7 @@ class ContrastiveMaskedAutoencoder(nn.Module):
             - images, targets: (B, 3, H, W), normalised: the student's and the teacher's view.
         """
         latent = self.encoder(images, mask.ids_keep)  # (B, 1 + V, D)
-        target = removed_pixels(images, mask, self.recipe)  # (B, R, P)
-        loss_mae = reconstruction_loss(self.predict(latent, mask), target)
+        loss_mae = reconstruction_loss(self.predict(latent, mask), self.target(images, mask))
         features = self.feature_decoder.head(self.feature_decoder(latent, mask)[:, 1:])  # (B, N, D)
         queries = self.predictor(self.projector(features.mean(1)))  # (B, C)
         loss_contrast = info_nce(queries, self.keys(targets), self.recipe.temperature)
@@ -104,6 +103,10 @@ class ContrastiveMaskedAutoencoder(nn.Module):
     def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         """Return the prediction of the removed patches, (B, R, P), by branch: there is one."""
         return {"ori": self.predict(self.encoder(images, mask.ids_keep), mask)}
+
+    def target(self, images: Tensor, mask: Mask) -> Tensor:
+        """Return what the removed patches should be predicted as, (B, R, P)."""
+        return removed_pixels(images, mask, self.recipe)
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow."""

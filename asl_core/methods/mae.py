@@ -43,7 +43,7 @@ class MaskedAutoencoder(nn.Module):
     def step(self, images: Tensor, mask: Mask) -> Step:
         """Encode the visible patches, predict the removed ones, compare."""
         pred = self.predictions(images, mask)["ori"]
-        target = removed_pixels(images, mask, self.recipe)
+        target = self.target(images, mask)
         loss = reconstruction_loss(pred, target)
         return Step(loss, {"loss_mae": loss})
 
@@ -52,6 +52,10 @@ class MaskedAutoencoder(nn.Module):
         latent = self.encoder(images, mask.ids_keep)  # (B, 1 + V, D)
         decoded = self.decoder(latent, mask)  # (B, 1 + V + R, E)
         return {"ori": self.decoder.head(decoded[:, latent.shape[1] :])}
+
+    def target(self, images: Tensor, mask: Mask) -> Tensor:
+        """Return what the removed patches should be predicted as, (B, R, P)."""
+        return removed_pixels(images, mask, self.recipe)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""
