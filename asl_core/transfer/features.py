@@ -1,6 +1,5 @@
 """Frozen features of an encoder."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +24,14 @@ class FeatureBatch(NamedTuple):
     indices: Tensor
 
 
-def pool(tokens: Tensor, poolings: Sequence[str]) -> Tensor:
-    """Reduce tokens to one vector a pooling, [cls] or the mean of the patches.
+def pool(tokens: Tensor, pooling: str) -> Tensor:
+    """Reduce tokens to one vector: [cls], or the mean of the patches; (B, 1 + N, D) to (B, D)."""
+    return tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)
 
-    Shape:
-        - tokens: (B, 1 + N, D). Output: (B, K, D), in the order of `poolings`.
-    """
-    pooled = {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(dim=1)}
-    return torch.stack([pooled[pooling] for pooling in poolings], dim=1)
+
+def pool_each(tokens: Tensor, poolings: tuple[str, ...]) -> Tensor:
+    """Reduce tokens to one vector a pooling: (B, 1 + N, D) to (B, K, D)."""
+    return torch.stack([pool(tokens, pooling) for pooling in poolings], dim=1)
 
 
 def labelled_dataset(folder: Path, split: str) -> PackedDataset:
@@ -55,7 +54,7 @@ def extract_features(
     encoder: Encoder,
     dataset: PackedDataset,
     *,
-    poolings: Sequence[str],
+    poolings: tuple[str, ...],
     precision: str,
     resources: Resources,
     batch_size: int = 256,
@@ -81,6 +80,6 @@ def extract_features(
     for batch in batches:
         with autocast(device, precision):
             tokens = encoder(normalise(move(batch.images, device), mean, std))
-        features = pool(tokens, poolings).float().cpu()
+        features = pool_each(tokens, poolings).float().cpu()
         parts.append(FeatureBatch(features, batch.labels, batch.indices))
     return FeatureBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

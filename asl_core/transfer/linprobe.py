@@ -1,6 +1,6 @@
 """Linear probing by MAE's protocol: frozen encoder, BatchNorm without affine, a Linear, LARS."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.batch_norm import refuse_single_images
 from asl_core.transfer.classification import Predictions, gather_predictions
-from asl_core.transfer.features import FeatureBatch, extract_features, labelled_dataset, pool
+from asl_core.transfer.features import FeatureBatch, extract_features, labelled_dataset, pool_each
 
 
 class ProbeHead(nn.Module):
@@ -86,7 +86,7 @@ class ImageProbe(nn.Module):
     """Probe on augmented images, through the frozen encoder."""
 
     def __init__(
-        self, encoder: Encoder, heads: ProbeHeads, poolings: Sequence[str], mean: Rgb, std: Rgb
+        self, encoder: Encoder, heads: ProbeHeads, poolings: tuple[str, ...], mean: Rgb, std: Rgb
     ) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
@@ -96,7 +96,7 @@ class ImageProbe(nn.Module):
         self.encoder.eval()
         with torch.no_grad():
             tokens = self.encoder(normalise(batch.images, self.mean, self.std))
-        return _step(self.heads(pool(tokens, self.poolings)), batch.labels)
+        return _step(self.heads(pool_each(tokens, self.poolings)), batch.labels)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

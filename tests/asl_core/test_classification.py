@@ -91,7 +91,7 @@ def test_probe_fits_its_training_features(
     heads, by_pooling = linprobe(recipe, encoder_folder, icons, context)
     train = PackedDataset(icons, "train")
     features = extract_features(
-        load_encoder(encoder_folder), train, poolings=["cls"], precision="fp32", resources=CPU
+        load_encoder(encoder_folder), train, poolings=("cls",), precision="fp32", resources=CPU
     )
     with torch.no_grad():
         fitted = heads(features.features)["cls"].argmax(1)
@@ -104,7 +104,7 @@ def test_cached_features_equal_the_encoder_on_each_image(icons: Path, encoder_fo
     test = PackedDataset(icons, "test")
     encoder = load_encoder(encoder_folder)
     features = extract_features(
-        encoder, test, poolings=["mean", "cls"], precision="fp32", resources=CPU, batch_size=7
+        encoder, test, poolings=("mean", "cls"), precision="fp32", resources=CPU, batch_size=7
     )
     mean = torch.tensor(test.manifest.mean).reshape(1, 3, 1, 1)
     std = torch.tensor(test.manifest.std).reshape(1, 3, 1, 1)
