@@ -16,7 +16,7 @@ from pipeline.ports import ResultCache
 from pipeline.project import Project
 from pipeline.stages.request import Reevaluation, StoredRun
 from pipeline.tables.collect import Suite, collect
-from pipeline.tables.layout import lay_out
+from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.lock import read_lock
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import measured
@@ -43,7 +43,7 @@ def trace(project: Project, table: str, row: str, metric: str) -> tuple[Suite, T
 
     Args:
         project: The project and the suite.
-        table: One that the suite names, or the suite itself.
+        table: One that the suite names, or the suite itself, which has its companions too.
         row: Name of a row, or of an experiment in it.
         metric: Its name in the metrics files, or the header of its column.
 
@@ -54,11 +54,13 @@ def trace(project: Project, table: str, row: str, metric: str) -> tuple[Suite, T
     suite = collect(project.suite, load_params(project.params_file, paper.references()))
     tables = lay_out(suite, paper)
     own = {suite.name, project.suite.name, *(["demo"] if project.suite == project.root else [])}
-    if table not in own:
-        if table not in suite.tables:
-            raise UserError(unknown_name("table", table, [suite.name, *suite.tables]))
-        if not suite.reduced:
-            tables = [tables[suite.tables.index(table)]]
+    if table in own:
+        companions = (similarity_table(suite, paper), contrastive_table(suite, paper))
+        tables += [each for each in companions if each is not None]
+    elif table not in suite.tables:
+        raise UserError(unknown_name("table", table, [suite.name, *suite.tables]))
+    elif not suite.reduced:
+        tables = [tables[suite.tables.index(table)]]
     return suite, trace_cell(suite, paper, tables, row, metric)
 
 
