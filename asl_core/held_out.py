@@ -20,18 +20,16 @@ from torch import Tensor, nn
 
 from asl_core.data.loaders import evaluation_batches
 from asl_core.data.shards import PackedDataset
-from asl_core.data.views import collate_labelled, denormalise, evaluation_transform
+from asl_core.data.views import collate_labelled, evaluation_transform
 from asl_core.engine.devices import move
 from asl_core.errors import InputError
-from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.modules.weights import save_weights
 from asl_core.protocol import Draw, Views
 from asl_core.randomness import seeded_globals
 
 HELD_OUT_FOLDER = "held_out"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
-_DRAW = Draw(seed=0, step=0)  # the same masks for every method, seed and step
-_CAPTIONS = {"ori": "prediction (original)", "aug": "prediction (augmented)"}
+HELD_OUT_DRAW = Draw(seed=0, step=0)  # the same masks for every method, seed and step
 _BATCH = 32  # bounds memory; changes no prediction
 
 
@@ -64,40 +62,11 @@ def held_out_predictions(method: Any, dataset_folder: Path, count: int) -> dict[
     with torch.no_grad(), evaluating(method), seeded_globals(0):
         for batch in batches:
             views = move(Views((batch.images,), batch.indices), device)
-            images, mask = method.masked(views, _DRAW)
+            images, mask = method.masked(views, HELD_OUT_DRAW)
             tensors = {"target": method.target(images, mask), **method.predictions(images, mask)}
             for name, tensor in tensors.items():
                 parts.setdefault(name, []).append(tensor.half().cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-
-@torch.no_grad()
-def picture_reconstructions(method: Any, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:
-    """Return reconstructions of test images, spread over the split, masked always alike, by name.
-
-    Leaves the method and the global random numbers as they are.
-
-    Shape:
-        - Outputs: (count, 3, H, W), float in [0, 1]: input, masked input, predictions.
-    """
-    recipe = method.recipe
-    dataset = PackedDataset(dataset_folder, "test")
-    transform = evaluation_transform(recipe.model.image_size)
-    count = min(count, len(dataset))
-    chosen = [i * len(dataset) // count for i in range(count)]
-    images = collate_labelled([transform(dataset[i]) for i in chosen]).images
-    device = next(method.parameters()).device
-    with evaluating(method), seeded_globals(0):
-        views = move(Views((images,), torch.arange(count)), device)
-        images, mask = method.masked(views, _DRAW)
-        preds = method.predictions(images, mask)
-    named = {
-        _CAPTIONS[branch] if len(preds) > 1 else "prediction": preds[branch] for branch in preds
-    }
-    pictures = reconstruction_pictures(
-        images, named, mask, recipe.model.patch_size, recipe.norm_pix
-    )
-    return {name: denormalise(x, method.mean, method.std).cpu() for name, x in pictures.items()}
 
 
 def write_held_out(method: Any, dataset_folder: Path, count: int, folder: Path, step: int) -> None:

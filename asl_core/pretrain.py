@@ -13,16 +13,24 @@ from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader, evaluation_batches
 from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.shards import PackedDataset
-from asl_core.data.views import collate_labelled, evaluation_transform, normalise
+from asl_core.data.views import (
+    collate_labelled,
+    denormalise,
+    evaluation_transform,
+    normalise,
+)
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.loop import RunContext, fit
 from asl_core.errors import InputError
-from asl_core.held_out import snapshot_steps
+from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps
 from asl_core.methods import METHODS
-from asl_core.protocol import Classifying, Grouped, RunLength, Scheduled
+from asl_core.modules.reconstruction import reconstruction_pictures
+from asl_core.protocol import Classifying, Grouped, RunLength, Scheduled, Views
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
+
+_CAPTIONS = {"ori": "prediction (original)", "aug": "prediction (augmented)"}
 
 
 def build_method(recipe: Pretraining, dataset: PackedDataset) -> Any:
@@ -116,6 +124,35 @@ def own_accuracy(
             logits = method.logits(images)
         right += int((logits.argmax(1).cpu() == batch.labels).sum())
     return 100.0 * right / len(dataset)
+
+
+@torch.no_grad()
+def picture_reconstructions(method: Any, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:
+    """Return reconstructions of test images, spread over the split, masked always alike, by name.
+
+    Leaves the method and the global random numbers as they are.
+
+    Shape:
+        - Outputs: (count, 3, H, W), float in [0, 1]: input, masked input, predictions.
+    """
+    recipe = method.recipe
+    dataset = PackedDataset(dataset_folder, "test")
+    transform = evaluation_transform(recipe.model.image_size)
+    count = min(count, len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    images = collate_labelled([transform(dataset[i]) for i in chosen]).images
+    device = next(method.parameters()).device
+    with evaluating(method), seeded_globals(0):
+        views = move(Views((images,), torch.arange(count)), device)
+        images, mask = method.masked(views, HELD_OUT_DRAW)
+        preds = method.predictions(images, mask)
+    named = {
+        _CAPTIONS[branch] if len(preds) > 1 else "prediction": preds[branch] for branch in preds
+    }
+    pictures = reconstruction_pictures(
+        images, named, mask, recipe.model.patch_size, recipe.norm_pix
+    )
+    return {name: denormalise(x, method.mean, method.std).cpu() for name, x in pictures.items()}
 
 
 def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:

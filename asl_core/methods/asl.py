@@ -23,7 +23,7 @@ from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, LayerNorm, initialise_as_mae
 from asl_core.modules.masking import Mask, draw_mask, gather_tokens
-from asl_core.modules.patches import removed_pixels
+from asl_core.modules.patches import pixel_target
 from asl_core.precision import at_least_float32
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
@@ -161,7 +161,8 @@ class ArbitrarySelfSupervised(nn.Module):
 
     def target(self, images: Tensor, mask: Mask) -> Tensor:
         """Return what the removed patches should be predicted as, (B, R, P)."""
-        return removed_pixels(images, mask, self.recipe)
+        recipe = self.recipe
+        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
 
     @not_compiled
     def draw_dropout(self, indices: Tensor, mask: Mask, draw: Draw) -> Tensor | None:

@@ -22,7 +22,7 @@ from asl_core.modules.batch_norm import BatchNorm
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, initialise_as_mae
 from asl_core.modules.masking import Mask, random_mask
-from asl_core.modules.patches import removed_pixels
+from asl_core.modules.patches import pixel_target
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.ccmim import CcMimRecipe
@@ -111,7 +111,8 @@ class ContextContrastiveAutoencoder(nn.Module):
 
     def target(self, images: Tensor, mask: Mask) -> Tensor:
         """Return what the removed patches should be predicted as, (B, R, P)."""
-        return removed_pixels(images, mask, self.recipe)
+        recipe = self.recipe
+        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

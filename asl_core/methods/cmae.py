@@ -20,7 +20,7 @@ from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder
 from asl_core.modules.masking import Mask, block_grid_mask, draw_mask
 from asl_core.modules.momentum import ema_update, frozen_copy
-from asl_core.modules.patches import removed_pixels
+from asl_core.modules.patches import pixel_target
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.cmae import CmaeRecipe
@@ -106,7 +106,8 @@ class ContrastiveMaskedAutoencoder(nn.Module):
 
     def target(self, images: Tensor, mask: Mask) -> Tensor:
         """Return what the removed patches should be predicted as, (B, R, P)."""
-        return removed_pixels(images, mask, self.recipe)
+        recipe = self.recipe
+        return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow."""

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from asl_core.modules.masking import Mask, gather_tokens
+from asl_core.modules.masking import gather_tokens
 from asl_core.precision import at_least_float32
-from asl_core.recipes.pretraining import MaskedPretraining
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -56,8 +55,3 @@ def pixel_target(images: Tensor, patch_size: int, norm_pix: bool, ids: Tensor) -
         return patches
     mean, deviation = patch_statistics(patches)
     return (patches - mean) / deviation
-
-
-def removed_pixels(images: Tensor, mask: Mask, recipe: MaskedPretraining) -> Tensor:
-    """Return `pixel_target` of the removed patches: (B, 3, H, W) to (B, R, P)."""
-    return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)

@@ -13,11 +13,11 @@ from asl_core.analysis.cost import measure_cost
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import effective_points
-from asl_core.held_out import HELD_OUT_FOLDER, picture_reconstructions, write_held_out
+from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
-from asl_core.pretrain import own_accuracy, picture_views, pretrain
+from asl_core.pretrain import own_accuracy, picture_reconstructions, picture_views, pretrain
 from asl_core.protocol import Classifying, Reconstructing
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.optimisation import Resources

@@ -17,7 +17,6 @@ from asl_core.errors import InputError
 from asl_core.held_out import (
     held_out_files,
     held_out_predictions,
-    picture_reconstructions,
     read_held_out,
     snapshot_steps,
     write_held_out,
@@ -26,7 +25,7 @@ from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.modules.masking import draw_mask
-from asl_core.pretrain import build_method, pretrain
+from asl_core.pretrain import build_method, picture_reconstructions, pretrain
 from asl_core.protocol import Draw
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
