@@ -28,8 +28,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
 LONGER_THAN_A_WARNING_TAKES = {"steps": 150, "step_s": 0.4}
-"""Slurm looks every half minute whose time is running out: a warning 50 s before the end of one
-minute comes 10 to 40 s after the beginning."""
+"""Slurm looks every half minute whose time is running out, and warns whom it may not see again in
+time: `WARNING` before the end of a minute comes 15 to 45 s after the beginning."""
+WARNING = 15
 KILLS, CLIENTS = (20, 40) if os.environ.get("ASL_LONG_TESTS") else (6, 12)
 """tests/pipeline does the same more often on a fake cluster, in less time."""
 
@@ -139,7 +140,7 @@ def test_a_preempted_job_goes_on_under_its_id(prepared: Lab, partition: str) -> 
 def test_a_time_limit_is_no_end(prepared: Lab) -> None:
     lab = prepared
     lab.stub(**LONGER_THAN_A_WARNING_TAKES)
-    lab.ask("pretrain", time=1, warning=50)
+    lab.ask("pretrain", time=1, warning=WARNING)
     lab.submit("--stage", "pretrain")
     job_id = lab.wait_for_step("pretrain@asl", 5)
     report = lab.wait_for("pretrain@asl", Verdict.SUCCEEDED, 240)
@@ -153,7 +154,7 @@ def test_where_requeueing_is_forbidden_another_job_goes_on_and_what_waits_follow
 ) -> None:
     lab.stub(steps=7)
     long = {"STUB": json.dumps(LONGER_THAN_A_WARNING_TAKES)}
-    lab.ask("pretrain", time=1, warning=50, requeue="resubmit", env=long)
+    lab.ask("pretrain", time=1, warning=WARNING, requeue="resubmit", env=long)
     lab.submit("--all")
     first = lab.wait_for_step("pretrain@asl", 5)
     lab.wait_for("linprobe@asl", Verdict.SUCCEEDED, 240)

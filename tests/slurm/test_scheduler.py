@@ -176,9 +176,11 @@ def test_a_job_whose_upstream_fails_never_starts_and_says_so(jobs: Jobs) -> None
 
 
 def test_all_tasks_are_warned_before_the_time_limit(jobs: Jobs) -> None:
-    job = jobs.make(NOTE_SIGNALS, nodes=2, time=1, warning=55)
+    # 15 to 45 s after the beginning: a process that is not up yet is ended by a warning
+    job = jobs.make(NOTE_SIGNALS, nodes=2, time=1, warning=15)
     [job_id] = jobs.scheduler.submit([job])
     for rank in (0, 1):
+        jobs.wait_for_log(job, job_id, "up 0", rank)
         jobs.wait_for_log(job, job_id, "got SIGUSR2", rank)
     assert jobs.find(job_id).state == QueueState.RUNNING
 
