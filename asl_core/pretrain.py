@@ -22,8 +22,9 @@ from asl_core.data.views import (
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.loop import RunContext, fit
 from asl_core.errors import InputError
+from asl_core.forward_batch import refuse_torn_groups
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps
-from asl_core.methods import METHODS
+from asl_core.methods import make
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.protocol import Classifying, Grouped, RunLength, Scheduled, Views
 from asl_core.randomness import derive_seed, seeded_globals
@@ -39,17 +40,14 @@ def build_method(recipe: Pretraining, dataset: PackedDataset) -> Any:
     Raises:
         InputError: It wants classes that the dataset does not have.
     """
-    wanted: dict[str, int] = {}
-    if recipe.view_plan().labels:
-        if not dataset.has_labels:
-            raise InputError(
-                f"{recipe.method} wants classes, and dataset {dataset.manifest.name} has none; "
-                "choose one with labels"
-            )
-        wanted["num_classes"] = dataset.num_classes
+    manifest = dataset.manifest
+    if recipe.view_plan().labels and not dataset.has_labels:
+        raise InputError(
+            f"{recipe.method} wants classes, and dataset {manifest.name} has none; "
+            "choose one with labels"
+        )
     with seeded_globals(derive_seed(recipe.seed, "init")):
-        kind: Any = METHODS[recipe.method]
-        return kind(recipe, dataset.manifest.mean, dataset.manifest.std, **wanted)
+        return make(recipe, manifest.mean, manifest.std, dataset.num_classes)
 
 
 def pretrain(
@@ -194,10 +192,4 @@ def _check_forward_batch(recipe: Pretraining, context: RunContext) -> None:
             f"{recipe.method} compares all images of a step: micro_batch_size {micro} in "
             f"cluster.yaml would split the {share} of a process; remove it, or take more processes"
         )
-    multiple = recipe.forward_multiple
-    for name, count in (("a process's share of batch_size", share), ("micro_batch_size", micro)):
-        if count is not None and count % multiple:
-            raise InputError(
-                f"{recipe.method} takes images in groups of {multiple}: {name}, {count}, must be a "
-                f"multiple of {multiple}"
-            )
+    refuse_torn_groups(recipe.method, recipe.batch_size, micro, recipe.forward_multiple)

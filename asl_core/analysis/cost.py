@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from asl_core.engine.devices import autocast
-from asl_core.methods import METHODS
+from asl_core.methods import make
 from asl_core.protocol import Draw, Views
 from asl_core.recipes.pretraining import Pretraining
 
@@ -46,10 +46,15 @@ class Cost:
     activation_mib_per_image: float
 
 
-def measure_cost(recipe: Pretraining) -> Cost:
-    """Measure what training by a recipe costs; the same wherever and however it is trained."""
-    flops = count_flops(recipe)
-    method = METHODS[recipe.method](recipe, _GREY, _GREY)
+def measure_cost(recipe: Pretraining, num_classes: int | None = None) -> Cost:
+    """Measure what training by a recipe costs; the same wherever and however it is trained.
+
+    Args:
+        recipe: Method and sizes.
+        num_classes: Of its dataset; of no matter to a method without labels.
+    """
+    flops = count_flops(recipe, num_classes)
+    method = make(recipe, _GREY, _GREY, num_classes)
     return Cost(
         flops_forward_g=flops.forward_g,
         flops_train_g=flops.train_g,
@@ -58,14 +63,14 @@ def measure_cost(recipe: Pretraining) -> Cost:
     )
 
 
-def count_flops(recipe: Pretraining) -> Flops:
+def count_flops(recipe: Pretraining, num_classes: int | None = None) -> Flops:
     """Count the multiply-adds of a training step by shapes alone, without weights or memory.
 
     Attention is counted as its two matrix products: of the fused kernels, torch's counter does not
     know the CPU's, and counts on a GPU what the backward pass computes a second time.
     """
     with torch.device("meta"):
-        method = METHODS[recipe.method](recipe, _GREY, _GREY)
+        method = make(recipe, _GREY, _GREY, num_classes)
         batch = _images(recipe, _COUNTED)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             loss = method(batch, Draw(0, 0)).loss

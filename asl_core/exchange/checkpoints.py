@@ -20,7 +20,7 @@ PATCH_WEIGHT = "patch_embed.proj.weight"
 """The tensor by which an encoder with timm's names is recognised."""
 
 BRANCHES = {
-    Branch.teacher: {"teacher", "momentum_encoder"},
+    Branch.teacher: {"teacher", "teacher_encoder", "momentum_encoder"},
     Branch.student: {"student", "base_encoder"},
 }
 EVALUATED = (
@@ -164,7 +164,7 @@ def find_encoder(path: Path, checkpoint: Checkpoint, branch: Branch | None = Non
         )
     places = "; ".join(encoder.place for encoder in found)
     if branch is not None:
-        found = [encoder for encoder in found if encoder.words & BRANCHES[branch]]
+        found = _of_branch(found, branch)
         if not found:
             raise InputError(f"{path} has no {branch} (encoders: {places}); drop --branch")
     for word in EVALUATED:
@@ -174,6 +174,14 @@ def find_encoder(path: Path, checkpoint: Checkpoint, branch: Branch | None = Non
     if len(found) > 1:
         raise InputError(f"{path} holds several encoders ({places}); save one of them alone")
     return found[0]
+
+
+def _of_branch(found: list[FoundEncoder], branch: Branch) -> list[FoundEncoder]:
+    """Return the encoders of a branch; a student may have no name but the teacher beside it."""
+    named = [encoder for encoder in found if encoder.words & BRANCHES[branch]]
+    others = [encoder for encoder in found if not encoder.words & BRANCHES[Branch.teacher]]
+    unnamed = branch == Branch.student and not named and len(others) < len(found)
+    return others if unnamed else named
 
 
 def _encoders(content: Mapping[str, Any]) -> list[FoundEncoder]:

@@ -41,6 +41,7 @@ class ArbitrarySelfSupervised(nn.Module):
 
     def __init__(self, recipe: AslRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
+        recipe.view_plan().require("asl")
         self.recipe, self.mean, self.std = recipe, mean, std
         vit = recipe.model
         self.encoder = Encoder(vit)

@@ -39,6 +39,7 @@ class ContextContrastiveAutoencoder(nn.Module):
 
     def __init__(self, recipe: CcMimRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
+        recipe.view_plan().require("ccmim")
         self.recipe, self.mean, self.std = recipe, mean, std
         self.encoder = Encoder(recipe.model)
         self.encoder.pos_embed.requires_grad_(False)

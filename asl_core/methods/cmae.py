@@ -40,6 +40,7 @@ class ContrastiveMaskedAutoencoder(nn.Module):
 
     def __init__(self, recipe: CmaeRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
+        recipe.view_plan().require("cmae", views=2)
         self.recipe, self.mean, self.std = recipe, mean, std
         vit, hidden, width = recipe.model, recipe.projector_hidden, recipe.projector_dim
         self.encoder = Encoder(vit)

@@ -39,6 +39,7 @@ class SelfDistillation(nn.Module):
 
     def __init__(self, recipe: DinoRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
+        recipe.view_plan().require("dino", views=GLOBAL, more=True)
         self.recipe, self.mean, self.std = recipe, mean, std
         self.length = RunLength()
         self.encoder = Encoder(recipe.model)

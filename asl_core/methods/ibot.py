@@ -44,6 +44,7 @@ class OnlineTokenizer(nn.Module):
 
     def __init__(self, recipe: IbotRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
+        recipe.view_plan().require("ibot", views=GLOBAL, more=True, masked=GLOBAL)
         self.recipe, self.mean, self.std = recipe, mean, std
         self.length = RunLength()
         width, hidden, bottleneck = (

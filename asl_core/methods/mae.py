@@ -24,6 +24,7 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(self, recipe: MaeRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
+        recipe.view_plan().require("mae")
         self.recipe, self.mean, self.std = recipe, mean, std
         self.encoder = Encoder(recipe.model)
         self.encoder.pos_embed.requires_grad_(False)

@@ -46,6 +46,7 @@ class SiameseImageModel(nn.Module):
 
     def __init__(self, recipe: SimRecipe, mean: Rgb, std: Rgb) -> None:
         super().__init__()
+        recipe.view_plan().require("sim", views=2, masked=1, boxes=True)
         self.recipe, self.mean, self.std = recipe, mean, std
         self.length = RunLength()
         vit, width = recipe.model, recipe.width

@@ -1,7 +1,10 @@
 """The supervised baseline: classify mixed images, DeiT's recipe."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
+from timm.optim._param_groups import param_groups_weight_decay
 from torch import Tensor, nn
 
 from asl_core.data.views import normalise
@@ -10,6 +13,7 @@ from asl_core.modules.encoder import Encoder, initialise_as_dino
 from asl_core.precision import at_least_float32
 from asl_core.protocol import Draw, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, seeded_globals
+from asl_core.recipes.mixing import mixes
 from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.supervised import SupervisedRecipe
 
@@ -27,6 +31,7 @@ class SupervisedEncoder(nn.Module):
         self, recipe: SupervisedRecipe, mean: Rgb, std: Rgb, num_classes: int = 1000
     ) -> None:
         super().__init__()
+        recipe.view_plan().require("supervised", labels=True)
         self.recipe, self.mean, self.std = recipe, mean, std
         self.encoder = Encoder(recipe.model)
         initialise_as_dino(self.encoder)
@@ -34,7 +39,7 @@ class SupervisedEncoder(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self.mixup = None
-        if recipe.mixes:
+        if mixes(recipe):
             self.mixup = Mixup(
                 mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix,
                 label_smoothing=recipe.label_smoothing, num_classes=num_classes,
@@ -74,9 +79,16 @@ class SupervisedEncoder(nn.Module):
 
     def logits(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Classify normalised images: (B, 3, H, W) to (B, K)."""
-        tokens = self.encoder.encode_crop(images, keep)  # (B, 1 + N, D)
-        cls = self.recipe.pooling == "cls"
-        return self.head(tokens[:, 0] if cls else tokens[:, 1:].mean(1))
+        tokens = self.encoder.before_norm(images, keep)  # (B, 1 + N, D)
+        pooled = tokens[:, 0] if self.recipe.pooling == "cls" else tokens[:, 1:].mean(1)
+        return self.head(self.encoder.norm(pooled))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Spare [cls] and the positions weight decay too, as DeiT does by timm's names of them."""
+        spared = ("encoder.cls_token", "encoder.pos_embed")
+        return param_groups_weight_decay(
+            self, self.recipe.weight_decay, no_weight_decay_list=spared
+        )
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

@@ -27,11 +27,15 @@ WEIGHTS_FILE = "encoder.safetensors"
 ARCHITECTURE_FILE = "encoder.json"
 
 
+NORM_EPS = 1e-6
+"""As MAE, DINO and detectron2 set it."""
+
+
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm with eps 1e-6, as MAE, DINO and detectron2 set it."""
+    """LayerNorm with `NORM_EPS`."""
 
     def __init__(self, width: int, **kwargs: object) -> None:
-        super().__init__(width, eps=1e-6, **kwargs)  # type: ignore[arg-type]
+        super().__init__(width, eps=NORM_EPS, **kwargs)  # type: ignore[arg-type]
 
 
 def initialise_as_mae(module: nn.Module) -> None:
@@ -130,6 +134,15 @@ class Encoder(nn.Module):
             tokens = tokens + first * block.ls1(block.attn(block.norm1(tokens)))
             tokens = tokens + second * block.ls2(block.mlp(block.norm2(tokens)))
         return tokens
+
+    def before_norm(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Encode all patches, without the final norm; `keep` as for `transform`.
+
+        Shape:
+            - images: (B, 3, H, W), normalised. Output: (B, 1 + N, D).
+        """
+        tokens = self.prepend_cls(self.add_positions(self.embed(images)))
+        return self.transform(tokens, keep)
 
     def encode_crop(
         self,

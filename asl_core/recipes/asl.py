@@ -8,6 +8,7 @@ its default: a run that is named after a choice has made it.
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from asl_core.recipes.optimisation import require_at_least, require_rates
 from asl_core.recipes.pretraining import MaskedPretraining
 
 
@@ -53,12 +54,9 @@ class AslRecipe(MaskedPretraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.dle_rate < 1:
-            raise ValueError(f"dle_rate must be in [0, 1), got {self.dle_rate}")
-        if self.sem_weight < 0:
-            raise ValueError(f"sem_weight must be at least 0, got {self.sem_weight}")
-        if self.aee_depth < 1:
-            raise ValueError(f"aee_depth must be at least 1, got {self.aee_depth}")
+        require_rates(self, "dle_rate")
+        require_at_least(self, 0, "sem_weight")
+        require_at_least(self, 1, "aee_depth")
         self._refuse_void_fields()
 
     def _refuse_void_fields(self) -> None:

@@ -6,6 +6,7 @@ Defaults are those of the released code, which are not all the text's.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from asl_core.recipes.optimisation import require_at_least, require_positive
 from asl_core.recipes.pretraining import MaskedPretraining
 
 
@@ -33,11 +34,8 @@ class CcMimRecipe(MaskedPretraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.contrast_weight < 0:
-            raise ValueError(f"contrast_weight must be at least 0, got {self.contrast_weight}")
-        if self.projector_dim < 1 or (self.projector_hidden or 1) < 1:
-            raise ValueError("projector_dim and projector_hidden must be at least 1")
+        require_positive(self, "temperature")
+        require_at_least(self, 0, "contrast_weight")
+        require_at_least(self, 1, "projector_hidden", "projector_dim")
         if self.mask == "random" and self.attention != "from_cls":
             raise ValueError("attention has no effect with mask random; remove it")

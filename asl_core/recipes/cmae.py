@@ -7,6 +7,7 @@ of patches where the text masks single ones.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from asl_core.recipes.optimisation import require_at_least, require_positive
 from asl_core.recipes.pretraining import MaskedPretraining
 from asl_core.recipes.views import Colour, View, ViewPlan
 
@@ -44,16 +45,11 @@ class CmaeRecipe(MaskedPretraining):
                 "use mask random or another image_size"
             )
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.contrast_weight < 0:
-            raise ValueError(f"contrast_weight must be at least 0, got {self.contrast_weight}")
+        require_positive(self, "temperature")
+        require_at_least(self, 0, "contrast_weight")
+        require_at_least(self, 1, "feature_decoder_depth", "projector_hidden", "projector_dim")
         if not 0 <= self.teacher_momentum <= 1:
             raise ValueError(f"teacher_momentum must be in [0, 1], got {self.teacher_momentum}")
-        if min(self.feature_decoder_depth, self.projector_hidden, self.projector_dim) < 1:
-            raise ValueError(
-                "feature_decoder_depth, projector_hidden and projector_dim must be at least 1"
-            )
 
     @property
     def num_visible(self) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from asl_core.recipes.optimisation import require_at_least, require_positive, require_rates
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.views import BYOL_1, BYOL_2, Colour, Range, View
 
@@ -52,20 +53,19 @@ class DistillationPretraining(Pretraining):
     """Whether views may be blurred; no for images of 32 pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("out_dim", "head_hidden_dim", "head_bottleneck_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least(self, 1, "out_dim", "head_hidden_dim", "head_bottleneck_dim", "local_size")
+        require_at_least(self, 0, "warmup_teacher_temp_epochs", "freeze_last_layer", "local_crops")
+        require_positive(self, "student_temp", "teacher_temp", "warmup_teacher_temp")
+        require_rates(self, "drop_path")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(
+                    f"{name} must be [low, high], 0 < low <= high <= 1, got {[low, high]}"
+                )
         for name in ("teacher_momentum", "center_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup_teacher_temp_epochs", "freeze_last_layer", "local_crops"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
         patch = self.model.patch_size
         if self.local_crops and (self.local_side < patch or self.local_side % patch):
             raise ValueError(

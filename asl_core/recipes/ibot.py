@@ -1,14 +1,16 @@
 """iBOT (Zhou et al., 2021): DINO, and the same for masked patches.
 
-Defaults are those of the launch script where the README's recipe says nothing else. The arguments
-of the published ViT-B are not: they are on a host of its own. Two global crops and no local ones
-fit the cost that the ASL paper gives (about six times MAE's).
+Prototypes, heads and temperatures are those of the README's recipe, the rest the launch script's
+(for a ViT-B: `norm_last_layer`). The arguments of the published ViT-B are neither: they are on a
+host of its own. Two global crops and no local ones fit the cost that the ASL paper gives (about six
+times MAE's).
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from asl_core.recipes.distillation import DistillationPretraining
+from asl_core.recipes.optimisation import require_at_least, require_positive
 from asl_core.recipes.views import BlockMask, Range, View, ViewPlan
 
 
@@ -39,12 +41,8 @@ class IbotRecipe(DistillationPretraining):
     """Patches of the smallest rectangle of a mask; absent: a ninth of the view."""
 
     def __post_init__(self) -> None:
-        for name in ("teacher_patch_temp", "warmup_teacher_patch_temp"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("cls_weight", "patch_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        require_positive(self, "teacher_patch_temp", "warmup_teacher_patch_temp")
+        require_at_least(self, 0, "cls_weight", "patch_weight")
         shared = self.shared_head or self.shared_head_teacher
         if shared and self.patch_prototypes != self.out_dim:
             raise ValueError(
@@ -53,12 +51,30 @@ class IbotRecipe(DistillationPretraining):
             )
         if self.shared_head and not self.shared_head_teacher:
             raise ValueError("a teacher follows its student: shared_head asks for its own too")
+        low, high, patches = self.mask_ratio_min, self.mask_ratio_max, self.model.num_patches
+        if not 0 <= low <= high < 1:
+            raise ValueError(
+                f"mask_ratio_min {low} and mask_ratio_max {high} must be in 0 <= min <= max < 1"
+            )
+        require_at_least(self, 1, "smallest_block", "patch_out_dim")
+        # a block is smaller than the view on both sides
+        if self.model.grid_size < 2 or high * patches < self.block_patches:
+            raise ValueError(
+                f"mask_ratio_max {high} of {patches} patches leaves no room for a block of "
+                f"{self.block_patches}: nothing would be masked; raise it, or lower smallest_block"
+            )
         super().__post_init__()
+
+    @property
+    def block_patches(self) -> int:
+        """Patches of the smallest rectangle of a mask."""
+        ninth = max(1, (self.model.grid_size // 3) ** 2)
+        return ninth if self.smallest_block is None else self.smallest_block
 
     @property
     def patch_prototypes(self) -> int:
         """Prototypes of patches."""
-        return self.patch_out_dim or self.out_dim
+        return self.out_dim if self.patch_out_dim is None else self.patch_out_dim
 
     def patch_temperature_at(self, epoch: int) -> float:
         """Return the teacher's temperature for patches in an epoch."""
@@ -73,7 +89,7 @@ class IbotRecipe(DistillationPretraining):
         mask = BlockMask(
             grid_size=grid,
             ratios=((0.0, 0.0), (self.mask_ratio_min, self.mask_ratio_max)),
-            smallest=self.smallest_block or max(1, (grid // 3) ** 2),
+            smallest=self.block_patches,
             exact=False,
         )
         masked = (

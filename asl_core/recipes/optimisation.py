@@ -10,6 +10,29 @@ def require_share(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in (0, 1], got {value}")
 
 
+def require_rates(recipe: object, *names: str) -> None:
+    """Raise a ValueError that names the first of these fields that is not in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(recipe, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(recipe, name)}")
+
+
+def require_at_least(recipe: object, least: float, *names: str) -> None:
+    """Raise a ValueError that names the first of these fields that is smaller; None is fine."""
+    for name in names:
+        value = getattr(recipe, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def require_positive(recipe: object, *names: str) -> None:
+    """Raise a ValueError that names the first of these fields that is not above 0; None is fine."""
+    for name in names:
+        value = getattr(recipe, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
     """How a model is trained; each protocol overrides the defaults with its own."""
@@ -46,20 +69,16 @@ class Optimisation:
     emulates them, many times slower than fp32."""
 
     def __post_init__(self) -> None:
-        for name, lowest in (("epochs", 1), ("batch_size", 1), ("blr", 0), ("min_lr", 0),
-                             ("weight_decay", 0), ("warmup_epochs", 0)):  # fmt: skip
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise ValueError(f"clip_grad must be positive, got {self.clip_grad}")
+        require_at_least(self, 1, "epochs", "batch_size")
+        require_at_least(self, 0, "min_lr", "weight_decay", "weight_decay_end", "warmup_epochs")
+        require_positive(self, "lr", "blr", "clip_grad")
+        require_rates(self, "momentum")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
+        if self.layer_decay is not None:
+            require_share("layer_decay", self.layer_decay)
         if self.clip_grad is None and self.clip_mode != "global":
             raise ValueError("clip_mode has no effect without clip_grad; remove it")
-        if self.weight_decay_end is not None and self.weight_decay_end < 0:
-            raise ValueError(f"weight_decay_end must be at least 0, got {self.weight_decay_end}")
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} exceeds epochs {self.epochs}; "
@@ -87,3 +106,7 @@ class Resources:
     log_every_steps: int = 10
     compile: bool = False
     """torch.compile for the network."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "threads", "micro_batch_size", "log_every_steps")
+        require_at_least(self, 0, "num_workers", "checkpoint_minutes")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from asl_core.recipes.models import MODELS, Vit
-from asl_core.recipes.optimisation import Optimisation, require_share
+from asl_core.recipes.optimisation import Optimisation, require_at_least, require_share
 from asl_core.recipes.views import View, ViewPlan
 
 
@@ -64,10 +64,8 @@ class MaskedPretraining(Pretraining):
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
-        if self.snapshots < 0:
-            raise ValueError(f"snapshots must be at least 0, got {self.snapshots}")
-        if self.held_out_images < 1:
-            raise ValueError(f"held_out_images must be at least 1, got {self.held_out_images}")
+        require_at_least(self, 0, "snapshots")
+        require_at_least(self, 1, "held_out_images")
         require_share("crop_scale_min", self.crop_scale_min)
         if not 0 < self.num_visible < self.model.num_patches:
             raise ValueError(

@@ -6,7 +6,7 @@ Defaults are those of the released launch script (ViT-B, 1600 epochs).
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from asl_core.recipes.optimisation import require_share
+from asl_core.recipes.optimisation import require_at_least, require_share
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.views import BYOL_1, BYOL_2, BlockMask, View, ViewPlan
 
@@ -50,10 +50,11 @@ class SimRecipe(Pretraining):
         require_share("crop_scale_min", self.crop_scale_min)
         if not 0 <= self.teacher_momentum <= 1:
             raise ValueError(f"teacher_momentum must be in [0, 1], got {self.teacher_momentum}")
-        if self.negative_weight < 0:
-            raise ValueError(f"negative_weight must be at least 0, got {self.negative_weight}")
-        if min(self.projector_depth, self.predictor_depth) < 1:
-            raise ValueError("projector_depth and predictor_depth must be at least 1")
+        require_at_least(self, 0, "negative_weight")
+        require_at_least(
+            self, 1, "projector_depth", "predictor_depth", "predictor_embed_dim",
+            "predictor_num_heads", "smallest_block",
+        )  # fmt: skip
         if self.width % self.heads or self.width % 4:
             raise ValueError(
                 f"predictor_embed_dim {self.width} must be a multiple of 4 and of "
@@ -69,18 +70,22 @@ class SimRecipe(Pretraining):
     @property
     def width(self) -> int:
         """Width of projector and predictor."""
-        return self.predictor_embed_dim or self.model.embed_dim
+        own = self.predictor_embed_dim
+        return self.model.embed_dim if own is None else own
 
     @property
     def heads(self) -> int:
         """Attention heads of projector and predictor."""
-        return self.predictor_num_heads or self.model.decoder_num_heads
+        own = self.predictor_num_heads
+        return self.model.decoder_num_heads if own is None else own
 
     def view_plan(self) -> ViewPlan:
         """Return two crops, the first masked, and where they lie."""
         vit, scale = self.model, (self.crop_scale_min, 1.0)
         ratio = self.num_removed / vit.num_patches
-        smallest = self.smallest_block or max(1, round(16 * vit.num_patches / 196))
+        smallest = self.smallest_block
+        if smallest is None:
+            smallest = max(1, round(16 * vit.num_patches / 196))
         mask = BlockMask(
             grid_size=vit.grid_size, ratios=((ratio, ratio),), smallest=smallest, exact=True
         )

@@ -7,7 +7,8 @@ be one pass over the data, and the average of the weights, which its evaluation 
 from dataclasses import dataclass
 from typing import Literal
 
-from asl_core.recipes.optimisation import require_share
+from asl_core.recipes.mixing import mixes, require_mixing
+from asl_core.recipes.optimisation import require_rates, require_share
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.views import View, ViewPlan
 
@@ -32,30 +33,18 @@ class SupervisedRecipe(Pretraining):
     random_erasing: float = 0.25
     crop_scale_min: float = 0.08
     pooling: Literal["cls", "mean"] = "cls"
-    """What is classified: [cls], or the mean of the patches."""
+    """What is classified, normalised: [cls], or the mean of the patches (as in fine-tuning)."""
 
     def __post_init__(self) -> None:
         require_share("crop_scale_min", self.crop_scale_min)
-        for name in ("label_smoothing", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if min(self.mixup, self.cutmix) < 0:
-            raise ValueError("mixup and cutmix must be at least 0")
+        require_rates(self, "drop_path")
+        require_mixing(self)
         super().__post_init__()
-        if self.batch_size % self.forward_multiple:
-            raise ValueError(
-                f"batch_size must be even, as images are mixed in pairs; got {self.batch_size}"
-            )
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed in pairs."""
-        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def forward_multiple(self) -> int:
         """Pairs, where images are mixed."""
-        return 2 if self.mixes else 1
+        return 2 if mixes(self) else 1
 
     def view_plan(self) -> ViewPlan:
         """Return one crop in strange colours, and its class."""

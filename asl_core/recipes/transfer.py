@@ -1,9 +1,17 @@
 """The transfer protocols: linear probe, fine-tune, detection, segmentation, token analysis."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-from asl_core.recipes.optimisation import Optimisation, require_share
+from asl_core.recipes.mixing import mixes, require_mixing
+from asl_core.recipes.optimisation import (
+    Optimisation,
+    require_at_least,
+    require_positive,
+    require_rates,
+    require_share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +26,7 @@ class LinearProbe(Optimisation):
     weight_decay: float = 0.0
     warmup_epochs: float = 10
     pooling: Literal["cls", "mean"] = "cls"
-    """cls after the final norm, or the mean of the patch tokens."""
+    """cls after the encoder's final norm, or the mean of the patch tokens before it, normalised."""
     both_poolings: bool = False
     """Probe the other as well, at the same time; tables show `pooling`, the report both."""
     augment: bool = True
@@ -30,7 +38,9 @@ class LinearProbe(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_batch(self)
         require_share("crop_scale_min", self.crop_scale_min)
+        require_at_least(self, 1, "image_size")
         if self.both_poolings and self.clip_grad is not None and self.clip_mode == "global":
             raise ValueError(
                 "clip_grad would clip both probes by their common norm; with both_poolings set "
@@ -71,12 +81,15 @@ class FineTune(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_rates(self, "drop_path")
         require_share("crop_scale_min", self.crop_scale_min)
-        if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
-            raise ValueError(
-                f"batch_size must be even with mixup or cutmix (they mix pairs), "
-                f"got {self.batch_size}"
-            )
+        require_mixing(self)
+        require_at_least(self, 1, "image_size")
+
+    @property
+    def forward_multiple(self) -> int:
+        """What divides the number of images that go through the network together."""
+        return 2 if mixes(self) else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +129,14 @@ class Detection(Optimisation):
             raise ValueError(
                 f"anchor_sizes needs one size for each of 5 levels, got {self.anchor_sizes}"
             )
-        low, high = self.scale_range
-        if not 0 < low <= high:
-            raise ValueError(f"scale_range must be (low, high), 0 < low, got {self.scale_range}")
-        for name in ("image_size", "window_size", "pyramid_channels", "rpn_batch", "roi_batch",
-                     "proposals", "box_head_dim"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not all(0 < low < high for low, high in pairwise((0.5, *self.anchor_sizes))):
+            raise ValueError(f"anchor_sizes must grow, in pixels, got {list(self.anchor_sizes)}")
+        require_rates(self, "drop_path")
+        _require_range("scale_range", self.scale_range)
+        require_at_least(
+            self, 1, "image_size", "window_size", "pyramid_channels", "rpn_batch", "roi_batch",
+            "proposals", "box_head_dim",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +170,21 @@ class Segmentation(Optimisation):
     starts with logits so small that rare classes take long to win: give it more."""
     flip: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_batch(self)
+        require_rates(self, "drop_path", "dropout")
+        require_share("category_share_max", self.category_share_max)
+        require_at_least(self, 0, "auxiliary_weight")
+        require_at_least(self, 1, "crop_size", "slide_stride", "channels", "auxiliary_channels")
+        require_positive(self, "classifier_std")
+        _require_range("scale_range", self.scale_range)
+        if self.slide_stride > self.crop_size:
+            raise ValueError(
+                f"slide_stride {self.slide_stride} exceeds crop_size {self.crop_size}: pixels "
+                "between two windows would have no class; use a smaller stride"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenAnalysis:
@@ -178,9 +207,20 @@ class TokenAnalysis:
     values of a patch, 768 at patch 16, is the unit if the norm of Eq. 8 is a mean over them."""
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images must be at least 1, got {self.images}")
+        require_at_least(self, 1, "images")
         for name in ("contrast_batches", "contrast_temperatures"):
             values = getattr(self, name)
             if not values or min(values) <= 0:
                 raise ValueError(f"{name} needs at least one value, all positive, got {values}")
+
+
+def _require_batch(recipe: Optimisation) -> None:
+    """Raise a ValueError where BatchNorm would see one image alone in every step."""
+    if recipe.batch_size < 2:
+        raise ValueError("batch_size must be at least 2: BatchNorm needs two images, got 1")
+
+
+def _require_range(name: str, limits: tuple[float, float]) -> None:
+    """Raise a ValueError that names the field unless 0 < low <= high."""
+    if not 0 < limits[0] <= limits[1]:
+        raise ValueError(f"{name} must be [low, high], 0 < low <= high, got {list(limits)}")

@@ -7,6 +7,8 @@ that of the first view, a window shifted inside a larger crop, colours, a mask o
 from dataclasses import dataclass
 from typing import Literal
 
+from asl_core.errors import InputError
+
 Range = tuple[float, float]
 
 
@@ -124,3 +126,45 @@ class ViewPlan:
     def __post_init__(self) -> None:
         if not self.views or self.views[0].box == "first":
             raise ValueError("a plan has at least one view, and the first has a box of its own")
+
+    def require(
+        self,
+        method: str,
+        *,
+        views: int = 1,
+        more: bool = False,
+        masked: int = 0,
+        boxes: bool = False,
+        labels: bool = False,
+    ) -> None:
+        """Refuse another list of views than a method reads.
+
+        Args:
+            method: Its name, for the error.
+            views: How many it reads.
+            more: Whether further ones may follow.
+            masked: How many of them have a mask, the first ones.
+            boxes: Whether it reads where they lie.
+            labels: Whether it reads classes.
+
+        Raises:
+            InputError: What was planned is not what is read.
+        """
+        masks = [view.mask is not None for view in self.views]
+        found, wanted = len(masks), masked * [True] + (max(len(masks) - masked, 0)) * [False]
+        if found < views or (found > views and not more):
+            raise InputError(
+                f"{method} reads {views} views of each image{' or more' if more else ''}, its "
+                f"recipe's view_plan has {found}"
+            )
+        if masks != wanted:
+            raise InputError(
+                f"{method} reads masks of its first {masked} views, its recipe's view_plan has "
+                f"masks for {[i + 1 for i, has in enumerate(masks) if has] or 'none'}"
+            )
+        for name, wants in (("boxes", boxes), ("labels", labels)):
+            if wants != getattr(self, name):
+                raise InputError(
+                    f"{method} {'reads' if wants else 'does not read'} {name}; set {name}={wants} "
+                    "in its recipe's view_plan"
+                )

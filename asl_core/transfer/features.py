@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from asl_core import distributed
@@ -12,7 +13,7 @@ from asl_core.data.shards import PackedDataset
 from asl_core.data.views import collate_labelled, evaluation_transform, normalise
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.errors import InputError
-from asl_core.modules.encoder import Encoder
+from asl_core.modules.encoder import NORM_EPS, Encoder
 from asl_core.recipes.optimisation import Resources
 
 
@@ -24,14 +25,27 @@ class FeatureBatch(NamedTuple):
     indices: Tensor
 
 
-def pool(tokens: Tensor, pooling: str) -> Tensor:
-    """Reduce tokens to one vector: [cls], or the mean of the patches; (B, 1 + N, D) to (B, D)."""
-    return tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)
+def mean_of_patches(tokens: Tensor) -> Tensor:
+    """Leave [cls] out and average the others; (B, 1 + N, D) to (B, D)."""
+    return tokens[:, 1:].mean(dim=1)
 
 
-def pool_each(tokens: Tensor, poolings: tuple[str, ...]) -> Tensor:
-    """Reduce tokens to one vector a pooling: (B, 1 + N, D) to (B, K, D)."""
-    return torch.stack([pool(tokens, pooling) for pooling in poolings], dim=1)
+def frozen_features(encoder: Encoder, images: Tensor, poolings: tuple[str, ...]) -> Tensor:
+    """Encode normalised images and reduce each to one vector a pooling.
+
+    cls: [cls] after the encoder's final norm. mean: the mean of the patches before it, then a norm
+    of its own without parameters, as MAE's and SIM's probes with global pooling begin (their fresh
+    norm is frozen at 1 and 0).
+
+    Shape:
+        - images: (B, 3, H, W). Output: (B, K, D).
+    """
+    tokens = encoder.before_norm(images)  # (B, 1 + N, D)
+    features = {
+        "cls": lambda: encoder.norm(tokens[:, 0]),
+        "mean": lambda: F.layer_norm(mean_of_patches(tokens), tokens.shape[-1:], eps=NORM_EPS),
+    }
+    return torch.stack([features[pooling]() for pooling in poolings], dim=1)
 
 
 def labelled_dataset(folder: Path, split: str) -> PackedDataset:
@@ -79,7 +93,7 @@ def extract_features(
     )
     for batch in batches:
         with autocast(device, precision):
-            tokens = encoder(normalise(move(batch.images, device), mean, std))
-        features = pool_each(tokens, poolings).float().cpu()
-        parts.append(FeatureBatch(features, batch.labels, batch.indices))
+            images = normalise(move(batch.images, device), mean, std)
+            features = frozen_features(encoder, images, poolings)
+        parts.append(FeatureBatch(features.float().cpu(), batch.labels, batch.indices))
     return FeatureBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

@@ -20,14 +20,16 @@ from asl_core.data.views import (
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.loop import RunContext, fit
 from asl_core.engine.optimizer import layer_decay_groups
+from asl_core.forward_batch import refuse_torn_groups
 from asl_core.modules.encoder import Encoder, LayerNorm, encoder_layer_matcher, load_encoder
 from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
+from asl_core.recipes.mixing import mixes
 from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import FineTune
 from asl_core.transfer.classification import Predictions, gather_predictions
-from asl_core.transfer.features import labelled_dataset, pool
+from asl_core.transfer.features import labelled_dataset, mean_of_patches
 
 
 class Classifier(nn.Module):
@@ -52,7 +54,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.label_smoothing = recipe.label_smoothing
         self.mixup = None
-        if recipe.mixup > 0 or recipe.cutmix > 0:
+        if mixes(recipe):
             self.mixup = Mixup(
                 mixup_alpha=recipe.mixup,
                 cutmix_alpha=recipe.cutmix,
@@ -62,7 +64,7 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Classify normalised images."""
-        return self.head(self.fc_norm(pool(self.encoder(images), "mean")))
+        return self.head(self.fc_norm(mean_of_patches(self.encoder(images))))
 
     def forward(self, batch: Any, draw: Draw) -> Step:
         """Mix images and labels (a function of the step, by the loop's seeding), compare."""
@@ -97,8 +99,11 @@ def finetune(
     """Fine-tune a classifier and predict the test split.
 
     Raises:
-        InputError: No encoder, no labels, or a batch larger than the training split.
+        InputError: No encoder, no labels, a batch larger than the training split, or an odd
+            number of images to be mixed in pairs.
     """
+    micro_batch_size = context.resources.micro_batch_size
+    refuse_torn_groups("fine-tuning", recipe.batch_size, micro_batch_size, recipe.forward_multiple)
     train = labelled_dataset(dataset_folder, "train")
     model = build_classifier(recipe, encoder_folder, train)
     loader = TrainingLoader(
@@ -116,7 +121,7 @@ def finetune(
         seed=recipe.seed,
         batch_size=recipe.batch_size,
         epochs=recipe.epochs,
-        micro_batch_size=context.resources.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         num_workers=context.resources.num_workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

@@ -17,15 +17,20 @@ from asl_core.data.shards import PackedDataset
 from asl_core.data.views import collate_labelled, normalise, train_crop_transform
 from asl_core.engine.loop import RunContext, fit
 from asl_core.engine.optimizer import lars_groups, no_decay_groups
+from asl_core.forward_batch import refuse_single_images
 from asl_core.modules.encoder import Encoder, load_encoder
 from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import LinearProbe
-from asl_core.transfer.batch_norm import refuse_single_images
 from asl_core.transfer.classification import Predictions, gather_predictions
-from asl_core.transfer.features import FeatureBatch, extract_features, labelled_dataset, pool_each
+from asl_core.transfer.features import (
+    FeatureBatch,
+    extract_features,
+    frozen_features,
+    labelled_dataset,
+)
 
 
 class ProbeHead(nn.Module):
@@ -95,8 +100,9 @@ class ImageProbe(nn.Module):
     def forward(self, batch: Any, draw: Draw) -> Step:
         self.encoder.eval()
         with torch.no_grad():
-            tokens = self.encoder(normalise(batch.images, self.mean, self.std))
-        return _step(self.heads(pool_each(tokens, self.poolings)), batch.labels)
+            images = normalise(batch.images, self.mean, self.std)
+            features = frozen_features(self.encoder, images, self.poolings)
+        return _step(self.heads(features), batch.labels)
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

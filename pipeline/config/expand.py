@@ -44,6 +44,11 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         own = fields.pop("seeds", None)
         if own is not None and "seed" in fields:
             raise UserError(f"{path}: experiments.{key}: has both seed and seeds; keep one")
+        if own is not None and fields.get("method") == "imported":
+            raise UserError(
+                f"{path}: experiments.{key}.seeds: nothing is trained here; give its tasks a seed "
+                "each, or remove it"
+            )
         seeds = own if own is not None else everywhere
         if seeds is None or "seed" in fields or fields.get("method") == "imported":
             experiments[key] = fields

@@ -110,6 +110,7 @@ def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
     _check_names(raw, problems)
     if "rows" in raw:
         problems.add(("rows",), "unknown key; write `row` into the experiment")
+    _refuse_seeds(raw, problems)
     rows = _take_rows(raw, problems)
     _resolve_models(raw, problems)
     _check_members(raw, problems)
@@ -133,6 +134,18 @@ def _check_names(raw: Mapping[str, Any], problems: Problems) -> None:
                     f"got the name {key!r}, expected lower-case letters, digits, - and _, "
                     "a letter first",
                 )
+
+
+def _refuse_seeds(raw: dict[str, Any], problems: Problems) -> None:
+    """Say where several seeds are written: DVC cannot make runs of a list."""
+    text = f"unknown key; several seeds are written in a {SUITE_FILE}, of which asl-pipe expand "
+    text += "makes this file; one seed is `seed`"
+    if raw.pop("seeds", None) is not None:
+        problems.add(("seeds",), text)
+    for key, item in each(raw.get("experiments")):
+        if isinstance(item, Mapping) and "seeds" in item:
+            problems.add(("experiments", key, "seeds"), text)
+            raw["experiments"][key] = {name: item[name] for name in item if name != "seeds"}
 
 
 def _take_rows(raw: dict[str, Any], problems: Problems) -> dict[str, str]:
@@ -193,6 +206,7 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
             if item.dataset not in params.datasets:
                 line = unknown_name("dataset", item.dataset, params.datasets)
                 problems.add((section, key, "dataset"), line)
+    _check_sizes(params, problems)
     for key, item in params.datasets.items():
         if item.selection and params.tables:
             problems.add(
@@ -202,6 +216,24 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
     for i, name in enumerate(params.tables):
         if tables is not None and name not in tables:
             problems.add(("tables", i), unknown_name("table", name, tables))
+
+
+def _check_sizes(params: Params, problems: Problems) -> None:
+    """Refuse inputs of transfer tasks that are no whole patches of the encoder they get."""
+    for section, field in (("linprobe", "image_size"), ("finetune", "image_size"),
+                           ("detect", "image_size"), ("segment", "crop_size")):  # fmt: skip
+        for key, item in getattr(params, section).items():
+            side = getattr(item, field)
+            if side is None or key not in params.experiments:
+                continue
+            patch = params.experiments[key].model.patch_size
+            multiple = 2 * patch if section == "detect" else patch
+            if side % multiple:
+                problems.add(
+                    (section, key, field),
+                    f"got {side}, expected a multiple of {multiple}: patches of {key} have {patch} "
+                    f"pixels{', and detection wants an even number' * (section == 'detect')}",
+                )
 
 
 def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:

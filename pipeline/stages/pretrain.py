@@ -10,6 +10,7 @@ import torch
 
 from asl_core import distributed
 from asl_core.analysis.cost import measure_cost
+from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
 from asl_core.engine.records import effective_points
@@ -50,9 +51,14 @@ def run(request: StageRequest) -> dict[str, float]:
     return (
         final_losses(request.work / "journal")
         | {"encoder_parameters_m": _count_millions(method.encoder)}
-        | dataclasses.asdict(measure_cost(request.recipe))
+        | cost_metrics(request.recipe, request.inputs["dataset"])
         | own_metrics(method, request.recipe, request.inputs["dataset"], request.resources)
     )
+
+
+def cost_metrics(recipe: Any, dataset: Path) -> dict[str, float]:
+    """Return what an image costs in training, and the parameters."""
+    return dataclasses.asdict(measure_cost(recipe, PackedDataset(dataset, "train").num_classes))
 
 
 def own_metrics(method: Any, recipe: Any, dataset: Path, resources: Resources) -> dict[str, float]:

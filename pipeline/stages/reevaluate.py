@@ -1,6 +1,5 @@
 """A stage's numbers once more, from the weights that it stored: nothing is trained."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from asl_core.analysis.contrast import measure_contrast
-from asl_core.analysis.cost import measure_cost
 from asl_core.analysis.tokens import analyse_tokens
 from asl_core.data.shards import PackedDataset
 from asl_core.errors import InputError
@@ -24,7 +22,7 @@ from asl_core.transfer.linprobe import ProbeHeads, evaluate_probe
 from asl_core.transfer.segmentation.evaluate import score
 from asl_core.transfer.segmentation.train import build_segmenter, semantic_dataset
 from pipeline.stages.linprobe import probe_metrics
-from pipeline.stages.pretrain import own_metrics
+from pipeline.stages.pretrain import cost_metrics, own_metrics
 from pipeline.stages.request import StoredRun
 
 
@@ -43,7 +41,7 @@ def reevaluate(run: StoredRun) -> dict[str, float]:
 def _pretrain(run: StoredRun) -> dict[str, float]:
     if isinstance(run.recipe, ImportedRecipe):
         return {}
-    costs = dataclasses.asdict(measure_cost(run.recipe))
+    costs = cost_metrics(run.recipe, run.dataset)
     if not run.recipe.view_plan().labels:
         return costs
     method = build_method(run.recipe, PackedDataset(run.dataset, "train"))

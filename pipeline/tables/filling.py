@@ -46,7 +46,7 @@ def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
 
 
 def remarks(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
-    """Return what stands behind a table: absolute costs, what was probed, watched branches, data.
+    """Return what stands behind a table: costs, passes, what was probed, watched branches, data.
 
     Args:
         suite: Its results.
@@ -58,7 +58,21 @@ def remarks(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, 
         for note in manifest.notes
     )
     watched = watched_remark(find_branches(suite, [group for _, group in rows]))
-    return (*cost_remarks(suite, rows), *_probed(suite, rows), *watched, *data)
+    return (
+        *cost_remarks(suite, rows), *_passes(rows), *_probed(suite, rows), *watched, *data,
+    )  # fmt: skip
+
+
+def _passes(rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
+    """Return one line that says how long each row was pre-trained, where that is not the same."""
+    by_epochs: dict[int, list[str]] = {}
+    for label, group in rows:
+        if group.recipe.epochs is not None:
+            by_epochs.setdefault(group.recipe.epochs, []).append(label)
+    if len(by_epochs) < 2:
+        return ()
+    lengths = (f"{epochs} for {' and '.join(labels)}" for epochs, labels in by_epochs.items())
+    return (f"Passes over the data in pre-training, not the same: {'; '.join(lengths)}.",)
 
 
 def _probed(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:

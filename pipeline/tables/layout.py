@@ -77,6 +77,7 @@ def _suite_table(
 ) -> ResultTable:
     asked = {stage for stage, _ in suite.results}
     names = [name for name in paper.headline if paper.metrics[name].stage in asked]
+    names += _without_a_column(suite, paper, names)
     compared = {name: _compared_tables(name, suite, tables, groups) for name in names}
     priced = next((t for t in tables if any(_paper_flops(t, suite, g) for g in groups)), None)
     costs = cost_headings(suite, paper, priced)
@@ -112,6 +113,14 @@ def _suite_table(
         warnings=warnings(suite, groups),
         remarks=remarks(suite, [(group.label, group) for group in groups]),
     )
+
+
+def _without_a_column(suite: Suite, paper: Paper, names: Sequence[str]) -> list[str]:
+    """Return what rows have in the place of a metric that this suite does not measure at all."""
+    rows = (row for table in paper.tables.values() for row in table.rows)
+    others = {other for row in rows for name, other in row.instead.items() if name not in names}
+    measured = {name for run in suite.results.values() for name in run.metrics}
+    return sorted(others & measured)
 
 
 def _compared_tables(

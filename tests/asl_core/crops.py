@@ -54,7 +54,18 @@ def encode_crop(
     removed: Tensor | None = None,
     hidden: Tensor | None = None,
 ) -> Tensor:
-    """All tokens of an image after the final norm, (1 + N, D); patches of 4, two blocks."""
+    """All tokens of an image after the final norm, (1 + N, D)."""
+    return norm(before_norm(p, image, keep, removed, hidden), p, "norm")
+
+
+def before_norm(
+    p: Weights,
+    image: Tensor,
+    keep: Tensor | None = None,
+    removed: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """All tokens of an image before the final norm, (1 + N, D); patches of 4, two blocks."""
     grid = image.shape[-1] // 4
     positions = positions_for(p, grid)
     tokens = [p["cls_token"][0, 0] + positions[0]]
@@ -69,7 +80,7 @@ def encode_crop(
     for depth in range(2):
         factors = torch.ones(2, dtype=x.dtype) if keep is None else keep[depth]
         x = scaled_block(x, below(p, f"blocks.{depth}."), 2, factors[0], factors[1])
-    return norm(x, p, "norm")
+    return x
 
 
 def head(p: Weights, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from asl_core.modules.encoder import Encoder, LayerNorm, load_encoder, save_enco
 from asl_core.protocol import Draw
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
-from asl_core.recipes.transfer import FineTune, LinearProbe
+from asl_core.recipes.transfer import Detection, FineTune, LinearProbe, Segmentation
 from asl_core.transfer.classification import Predictions
 from asl_core.transfer.features import FeatureBatch, extract_features
 from asl_core.transfer.finetune import Classifier, finetune
@@ -42,7 +43,10 @@ def encoder_folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     folder = tmp_path / "encoder"
     folder.mkdir()
-    save_encoder(folder, Encoder(TINY).state_dict(), TINY)
+    encoder = Encoder(TINY)
+    nn.init.normal_(encoder.norm.weight)  # a trained norm is not 1 and 0
+    nn.init.normal_(encoder.norm.bias)
+    save_encoder(folder, encoder.state_dict(), TINY)
     return folder
 
 
@@ -110,8 +114,11 @@ def test_cached_features_equal_the_encoder_on_each_image(icons: Path, encoder_fo
     std = torch.tensor(test.manifest.std).reshape(1, 3, 1, 1)
     images = (test[3].image[None].float() / 255 - mean) / std
     with torch.no_grad():
-        tokens = encoder.eval()(images)[0]
-    expected = torch.stack([tokens[1:].mean(0), tokens[0]])
+        tokens = encoder.eval().layers(images)[-1][0]
+        mean, cls = tokens[1:].mean(0), encoder.norm(tokens[0])
+    # the mean has a norm of its own, not that of the encoder
+    normed = (mean - mean.mean()) / (mean.var(unbiased=False) + 1e-6).sqrt()
+    expected = torch.stack([normed, cls])
     torch.testing.assert_close(features.features[3], expected, atol=1e-5, rtol=1e-4)
     assert features.indices.tolist() == list(range(len(test)))
 
@@ -217,6 +224,57 @@ def test_odd_batch_with_mixup_is_refused() -> None:
         finetune_recipe(batch_size=7)
 
 
+def test_pairs_are_not_torn_by_a_micro_batch(
+    icons: Path, encoder_folder: Path, context: RunContext
+) -> None:
+    odd = dataclasses.replace(context, resources=Resources(device="cpu", micro_batch_size=5))
+    with pytest.raises(InputError, match="fine-tuning takes images in groups of 2: micro_batch"):
+        finetune(finetune_recipe(), encoder_folder, icons, odd)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "message"),
+    [
+        (LinearProbe, {"batch_size": 1}, "batch_size must be at least 2"),
+        (LinearProbe, {"momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
+        (LinearProbe, {"momentum": -0.1}, "momentum must be in"),
+        (LinearProbe, {"lr": None, "blr": 0.0}, "blr must be positive"),
+        (FineTune, {"betas": (0.9, 1.5)}, r"betas must be in \[0, 1\), got \[0.9, 1.5\]"),
+        (FineTune, {"drop_path": 1.0}, "drop_path must be in"),
+        (FineTune, {"label_smoothing": 2.0}, "label_smoothing must be in"),
+        (FineTune, {"cutmix": -1.0}, "cutmix must be at least 0"),
+        (FineTune, {"random_erasing": 1.5}, "random_erasing must be in"),
+        (Detection, {"drop_path": -0.5}, "drop_path must be in"),
+        (Detection, {"anchor_sizes": (32, 32, 64, 128, 256)}, "anchor_sizes must grow"),
+        (Segmentation, {"batch_size": 1}, "batch_size must be at least 2"),
+        (Segmentation, {"slide_stride": 0}, "slide_stride must be at least 1"),
+        (Segmentation, {"slide_stride": 513}, "slide_stride 513 exceeds crop_size 512"),
+        (Segmentation, {"dropout": 1.5}, "dropout must be in"),
+        (Segmentation, {"scale_range": (2.0, 0.5)}, "scale_range must be"),
+    ],
+)  # fmt: skip
+def test_recipes_refuse_values_that_make_no_sense(
+    recipe: Any, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe(dataset="x", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
+        ({"micro_batch_size": -1}, "micro_batch_size must be at least 1"),
+        ({"log_every_steps": 0}, "log_every_steps must be at least 1"),
+        ({"num_workers": -1}, "num_workers must be at least 0"),
+        ({"threads": 0}, "threads must be at least 1"),
+    ],
+)
+def test_resources_refuse_values_that_make_no_sense(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Resources(**fields)
+
+
 def test_probe_of_a_missing_encoder_says_so(
     icons: Path, context: RunContext, tmp_path: Path
 ) -> None:
@@ -224,7 +282,7 @@ def test_probe_of_a_missing_encoder_says_so(
         linprobe(probe_recipe(), tmp_path / "absent", icons, context)
 
 
-@pytest.mark.parametrize(("batch", "micro"), [(1, None), (16, 1), (16, 5)])
+@pytest.mark.parametrize(("batch", "micro"), [(16, 1), (16, 5)])
 def test_probe_refuses_a_forward_pass_of_one_image(
     icons: Path, encoder_folder: Path, context: RunContext, batch: int, micro: int | None
 ) -> None:

@@ -18,6 +18,7 @@ from asl_core.protocol import Draw, Step, Views
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.supervised import SupervisedRecipe
 
 SMALL = Vit(
     image_size=20, patch_size=4, embed_dim=24, depth=3, num_heads=2,
@@ -90,6 +91,16 @@ def test_the_head_on_all_tokens_gives_the_reference_counts_of_vit_b() -> None:
 def test_counting_leaves_no_trace_in_the_default_device() -> None:
     count_flops(MaeRecipe(dataset="none", model=SMALL))
     assert torch.zeros(1).device.type == "cpu"
+
+
+def test_a_classifier_costs_what_its_classes_do() -> None:
+    recipe = SupervisedRecipe(dataset="none", model=SMALL)
+    few, many = (measure_cost(recipe, num_classes) for num_classes in (10, 1000))
+    width = SMALL.embed_dim
+    assert (many.parameters_m - few.parameters_m) * 1e6 == pytest.approx(990 * (width + 1))
+    assert (many.flops_forward_g - few.flops_forward_g) * 1e9 == pytest.approx(990 * width)
+    mae = MaeRecipe(dataset="none", model=SMALL)
+    assert measure_cost(mae, 10) == measure_cost(mae)
 
 
 def test_fixed_positions_are_no_parameters() -> None:

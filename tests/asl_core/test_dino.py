@@ -222,7 +222,7 @@ def test_positions_of_the_own_grid_are_untouched() -> None:
         ({"teacher_temp": 0.0}, "teacher_temp must be positive"),
         ({"local_crops": -1}, "local_crops must be at least 0"),
         ({"drop_path": 1.0}, "drop_path must be in"),
-        ({"global_scale": (0.5, 0.2)}, "scale must be"),
+        ({"global_scale": (0.5, 0.2)}, r"global_scale must be \[low, high\]"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(fields: dict[str, Any], message: str) -> None:

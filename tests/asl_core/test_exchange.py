@@ -222,6 +222,11 @@ def test_a_branch_that_is_not_there_and_encoders_that_cannot_be_told_apart_are_r
     torch.save(mae_checkpoint(full=False), path)
     with pytest.raises(InputError, match=r"has no teacher \(encoders: model\); drop --branch"):
         import_encoder(path, ImportOptions(branch=Branch.teacher))
+    own = prefixed("encoder.", encoder_state(1)) | prefixed("teacher_encoder.", encoder_state(2))
+    torch.save(own, path)
+    for branch, seed in ((Branch.student, 1), (Branch.teacher, 2)):
+        state, _, _ = import_encoder(path, ImportOptions(branch=branch))
+        assert torch.equal(state["cls_token"], encoder_state(seed)["cls_token"])
     torch.save(prefixed("left.", encoder_state()) | prefixed("right.", encoder_state()), path)
     with pytest.raises(InputError, match=r"several encoders \(left\.; right\.\)"):
         import_encoder(path, ImportOptions())

@@ -1,5 +1,6 @@
 """iBOT against its equations: masked patches, both centres, shared and separate prototypes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,7 +166,12 @@ def test_forward_reads_the_masks_of_both_views() -> None:
     [
         ({"patch_out_dim": 5}, "patch_out_dim 5 must be out_dim 7"),
         ({"shared_head_teacher": False}, "a teacher follows its student"),
-        ({"mask_ratio_max": 1.0}, "a mask's ratio must be in"),
+        ({"mask_ratio_max": 1.0}, "mask_ratio_max 1.0 must be in"),
+        ({"mask_ratio_min": 0.0, "mask_ratio_max": 0.0}, "nothing would be masked"),
+        ({"mask_ratio_min": 0.0, "mask_ratio_max": 0.1}, "0.1 of 9 patches leaves no room"),
+        ({"smallest_block": 5}, "no room for a block of 5"),
+        ({"smallest_block": 0}, "smallest_block must be at least 1"),
+        ({"model": replace(TINY, image_size=4)}, "0.5 of 1 patches leaves no room"),
         ({"patch_weight": -1.0}, "patch_weight must be at least 0"),
         ({"teacher_patch_temp": 0.0}, "teacher_patch_temp must be positive"),
     ],

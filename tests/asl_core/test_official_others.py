@@ -60,6 +60,13 @@ COMMON: dict[str, Any] = {
 HEAD: dict[str, Any] = {"out_dim": 24, "head_hidden_dim": 20, "head_bottleneck_dim": 8}
 
 
+THEIRS = {
+    "utils", "util", "models", "models_vit", "models_sim", "loader", "vision_transformer",
+    "main_dino", "main_ibot", "basic_module", "models_ccmim", "cmae", "mmengine", "mmcv",
+}  # fmt: skip
+"""Names under which their modules are imported."""
+
+
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[None]:
     """A process group of one: the official losses gather and reduce."""
@@ -71,7 +78,9 @@ def alone(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any]]]:
     """Import modules of a checkout, with what they need of older libraries."""
-    known = set(sys.modules)
+    # another checkout's modules have the same names
+    for name in [name for name in sys.modules if name.split(".")[0] in THEIRS]:
+        monkeypatch.delitem(sys.modules, name)
     stand_ins = {
         "turtle": {"update": None},
         "torch._six": {"inf": float("inf"), "string_classes": (str,)},
@@ -98,11 +107,8 @@ def official(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield load
-    for name in set(sys.modules) - known:
-        if name.split(".")[0] in ("utils", "util", "models", "models_vit", "models_sim", "loader",
-                                  "vision_transformer", "main_dino", "main_ibot", "basic_module",
-                                  "models_ccmim", "cmae", "mmengine", "mmcv"):  # fmt: skip
-            del sys.modules[name]
+    for name in [name for name in sys.modules if name.split(".")[0] in THEIRS]:
+        del sys.modules[name]
 
 
 def shaken(module: nn.Module) -> nn.Module:

@@ -92,7 +92,9 @@ def test_parameters_at_paper_size_are_those_of_the_public_models() -> None:
 
 
 def test_rates_fall_by_layer_and_heads_keep_the_full_one() -> None:
-    recipe = Segmentation(dataset="scenes", crop_size=24, channels=8, auxiliary_channels=4)
+    recipe = Segmentation(
+        dataset="scenes", crop_size=24, slide_stride=16, channels=8, auxiliary_channels=4
+    )
     model = Segmenter(Encoder(VIT), 5, recipe, (0.5,) * 3, (0.2,) * 3)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scale, decay = {}, {}

@@ -18,7 +18,12 @@ VIT = Vit(image_size=32, patch_size=4, embed_dim=32, depth=4, num_heads=2)
 def small_segmenter(dropout: float = 0.1) -> Segmenter:
     torch.manual_seed(0)
     recipe = Segmentation(
-        dataset="scenes", crop_size=32, channels=16, auxiliary_channels=8, dropout=dropout
+        dataset="scenes",
+        crop_size=32,
+        slide_stride=24,
+        channels=16,
+        auxiliary_channels=8,
+        dropout=dropout,
     )
     return Segmenter(Encoder(VIT), 3, recipe, (0.5,) * 3, (0.25,) * 3)
 

@@ -249,6 +249,8 @@ def test_forward_uses_boxes_and_masks_of_the_batch() -> None:
         ({"mask_ratio": 0.98}, "removes 9 of 9 patches"),
         ({"teacher_momentum": -0.1}, r"teacher_momentum must be in \[0, 1\]"),
         ({"predictor_embed_dim": 10, "predictor_num_heads": 2}, "multiple of 4"),
+        ({"predictor_embed_dim": -64}, "predictor_embed_dim must be at least 1"),
+        ({"predictor_num_heads": 0}, "predictor_num_heads must be at least 1"),
         ({"batch_size": 1}, "compared with others"),
         ({"crop_scale_min": 0.0}, "crop_scale_min"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from crops import encode_crop
+from crops import before_norm
 from equations import (
     MEAN,
     STD,
@@ -15,9 +15,11 @@ from equations import (
     below,
     compare_gradients,
     linear,
+    norm,
     randomised,
     weights_of,
 )
+from timm.models.vision_transformer import VisionTransformer
 
 from asl_core.data.prepare import prepare
 from asl_core.engine.loop import RunContext
@@ -53,11 +55,32 @@ def test_the_loss_is_a_cross_entropy_with_smoothed_classes(
     targets = shares if mixed else classes
     p, losses = weights_of(method), []
     for i, image in enumerate(images):
-        tokens = encode_crop(below(p, "encoder."), image, keep[:, :, i])
-        logits = linear(tokens[0] if pooling == "cls" else tokens[1:].mean(0), p, "head")
+        tokens = before_norm(below(p, "encoder."), image, keep[:, :, i])
+        pooled = tokens[0] if pooling == "cls" else tokens[1:].mean(0)
+        logits = linear(norm(pooled, p, "encoder.norm"), p, "head")
         losses.append(-(shares[i] * torch.log(torch.exp(logits) / torch.exp(logits).sum())).sum())
     ours = method.step(images, targets, keep).loss
     compare_gradients("supervised", method, ours, torch.stack(losses).mean(), parity)
+
+
+def test_weight_decay_spares_what_timm_spares() -> None:
+    recipe = SupervisedRecipe(**COMMON)
+    method = SupervisedEncoder(recipe, MEAN, STD, num_classes=5)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    decay = {
+        names[id(parameter)]: group["weight_decay"]
+        for group in method.parameter_groups()
+        for parameter in group["params"]
+    }
+    assert decay.keys() == set(names.values())
+    vit = VisionTransformer(
+        img_size=12, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5
+    )
+    spared = {f"encoder.{name}" for name in vit.no_weight_decay()} & decay.keys()
+    assert spared == {"encoder.cls_token", "encoder.pos_embed"}
+    for name, parameter in method.named_parameters():
+        expected = 0 if parameter.ndim <= 1 or name in spared else recipe.weight_decay
+        assert decay[name] == expected, name
 
 
 def batch(count: int) -> Views:
@@ -110,7 +133,7 @@ def test_a_dataset_without_classes_and_torn_pairs_are_refused(tmp_path: Path, ic
     ("fields", "message"),
     [
         ({"batch_size": 3}, "batch_size must be even"),
-        ({"mixup": -1.0}, "mixup and cutmix must be at least 0"),
+        ({"mixup": -1.0}, "mixup must be at least 0"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
         ({"random_erasing": 2.0}, "random_erasing must be in"),
     ],

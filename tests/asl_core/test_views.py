@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision.transforms.v2 as v2
+from miniatures import ASL, MAE, OTHERS
 from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms.v2 import InterpolationMode
@@ -24,9 +25,10 @@ from asl_core.data.views import (
     train_crop_transform,
 )
 from asl_core.errors import InputError
+from asl_core.methods import METHODS, make
 from asl_core.randomness import seeded_globals
 from asl_core.recipes.normalisation import NORMALISATIONS
-from asl_core.recipes.views import Colour, View, ViewPlan
+from asl_core.recipes.views import BlockMask, Colour, View, ViewPlan
 
 MEAN, STD = NORMALISATIONS["imagenet"]
 
@@ -155,6 +157,34 @@ def test_grey_is_grey_and_solarised_is_never_bright() -> None:
 def test_views_that_cannot_be_made_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+ONE, MASKED = (
+    View(size=16),
+    View(size=16, mask=BlockMask(grid_size=4, ratios=((0.5, 0.5),), smallest=1, exact=True)),
+)
+OTHER_LISTS = {
+    "mae": (ViewPlan(views=(ONE, ONE)), "mae reads 1 views of each image, its recipe's view_plan"),
+    "asl": (ViewPlan(views=(MASKED,)), "asl reads masks of its first 0 views, .* has masks for .1"),
+    "ccmim": (ViewPlan(views=(ONE,), boxes=True), "ccmim does not read boxes; set boxes=False"),
+    "cmae": (ViewPlan(views=(ONE,)), "cmae reads 2 views of each image"),
+    "sim": (ViewPlan(views=(MASKED, ONE)), "sim reads boxes; set boxes=True"),
+    "dino": (ViewPlan(views=(ONE,)), "dino reads 2 views of each image or more"),
+    "ibot": (ViewPlan(views=(MASKED, ONE)), r"ibot reads masks of its first 2 views, .*\[1\]"),
+    "supervised": (ViewPlan(views=(ONE,)), "supervised reads labels; set labels=True"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_refuses_views_that_it_does_not_read(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe: Any = {"mae": MAE, "asl": ASL, **OTHERS}[name]
+    make(recipe, (0.5,) * 3, (0.5,) * 3, num_classes=3)
+    plan, message = OTHER_LISTS[name]
+    monkeypatch.setattr(type(recipe), "view_plan", lambda self: plan)
+    with pytest.raises(InputError, match=message):
+        make(recipe, (0.5,) * 3, (0.5,) * 3, num_classes=3)
 
 
 def test_half_of_the_views_are_mirrored() -> None:

@@ -101,6 +101,10 @@ def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
         ('slurm: {default: {env: {A-B: "1"}}}', "got 'A-B' in env, expected the name of a var"),
         ("slurm: {default: {resources: {num_worker: 1}}}",
          "slurm.default.resources.num_worker: unknown key; did you mean 'num_workers'?"),
+        ("local: {default: {log_every_steps: 0}}",
+         "local.default: log_every_steps must be at least 1, got 0"),
+        ("slurm: {pretrain: {resources: {micro_batch_size: -1}}}",
+         "slurm.pretrain.resources: micro_batch_size must be at least 1, got -1"),
         ("slurm: {default: 3}", "slurm.default: got 3, expected a mapping"),
     ],
 )  # fmt: skip

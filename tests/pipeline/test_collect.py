@@ -148,6 +148,7 @@ def test_what_the_data_say_about_themselves_stands_under_the_table(results: Any)
 def at_paper_scale(results: Any, tables: str) -> None:
     results.edit("scale: reduced", "scale: paper")
     results.edit("tables: [table1, table5]", f"tables: [{tables}]")
+    results.edit("epochs: 2", "epochs: 800")
 
 
 def test_at_the_papers_scale_a_table_is_whole(results: Any) -> None:

@@ -56,6 +56,7 @@ def test_a_seed_that_is_added_leaves_the_others_as_they_were() -> None:
         ({"seeds": [True]}, "seeds: got"),
         ({"seeds": []}, "seeds: got"),
         ({"experiments": {"a": {"seed": 1, "seeds": [1]}}}, "experiments.a: has both"),
+        ({"experiments": {"a": {"method": "imported", "seeds": [1]}}}, "a.seeds: nothing is train"),
         ({"experiments": {"a": {}, "a-seed3": {}}}, "makes a-seed3, which there is already"),
     ],
 )

@@ -128,6 +128,37 @@ MISTAKES = [
     ("epochs: 2", "epochs: 2, epochs: 3", "not valid YAML: found duplicate key"),
     ("epochs: 2", "epochs: [2", "not valid YAML"),
     ("experiments:\n", "experiments: 3\nx:\n", "experiments: got 3, expected a mapping"),
+    (
+        "suite: tiny",
+        "seeds: [0, 1]\nsuite: tiny",
+        "seeds: unknown key; several seeds are written in",
+    ),
+    (
+        "epochs: 2",
+        "epochs: 2, seeds: [0, 1]",
+        "experiments.mae.seeds (and asl): unknown key; several seeds are written in a suite.yaml",
+    ),
+    (
+        "epochs: 12",
+        "epochs: 12, image_size: 40",
+        "linprobe.mae.image_size: got 40, expected a multiple of 16: patches of mae have 16 pixels",
+    ),
+    (
+        "segment: {}",
+        "segment: {asl: {dataset: icons, crop_size: 8, slide_stride: 8}}",
+        "segment.asl.crop_size: got 8, expected a multiple of 16",
+    ),
+    (
+        "detect: {}",
+        "detect: {asl: {dataset: icons, image_size: 48}}",
+        "detect.asl.image_size: got 48, expected a multiple of 32: patches of asl have 16 pixels, "
+        "and detection wants an even number",
+    ),
+    (
+        "epochs: 12",
+        "epochs: 12, momentum: 1.5",
+        "linprobe.mae: momentum must be in [0, 1), got 1.5",
+    ),
     ("row: ASL", "row: 7", "experiments.asl.row: got 7, expected a text"),
 ]
 

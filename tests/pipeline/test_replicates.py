@@ -200,6 +200,7 @@ def test_what_the_signs_mean_stands_under_the_table_that_has_them(probed: Any) -
 def test_at_the_papers_scale_replicates_fill_one_row(probed: Any) -> None:
     probed.edit("scale: reduced", "scale: paper")
     probed.edit("tables: [table7, alignment]", "tables: [table1]")
+    probed.edit("model: vit-demo, epochs: 2", "model: vit-demo, epochs: 800")
     for key, accuracy in (("mae", 46.0), ("mae-s1", 47.0), ("aee", 49.0), ("aee-s1", 50.0)):
         probed.result("linprobe", key, lp_acc1=accuracy, scale="paper")
     probed.lock()
@@ -258,6 +259,49 @@ def test_supervised_training_has_its_own_accuracy_where_others_are_fine_tuned(se
     cells = {line.label: line.cells[place] for line in table.lines}
     assert (cells["Supervised"].paper, cells["Supervised"].values) == (91.3, (61.25,))
     assert (cells["MAE"].paper, cells["MAE"].values) == (95.9, (70.0,))
+
+
+def test_where_nothing_is_fine_tuned_it_has_a_column_of_its_own(seeds: Any) -> None:
+    seeds.edit("tables: [table7, alignment]", "tables: []")
+    seeds.edit("dle: {<<", "supervised: {<<: *mae, method: supervised}\n  dle: {<<")
+    seeds.result("linprobe", "mae", lp_acc1=27.0)
+    (table,) = lay_out(seeds.suite, PAPER)
+    metric = PAPER.metrics["supervised_acc1"]
+    assert metric not in [heading.metric for heading in table.headings]
+    seeds.result("pretrain", "supervised", supervised_acc1=61.25)
+    (table,) = lay_out(seeds.suite, PAPER)
+    values = {
+        line.label: cell.values for line in table.lines for cell in line.cells
+        if cell.metric is metric
+    }  # fmt: skip
+    assert values["Supervised"] == (61.25,)
+    assert set(values["MAE"]) <= {None}
+
+
+def test_rows_of_different_length_are_told_apart(seeds: Any) -> None:
+    def said() -> list[str]:
+        (table,) = lay_out(seeds.suite, PAPER)
+        return [note for note in notes(table) if note.startswith("Passes")]
+
+    seeds.result("linprobe", "mae", lp_acc1=27.0)
+    assert said() == []
+    seeds.edit("dle: {<<: *mae, ", "dle: {<<: *mae, epochs: 3, ")
+    assert said() == [
+        "Passes over the data in pre-training, not the same: 2 for MAE and ASL (AEE); "
+        "3 for ASL (DLE)."
+    ]
+
+
+def test_at_the_papers_scale_another_length_fills_no_row(seeds: Any) -> None:
+    seeds.edit("scale: reduced", "scale: paper")
+    seeds.edit("tables: [table7, alignment]", "tables: [table1]")
+    seeds.edit("model: vit-demo, epochs: 2", "model: vit-demo, epochs: 400")
+    seeds.result("linprobe", "mae", lp_acc1=46.0, scale="paper")
+    content = markdown(lay_out(seeds.suite, PAPER))
+    mae = next(line for line in content.splitlines() if line.startswith("| MAE [22] |"))
+    assert "46.8" in mae
+    assert "46.0" not in mae
+    assert "| MAE | - | - | - | - | 46.0" in content
 
 
 def test_at_the_papers_scale_too(seeds: Any) -> None:

@@ -12,10 +12,10 @@ from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext, fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.errors import InputError
+from asl_core.forward_batch import refuse_single_images
 from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.transfer import Segmentation
-from asl_core.transfer.batch_norm import refuse_single_images
 from asl_core.transfer.segmentation.augment import TrainingCrop, collate_segmentation
 from asl_core.transfer.segmentation.model import Segmenter
 
@@ -61,7 +61,7 @@ def train_segmenter(
     across_processes = (
         distributed.world_size() > 1 and pick_device(context.resources).type == "cuda"
     )
-    check_recipe(recipe, context.resources.micro_batch_size, across_processes)
+    check_forward_passes(recipe, context.resources.micro_batch_size, across_processes)
     model = build_segmenter(recipe, encoder_folder, train)
     if across_processes:
         # torch has synchronised BatchNorm for GPUs only
@@ -88,19 +88,15 @@ def train_segmenter(
     return model
 
 
-def check_recipe(
+def check_forward_passes(
     recipe: Segmentation, micro_batch_size: int | None, across_processes: bool
 ) -> None:
-    """Refuse what would leave pixels uncovered, or BatchNorm with a single value.
+    """Refuse what would leave BatchNorm with a single value.
 
     Pyramid pooling ends in a 1 x 1 map: a forward pass of one image has no variance there.
 
     Raises:
-        InputError: The stride exceeds the window, or a forward pass would see one image alone.
+        InputError: A forward pass would see one image alone.
     """
-    if not 1 <= recipe.slide_stride <= recipe.crop_size:
-        raise InputError(
-            f"slide_stride must be in 1 to crop_size {recipe.crop_size}, got {recipe.slide_stride}"
-        )
     if not across_processes:
         refuse_single_images("segmentation", recipe.batch_size, micro_batch_size)
