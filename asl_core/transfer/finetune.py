@@ -31,6 +31,9 @@ from asl_core.recipes.transfer import FineTune
 from asl_core.transfer.classification import Predictions, gather_predictions
 from asl_core.transfer.features import labelled_dataset, mean_of_patches
 
+NO_DECAY = ("encoder.cls_token", "encoder.pos_embed")
+"""Without weight decay beside 1-D tensors, as timm's ViT, and so MAE's fine-tuning, has it."""
+
 
 class Classifier(nn.Module):
     """Encoder without its final norm, mean of the patch tokens, fresh norm, Linear.
@@ -126,7 +129,8 @@ def finetune(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    fit(model, loader, recipe, context, param_groups=layer_decay_groups(model, recipe))
+    groups = layer_decay_groups(model, recipe, NO_DECAY)
+    fit(model, loader, recipe, context, param_groups=groups)
     test = labelled_dataset(dataset_folder, "test")
     return model, classify(model, test, recipe.precision, context.resources)
 

@@ -19,6 +19,7 @@ from asl_core.engine.loop import RunContext, fit
 from asl_core.engine.optimizer import lars_groups, no_decay_groups
 from asl_core.forward_batch import refuse_single_images
 from asl_core.modules.encoder import Encoder, load_encoder
+from asl_core.precision import full_precision
 from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.normalisation import Rgb
@@ -50,7 +51,8 @@ class ProbeHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear(self.norm(features.float()))
+        with full_precision(features.device):
+            return self.linear(self.norm(features.float()))
 
 
 class ProbeHeads(nn.ModuleDict):

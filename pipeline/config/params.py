@@ -207,6 +207,7 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
                 line = unknown_name("dataset", item.dataset, params.datasets)
                 problems.add((section, key, "dataset"), line)
     _check_sizes(params, problems)
+    _check_decay(params, problems)
     for key, item in params.datasets.items():
         if item.selection and params.tables:
             problems.add(
@@ -233,6 +234,21 @@ def _check_sizes(params: Params, problems: Problems) -> None:
                     (section, key, field),
                     f"got {side}, expected a multiple of {multiple}: patches of {key} have {patch} "
                     f"pixels{', and detection wants an even number' * (section == 'detect')}",
+                )
+
+
+def _check_decay(params: Params, problems: Problems) -> None:
+    """Refuse decay by layer where there is none, and where it would scale another schedule."""
+    for section in ("experiments", "linprobe", "detect", "finetune", "segment"):
+        for key, item in getattr(params, section).items():
+            if getattr(item, "layer_decay", None) is None:
+                continue
+            if section not in ("finetune", "segment"):
+                problems.add((section, key, "layer_decay"), "has no effect here; remove it")
+            elif item.weight_decay_end is not None:
+                problems.add(
+                    (section, key, "weight_decay_end"),
+                    "cannot go with layer_decay, which would scale it; set layer_decay: null",
                 )
 
 

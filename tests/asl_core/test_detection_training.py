@@ -12,7 +12,6 @@ from asl_core.data.prepare import prepare
 from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.loop import RunContext
-from asl_core.engine.optimizer import no_decay_groups
 from asl_core.engine.records import Journal
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
@@ -29,7 +28,7 @@ from asl_core.transfer.detection.augment import (
 )
 from asl_core.transfer.detection.evaluate import coco_metrics, coco_results
 from asl_core.transfer.detection.heads import Detections
-from asl_core.transfer.detection.model import NO_DECAY, MaskRcnn
+from asl_core.transfer.detection.model import MaskRcnn
 from asl_core.transfer.detection.train import evaluate_detector, train_detector
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -128,23 +127,33 @@ def test_detections_stay_inside_the_image_and_above_the_threshold() -> None:
     assert found.mask_probabilities.shape == (len(found.boxes), 28, 28)
 
 
-def test_pixels_beyond_the_image_do_not_count() -> None:
-    model = tiny_model().eval()
-    batch = collate_detection([FitIntoSquare(32)(rectangle(0))])._replace(sizes=[(20, 32)])
-    changed = batch.images.clone()
-    changed[:, :, 20:] = 7
-    other = model.detect(batch._replace(images=changed))[0]
-    assert torch.equal(model.detect(batch)[0].boxes, other.boxes)
-
-
-def test_norms_positions_and_bias_tables_do_not_decay() -> None:
+def test_beside_an_image_is_the_same_grey_in_training_and_at_test() -> None:
+    sample = rectangle(0)
+    small = dataclasses.replace(sample, image=sample.image[:, :20])
+    tested = collate_detection([FitIntoSquare(32)(small)])
+    assert tested.sizes == [(20, 32)]
+    torch.manual_seed(0)
+    trained = collate_detection([LargeScaleJitter(32, (0.5, 0.5), flip=0.0)(sample)])
     model = tiny_model()
-    groups = no_decay_groups(model, tiny_recipe(weight_decay=0.1), NO_DECAY)
+    corners = [model.prepare(batch).tensors[0, :, -1, -1] for batch in (tested, trained)]
+    assert torch.equal(*corners)
+    assert not torch.equal(corners[0], torch.zeros(3))
+
+
+def test_norms_positions_and_bias_tables_do_not_decay_and_biases_do() -> None:
+    model = tiny_model()
+    groups = model.parameter_groups(0.1)
+    trained = [p for group in groups for p in group["params"]]
+    assert {id(p) for p in trained} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(trained) == len({id(p) for p in trained})
     free = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
-    names = {name for name, p in model.named_parameters() if id(p) in free and p.ndim > 1}
-    assert names == {
-        "backbone.pos_embed", "backbone.window_bias.table", "backbone.global_bias.table",
-    }  # fmt: skip
+    names = {name for name, p in model.named_parameters() if id(p) in free}
+    tables = {"backbone.pos_embed", "backbone.window_bias.table", "backbone.global_bias.table"}
+    assert {name for name in names if model.get_parameter(name).ndim > 1} == tables
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            assert (name in names) == ("Norm" in type(owner).__name__), name
 
 
 def test_a_detector_learns_eight_pictures() -> None:

@@ -13,6 +13,7 @@ from asl_core.engine.optimizer import (
 from asl_core.modules.encoder import Encoder, encoder_layer_matcher
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Optimisation
+from asl_core.transfer.finetune import NO_DECAY as FINETUNE_NO_DECAY
 
 
 def rates(recipe: Optimisation, steps_per_epoch: int, total: int) -> list[float]:
@@ -68,7 +69,8 @@ class Headed(nn.Module):
 
 def test_layer_decay_follows_mae() -> None:
     model = Headed()
-    groups = layer_decay_groups(model, Optimisation(layer_decay=0.65, weight_decay=0.05))
+    recipe = Optimisation(layer_decay=0.65, weight_decay=0.05)
+    groups = layer_decay_groups(model, recipe, FINETUNE_NO_DECAY)
     scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     expected = {
@@ -79,7 +81,8 @@ def test_layer_decay_follows_mae() -> None:
     for name, layer in expected.items():
         parameter = model.get_parameter(name)
         assert scale[id(parameter)] == pytest.approx(0.65 ** (13 - layer)), name
-        assert decay[id(parameter)] == (0.05 if parameter.ndim > 1 else 0.0), name
+        spared = parameter.ndim <= 1 or name in ("encoder.cls_token", "encoder.pos_embed")
+        assert decay[id(parameter)] == (0.0 if spared else 0.05), name
 
 
 def test_lars_step_equals_mae_rule() -> None:

@@ -89,6 +89,13 @@ def test_parameters_at_paper_size_are_those_of_the_public_models() -> None:
     blocks = Encoder(MODELS["vit-b"]).requires_grad_(False)
     vit = 12 * millions(blocks.blocks[0]) + millions(blocks.patch_embed) + 1026 * 768 / 1e6
     assert vit + 7.08 == pytest.approx(93.51, abs=0.005)
+    with torch.device("meta"):
+        side = MODELS["vit-b"].grid_size
+        backbone = SegmentationVit(Encoder(MODELS["vit-b"])).requires_grad_(True)
+    # of 224 pixels here; at 512 positions and biases have 32 patches a side
+    grown = (32**2 - side**2) * 768 + 12 * 12 * (63**2 - (2 * side - 1) ** 2)
+    total = millions(backbone) + millions(ScalePyramid(768, 32)) + grown / 1e6
+    assert total == pytest.approx(94.11, abs=0.006)
 
 
 def test_rates_fall_by_layer_and_heads_keep_the_full_one() -> None:

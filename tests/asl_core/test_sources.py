@@ -108,6 +108,17 @@ def test_parquet_in_parts_and_without_names(tmp_path: Path) -> None:
     assert packed(tmp_path, "train").labels.tolist() == [3, 5]
 
 
+@pytest.mark.parametrize(("withheld", "tested"), [(-1, [1]), (0, [0])])
+def test_parquet_without_test_labels_is_tested_on_the_validation_split(
+    tmp_path: Path, withheld: int, tested: list[int]
+) -> None:
+    put_parquet(tmp_path / "train.parquet", [picture(0), picture(1)], [0, 1], ["a", "b"])
+    put_parquet(tmp_path / "test-00000-of-00001.parquet", [picture(2)], [withheld], ["a", "b"])
+    put_parquet(tmp_path / "validation-00000-of-00001.parquet", [picture(3)], [1], ["a", "b"])
+    pack(Parquet(path="."), tmp_path)
+    assert packed(tmp_path, "test").labels.tolist() == tested
+
+
 def test_parquet_errors_say_what_is_there(tmp_path: Path) -> None:
     assert "has no train.parquet" in refused(Parquet(path=str(Path(__file__).parent)), tmp_path)
     put_parquet(tmp_path / "train.parquet", [picture(0)], [0], ["a"])
@@ -353,9 +364,11 @@ def test_ade20k_moves_zero_to_ignored_and_the_rest_down(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
 def test_ade20k_without_names_has_150_classes(tmp_path: Path) -> None:
-    put_ade20k(tmp_path, np.full((6, 8), 150, dtype=np.uint8))
+    semantic = np.full((6, 8), 150, dtype=np.uint8)
+    semantic[:2] = 255  # what others mark as not labelled
+    put_ade20k(tmp_path, semantic)
     assert len(pack(Ade20k(path="."), tmp_path).semantic_classes or ()) == 150
-    assert packed(tmp_path, "train")[0].semantic.unique().tolist() == [149]
+    assert packed(tmp_path, "train")[0].semantic.unique().tolist() == [149, 255]
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")

@@ -159,6 +159,12 @@ MISTAKES = [
         "epochs: 12, momentum: 1.5",
         "linprobe.mae: momentum must be in [0, 1), got 1.5",
     ),
+    ("epochs: 12", "epochs: 12, layer_decay: 0.7", "linprobe.mae.layer_decay: has no effect here"),
+    (
+        "finetune: {}",
+        "finetune: {asl: {dataset: icons, weight_decay_end: 0.4}}",
+        "finetune.asl.weight_decay_end: cannot go with layer_decay, which would scale it",
+    ),
     ("row: ASL", "row: 7", "experiments.asl.row: got 7, expected a text"),
 ]
 

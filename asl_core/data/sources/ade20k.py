@@ -79,7 +79,10 @@ def _item(name: str, number: int, path: Path, maps: Path, num_classes: int) -> I
 
 
 def _read_map(path: Path, num_classes: int) -> np.ndarray:
-    """Return the map with 0 moved to 255 and the rest down by one, (H, W), uint8."""
+    """Return the map with 0 moved to 255 and the rest down by one, (H, W), uint8.
+
+    255, with which others mark what nobody labelled, stays.
+    """
     if not path.is_file():
         raise ValueError(f"no semantic map {path.name}")
     try:
@@ -89,9 +92,11 @@ def _read_map(path: Path, num_classes: int) -> np.ndarray:
             labels = np.asarray(picture)
     except (UnidentifiedImageError, SyntaxError, OSError) as error:
         raise ValueError(f"semantic map {path.name} is unreadable: {error}") from error
-    if labels.max() > num_classes:
+    unlabelled = labels == IGNORED_LABEL
+    largest = labels.max(where=~unlabelled, initial=0)
+    if largest > num_classes:
         raise ValueError(
-            f"semantic map {path.name} has label {labels.max()}, but there are {num_classes} "
+            f"semantic map {path.name} has label {largest}, but there are {num_classes} "
             "classes; name them in classes.json"
         )
-    return labels - np.uint8(1)  # wraps 0 to 255
+    return np.where(unlabelled, labels, labels - np.uint8(1))  # wraps 0 to 255

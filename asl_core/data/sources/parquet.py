@@ -26,7 +26,7 @@ def open_parquet(recipe: Parquet, folder: Path) -> Source:
     require_folder(folder, _NEEDED)
     files: dict[SplitName, list[Path]] = {
         "train": _find(folder, ("train",)),
-        "test": _find(folder, ("test", "validation")),
+        "test": _find_test(folder, recipe),
     }
     for path in (path for paths in files.values() for path in paths):
         _check_columns(path, recipe)
@@ -51,6 +51,23 @@ def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
         if whole.is_file() or parts:
             return [whole] if whole.is_file() else parts
     raise InputError(f"{folder} has no {names[0]}.parquet and no {names[0]}-*.parquet; {_NEEDED}")
+
+
+def _find_test(folder: Path, recipe: Parquet) -> list[Path]:
+    """Return the test files, or those of the validation split where test labels are withheld."""
+    test = _find(folder, ("test", "validation"))
+    try:
+        validation = _find(folder, ("validation",))
+    except InputError:
+        return test
+    for path in test:
+        _check_columns(path, recipe)
+    return validation if _largest_label(test, recipe) < 0 else test
+
+
+def _largest_label(paths: list[Path], recipe: Parquet) -> int:
+    labels = [_open(path).read([recipe.label_column])[0].to_numpy() for path in paths]
+    return int(max(np.nanmax(column, initial=-1) for column in labels))
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -82,9 +99,7 @@ def _class_names(paths: list[Path], recipe: Parquet) -> tuple[str, ...]:
     names = features.get(recipe.label_column, {}).get("names")
     if names:
         return tuple(names)
-    labels = [_open(path).read([recipe.label_column])[0].to_numpy() for path in paths]
-    largest = int(max(np.nanmax(column, initial=0) for column in labels))
-    return tuple(str(label) for label in range(largest + 1))
+    return tuple(str(label) for label in range(max(_largest_label(paths, recipe), 0) + 1))
 
 
 def _rows(paths: list[Path], recipe: Parquet, num_classes: int) -> Iterator[Item | Rejected]:

@@ -20,8 +20,9 @@ from asl_core.transfer.detection.heads import Detections, build_heads
 from asl_core.transfer.detection.pyramid import LEVELS, TapPyramid
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-NO_DECAY = ("*pos_embed", "*_bias.table")
-"""Names of the parameters without weight decay, beside all 1-D tensors."""
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+NO_DECAY = ("pos_embed", "_bias.table")
+"""Endings of the names of parameters without weight decay, beside those of `NORMS`."""
 
 
 class MaskRcnn(nn.Module):
@@ -89,11 +90,26 @@ class MaskRcnn(nn.Module):
         return self.heads.detect(pooled_levels(features), proposals, batch.sizes)
 
     def prepare(self, batch: DetectionBatch) -> ImageList:
-        """Normalise; outside of each image's size put zeros, the mean colour."""
-        images = normalise(batch.images, self.mean, self.std)
-        for image, (height, width) in zip(images, batch.sizes, strict=True):
-            image[:, height:], image[:, :, width:] = 0.0, 0.0
-        return ImageList(images, batch.sizes)
+        """Normalise, the grey beside an image too: it is there in training and at test."""
+        return ImageList(normalise(batch.images, self.mean, self.std), batch.sizes)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Spare norms, positions and bias tables weight decay; other biases have their share."""
+        norms = {
+            id(parameter)
+            for module in self.modules()
+            if isinstance(module, NORMS)
+            for parameter in module.parameters(recurse=False)
+        }
+        spared, others = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                free = id(parameter) in norms or name.endswith(NO_DECAY)
+                (spared if free else others).append(parameter)
+        return [
+            {"params": spared, "weight_decay": 0.0},
+            {"params": others, "weight_decay": weight_decay},
+        ]
 
     def after_step(self, step: int) -> None:
         """Nothing follows a step."""

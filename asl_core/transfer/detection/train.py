@@ -7,7 +7,6 @@ from asl_core.data.loaders import TrainingLoader
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext, fit
-from asl_core.engine.optimizer import no_decay_groups
 from asl_core.errors import InputError
 from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
@@ -15,7 +14,7 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import Detection
 from asl_core.transfer.detection.augment import LargeScaleJitter, collate_detection
 from asl_core.transfer.detection.evaluate import CocoResults, coco_metrics, detect_all
-from asl_core.transfer.detection.model import NO_DECAY, MaskRcnn, synchronise_batch_norm
+from asl_core.transfer.detection.model import MaskRcnn, synchronise_batch_norm
 
 
 def instance_dataset(folder: Path, split: str) -> PackedDataset:
@@ -69,7 +68,7 @@ def train_detector(
         world_size=distributed.world_size(),
         subset=train.instance_counts.nonzero()[0].tolist(),
     )
-    fit(model, loader, recipe, context, param_groups=no_decay_groups(model, recipe, NO_DECAY))
+    fit(model, loader, recipe, context, param_groups=model.parameter_groups(recipe.weight_decay))
     return model
 
 

@@ -1,10 +1,15 @@
 """The plain ViT as a segmenter's backbone: relative positions, four taps, four scales.
 
 Source: the public reproductions of MAE's ADE20K result (BEiT's segmentation code with MAE's
-weights): [cls] stays inside, each block has a bias of its own, nothing is normed at the end.
+weights): [cls] stays inside, each block has a bias and factors of its own, nothing is normed at the
+end.
 """
 
+from typing import cast
+
 import torch
+from timm.layers.layer_scale import LayerScale
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from asl_core.errors import InputError
@@ -80,6 +85,10 @@ class SegmentationVit(nn.Module):
         self.cls_token = encoder.cls_token
         self.pos_embed = encoder.pos_embed.requires_grad_(True)
         self.blocks = encoder.blocks
+        for module in self.blocks:
+            block = cast(Block, module)  # what it adds has factors that begin at 1 and are learned
+            block.ls1 = LayerScale(vit.embed_dim, init_values=1.0)
+            block.ls2 = LayerScale(vit.embed_dim, init_values=1.0)
         self.position_biases = nn.ModuleList(
             RelativePositionBias(vit.num_heads, vit.grid_size) for _ in range(vit.depth)
         )
