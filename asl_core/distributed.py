@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -131,14 +132,21 @@ def decided_by_first(decide: Callable[[], T]) -> T:
     return value
 
 
-def initialise_from_environment(device: torch.device, timeout_s: int = 300) -> None:
+RENDEZVOUS_S = 300
+"""For so long processes wait for each other at the beginning."""
+
+STALL_S = 1800
+"""For so long one may leave the others waiting later, while it writes a checkpoint for instance."""
+
+
+def initialise_from_environment(device: torch.device) -> None:
     """Join the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, if any.
 
     Tensors on GPUs travel by NCCL, those on CPUs and all objects by gloo. Without WORLD_SIZE, or
     with 1, nothing happens.
 
     Raises:
-        RuntimeError: The other processes did not show up within `timeout_s`.
+        RuntimeError: The other processes did not show up within `RENDEZVOUS_S`.
 
     Note:
         gloo listens where the node's own name leads; on a cluster where that is no network that
@@ -146,7 +154,11 @@ def initialise_from_environment(device: torch.device, timeout_s: int = 300) -> N
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
+    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_S)))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=STALL_S),
     )

@@ -283,8 +283,11 @@ class Scheduler(Protocol):
         """Return what the cluster allows."""
         ...
 
-    def remove_old_submissions(self) -> int:
+    def remove_old_submissions(self, needed: Collection[Path] = ()) -> int:
         """Remove files of submissions of which no job can run again; return of how many.
+
+        Args:
+            needed: Records' folders, of jobs that may live: their submissions stay.
 
         Raises:
             SchedulerError: The queue cannot be asked.

@@ -61,6 +61,8 @@ class CheckpointFolder:
             OSError: The disk is full or not writable; earlier checkpoints stay as they are.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob(".step-*.tmp"):  # by who was killed while saving
+            left.unlink(missing_ok=True)
         temporary = self.path / f".step-{step:09d}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as raw:

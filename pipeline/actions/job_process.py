@@ -20,7 +20,7 @@ from pipeline.actions.stop_signals import StopSignals
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
 from pipeline.jobs.documents import Document, hashes_of
-from pipeline.jobs.job import Attempt, Job
+from pipeline.jobs.job import Attempt, Job, Terms
 from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.state import HEARTBEAT_S
 from pipeline.jobs.verdict import Patience
@@ -187,11 +187,7 @@ class JobProcess(ABC):
         """Return the run: frozen parameters, inputs laid out for this job, its own scratch."""
         params = load_params(self.paths.params)
         recipe = recipe_of(params, self.job.stage, self.job.key)
-        resources = Resources(**self.attempt.terms.resources)
-        cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-        if cpus and resources.threads is None:
-            threads = max(1, int(cpus) - resources.num_workers)
-            resources = dataclasses.replace(resources, threads=threads)
+        resources = granted(self.attempt.terms, os.environ)
         set_threads(resources)
         project = Project(self.paths.inputs, self.paths.inputs)
         inputs = find_inputs(project, self.job.stage, self.job.key, recipe)
@@ -204,6 +200,22 @@ class JobProcess(ABC):
             resources=resources, identity=Identity(fingerprint, digests),
             job=JobPaths.of(self.paths.scratch, fingerprint),
         )  # fmt: skip
+
+
+def granted(terms: Terms, environment: Mapping[str, str]) -> Resources:
+    """Return what a process may use of what its job was given.
+
+    A job that asked for GPUs computes on them, or fails: where a driver is broken, days would pass
+    on the CPU without a word.
+    """
+    resources = Resources(**terms.resources)
+    if terms.slurm.get("gpus") and resources.device == "auto":
+        resources = dataclasses.replace(resources, device="cuda")
+    cpus = environment.get("SLURM_CPUS_PER_TASK")
+    if cpus and resources.threads is None:
+        threads = max(1, int(cpus) - resources.num_workers)
+        resources = dataclasses.replace(resources, threads=threads)
+    return resources
 
 
 def _has_lost_a_peer(error: RuntimeError) -> bool:

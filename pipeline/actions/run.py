@@ -88,6 +88,8 @@ def run_stage(
         outputs = services.jobs.result_of(project, name, identity)
         if outputs is not None:
             return _adopt(project, params, stage, key, services.cache, identity, outputs)
+    if rank == 0:
+        _drop_checkpoints(project, services.cache)
     job = JobPaths.of(project.scratch, identity.fingerprint)
     run = StageRun(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
@@ -150,12 +152,25 @@ def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identit
 
 
 def _publish(project: Project, run: StageRun, record: JobRecord) -> None:
-    """Bring the outputs home and drop the checkpoints."""
+    """Bring the outputs home.
+
+    The checkpoints stay until DVC has them too: it may yet fail to, on a full disk for instance.
+    """
     output = OutputPaths.of(project.suite, run.stage, run.key)
     publish(run.job.out, output.folder)
     if output.metrics is not None:
         write_metrics(output.metrics, run, record)
-    shutil.rmtree(run.job.checkpoints, ignore_errors=True)
+
+
+def _drop_checkpoints(project: Project, cache: ResultCache) -> None:
+    """Delete checkpoints of runs whose results DVC's cache has."""
+    for checkpoints in (project.scratch / "jobs").glob("*/ckpt"):
+        job = JobPaths(checkpoints.parent)
+        record = read_record(job.record)
+        if record is None or record.status != "FINISHED":
+            continue
+        if cache.find(project.root, record.fingerprint) is not None:
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _begin_to_show(tracker: Tracker | None, job: JobPaths, out: Path) -> None:

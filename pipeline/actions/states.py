@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.jobs.job import Attempt, Job, read_attempts, read_job, token_in
+from pipeline.jobs.job import Attempt, Job, is_of_asl_pipe, read_attempts, read_job, token_in
 from pipeline.jobs.layout import RecordPaths
 from pipeline.jobs.state import JobState, Status, read_state
 from pipeline.jobs.verdict import Evidence, Finding, Patience, Verdict, judge
@@ -88,7 +88,7 @@ class Queue:
     @property
     def live(self) -> list[QueuedJob]:
         """Jobs of this user that asl-pipe submitted, from any project, and that wait or run."""
-        return [job for job in self.jobs if token_in(job.comment) and not job.has_ended]
+        return [job for job in self.jobs if is_of_asl_pipe(job.comment) and not job.has_ended]
 
 
 def job_reports(

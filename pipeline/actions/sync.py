@@ -169,6 +169,9 @@ def follow_all(root: Path, tracker: Tracker, pause: Callable[[float], None] = ti
             if not told:
                 logger.warning("%s", error)
                 told = True
+        except OSError as error:  # a folder that gc moves, a filesystem that fails for a moment
+            delay = min(2 * delay, LONGEST_S)
+            logger.warning("looking again in %d s: %s", delay, error)
         pause(delay)
 
 

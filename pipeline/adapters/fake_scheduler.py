@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class FakeScheduler:
     def limits(self) -> Limits:
         return Limits(max_array_size=1001)
 
-    def remove_old_submissions(self) -> int:
+    def remove_old_submissions(self, needed: Collection[Path] = ()) -> int:
         files = list((self.folder / "submissions").glob("*.json"))
         live = {job.job_id for job in self.queue() if not job.has_ended}
         old = [path for path in files if live.isdisjoint(json.loads(path.read_text("utf-8")))]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -61,7 +62,14 @@ def refusals(address: StoreAddress) -> Iterator[None]:
             line = "the server does not answer"
         if isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE":
             raise TrackingError(f"{address.shown}: {line}") from error  # this run's fault
+        if isinstance(error, requests.HTTPError) and _is_about_one_run(error.response):
+            raise TrackingError(f"{address.shown}: {line}") from error
         raise StoreRefusedError(f"{address.shown}: {line}") from error
+
+
+def _is_about_one_run(response: requests.Response | None) -> bool:
+    """Say whether an answer refuses what was sent (a file too large), and not who sent it."""
+    return response is not None and response.status_code in (400, 404, 411, 413, 414, 415, 422)
 
 
 class RunUploader:

@@ -17,18 +17,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.adapters import task
 from pipeline.config.cluster import SlurmResources
+from pipeline.jobs.job import ARRAY_COMMENT
 from pipeline.jobs.record import write_json
 from pipeline.ports import BatchJob, Limits, QueuedJob, SchedulerError, SubmitError
-
-ARRAY_COMMENT = "asl-array:"
-"""Begins the comment of an array, which has one for all of its elements; those of the elements are
-in a file."""
 
 REFUSED = re.compile(
     r"\binvalid\b|unrecognized option|not available|can ?not be satisfied|violates|not permitted"
@@ -95,8 +92,8 @@ class SlurmScheduler:
         columns = zip(QUEUE_FIELDS, QUEUE_WIDTHS, strict=True)
         wanted = ",".join(f"{field}:{width}|" for field, width in columns)
         said = self._ask(
-            "squeue", "--me", "--noheader", "--array", "--states=all", f"--Format={wanted}",
-            environment=environment,
+            "squeue", "--me", "--all", "--noheader", "--array", "--states=all",
+            f"--Format={wanted}", environment=environment,
         )  # fmt: skip
         comments = functools.cache(self._comments)
         return [_read_queue_line(line, comments) for line in said.splitlines()]
@@ -190,21 +187,24 @@ class SlurmScheduler:
             raise SchedulerError(f"sbatch: {said}")
         return said
 
-    def remove_old_submissions(self) -> int:
+    def remove_old_submissions(self, needed: Collection[Path] = ()) -> int:
         """Remove the files of submissions none of whose jobs can run again; return how many.
 
-        Those of other users stay: the queue does not show their jobs.
+        Those of other users stay: the queue does not show their jobs. So do those that lead to
+        folders in `needed`, where a site's rules take the comments away that tell jobs apart.
 
         Raises:
             SchedulerError: The queue cannot be asked.
         """
         live = {job.comment for job in self.queue() if not job.has_ended}
+        kept = {path.resolve() for path in needed}
         removed = 0
         for folder in self.folder.glob("2*-*"):
             comments = self._comments(folder.name)
             found = folder.stat()
             old = time.time() - found.st_mtime > KEPT_S and found.st_uid == os.getuid()
-            if old and live.isdisjoint(comments):
+            leads_to = {path.resolve() for path in folder.iterdir() if path.is_symlink()}
+            if old and live.isdisjoint(comments) and leads_to.isdisjoint(kept):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed
@@ -224,7 +224,8 @@ class SlurmScheduler:
             else:
                 alike.append([position])
         longest = max(map(len, alike), default=0)
-        most = 1 if longest <= 1 else max(1, self.limits().max_array_size or longest)
+        allowed = self.limits().max_array_size if longest > 1 else None
+        most = max(1, longest if allowed is None else allowed)  # 0: there are no arrays
         for group in alike:
             for start in range(0, len(group), most):
                 yield group[start : start + most]

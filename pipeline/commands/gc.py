@@ -26,7 +26,7 @@ def gc(
     """
     import time
 
-    from pipeline.actions.gc import delete, find_garbage
+    from pipeline.actions.gc import ENDED, delete, find_garbage
     from pipeline.actions.states import job_reports
     from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.adapters.git import Git
@@ -58,7 +58,9 @@ def gc(
     if garbage:
         typer.echo(f"{freed / 2**20:.1f} MiB freed")
     try:
-        scheduler.remove_old_submissions()
+        reports = job_reports(project.root, scheduler, cache)
+        may_live = [r.paths.folder for r in reports if r.verdict not in ENDED]
+        scheduler.remove_old_submissions(may_live)
     except SchedulerError as error:
         problems.append(f"files of submissions stay: {error}")
     for problem in problems:

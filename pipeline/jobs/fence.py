@@ -4,10 +4,12 @@ A machine that was lost may still run its process; the scheduler has started the
 Every start puts its name into fence.json; who finds another name there stops without a word.
 """
 
+import errno
 import json
 import os
 import secrets
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from pipeline.errors import AslPipeError
 from pipeline.jobs.job import newer_attempt
 from pipeline.jobs.layout import RecordPaths
 from pipeline.jobs.record import write_json
+
+PAUSES_S = (0.2, 1.0, 3.0)
+"""Between attempts to read a fence."""
 
 
 class SupersededError(AslPipeError):
@@ -68,8 +73,9 @@ class Fence:
 
         Raises:
             SupersededError: One has.
+            OSError: It cannot be read which start this is; that is no reason to stop for good.
         """
-        there = _read(self.file)
+        there = _read_patiently(self.file)
         if there.get("start") != self.start:
             raise SupersededError(
                 f"attempt {self.attempt} of {self.record.fingerprint} was given up; attempt "
@@ -89,6 +95,27 @@ class Fence:
 def holder_of(file: Path) -> str | None:
     """Return the fingerprint of the record whose job took a folder over last."""
     return _read(file).get("record")
+
+
+def _read_patiently(file: Path) -> dict[str, Any]:
+    """Return what a file says, nothing where it is gone.
+
+    A network filesystem may fail for a moment.
+
+    Raises:
+        OSError: It stays unreadable.
+    """
+    for pause in (*PAUSES_S, None):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            if pause is None:
+                raise OSError(errno.EIO, f"cannot be read ({error})", str(file)) from error
+            time.sleep(pause)
+    raise AssertionError
 
 
 def _read(file: Path) -> dict[str, Any]:

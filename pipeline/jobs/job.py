@@ -15,6 +15,10 @@ SCHEMA = 1
 PROVISIONAL = "p-"
 """Begins the fingerprint of a run whose inputs do not exist yet."""
 
+ARRAY_COMMENT = "asl-array:"
+"""Begins the comment of an array, which has one for all of its elements; those of the elements are
+in a file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -107,6 +111,11 @@ def new_token() -> str:
 def comment_of(fingerprint: str, token: str) -> str:
     """Return the comment by which an attempt is found in the queue."""
     return f"asl:{fingerprint.removeprefix(PROVISIONAL)[:8]}:{token}"
+
+
+def is_of_asl_pipe(comment: str) -> bool:
+    """Say whether a job in the queue was submitted by asl-pipe, for whatever project."""
+    return token_in(comment) is not None or comment.startswith(ARRAY_COMMENT)
 
 
 def token_in(comment: str) -> str | None:

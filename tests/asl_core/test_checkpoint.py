@@ -20,6 +20,12 @@ def test_newest_two_are_kept(tmp_path: Path) -> None:
     assert loaded[1]["x"] == 100
 
 
+def test_what_a_killed_process_left_half_written_goes_at_the_next_save(tmp_path: Path) -> None:
+    (tmp_path / ".step-000000004.99.tmp").write_bytes(b"half of a checkpoint")
+    newest = CheckpointFolder(tmp_path).save(5, {"x": 1})
+    assert list(tmp_path.iterdir()) == [newest]
+
+
 def test_damaged_checkpoint_is_skipped_for_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

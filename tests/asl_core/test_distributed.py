@@ -64,7 +64,7 @@ def processes(world_size: int, work: Callable[..., None], *args: object) -> set[
             RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
         )  # fmt: skip
-        distributed.initialise_from_environment(torch.device("cpu"), timeout_s=60)
+        distributed.initialise_from_environment(torch.device("cpu"))
         try:
             work(rank, *args)
         except InterruptedRun:

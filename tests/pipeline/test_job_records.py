@@ -1,5 +1,6 @@
 """What is kept of a job: written whole, read safely, by one at a time."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,12 +9,14 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asl_core.engine.records import Journal
 from pipeline.actions import hand_over
 from pipeline.actions.hand_over import pack
+from pipeline.actions.job_process import granted
 from pipeline.jobs import claim as claims
 from pipeline.jobs import local_run
 from pipeline.jobs.claim import claim
@@ -66,6 +69,15 @@ def make_attempt(number: int, **changes) -> Attempt:
         **{"number": number, "token": f"t{number}", "submitted": 1.0, "host": "h", "user": "u",
            "terms": TERMS, "after": ("1", "2"), **changes}
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "device"), [(0, "auto", "auto"), (8, "auto", "cuda"), (8, "cpu", "cpu")]
+)
+def test_a_job_that_asked_for_gpus_computes_on_no_cpu(gpus: int, asked: str, device: str) -> None:
+    terms = replace(TERMS, slurm={"gpus": gpus}, resources={"device": asked, "num_workers": 2})
+    resources = granted(terms, {"SLURM_CPUS_PER_TASK": "6"})
+    assert (resources.device, resources.threads) == (device, 4)
 
 
 # Records
@@ -309,6 +321,31 @@ def test_a_newer_start_keeps_an_older_one_from_writing(paths: RecordPaths) -> No
     with pytest.raises(SupersededError, match="attempt 2"):
         newer.check()
     Fence.put_up(paths.fence, paths, 2, 0).check()
+
+
+def test_a_fence_that_cannot_be_read_for_a_moment_supersedes_nobody(
+    paths: RecordPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.jobs.fence.PAUSES_S", (0.0, 0.0))
+    write_attempt(paths, make_attempt(1))
+    fence = Fence.put_up(paths.fence, paths, 1, 0)
+    read, failures = Path.read_text, [errno.EIO, errno.ESTALE]
+
+    def failing(self: Path, *args: Any, **kwargs: Any) -> str:
+        if self == paths.fence and failures:
+            raise OSError(failures.pop(), "the filesystem is away")
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    fence.check()
+    assert failures == []
+    failures.extend([errno.EIO] * 3)
+    with pytest.raises(OSError, match=r"cannot be read .*the filesystem is away"):
+        fence.check()
+    monkeypatch.setattr(Path, "read_text", read)
+    paths.fence.unlink()
+    with pytest.raises(SupersededError, match="was given up"):
+        fence.check()
 
 
 def test_a_refused_attempt_supersedes_nobody(paths: RecordPaths) -> None:

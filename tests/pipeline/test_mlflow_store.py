@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -20,7 +21,7 @@ from asl_core.engine.records import Journal
 from pipeline import cli
 from pipeline.actions.run import Services
 from pipeline.actions.sync import PAUSES, follow_run, sync_journals, sync_run
-from pipeline.adapters.mlflow_client import RunUploader
+from pipeline.adapters.mlflow_client import RunUploader, refusals
 from pipeline.adapters.mlflow_models import EncoderModels
 from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.commands import run as run_command
@@ -30,7 +31,7 @@ from pipeline.jobs.layout import JobPaths
 from pipeline.jobs.lock import tracking_lock
 from pipeline.jobs.mlflow_link import RunLink, run_link
 from pipeline.jobs.record import JobRecord, write_record
-from pipeline.jobs.store import StoreAddress
+from pipeline.jobs.store import StoreAddress, StoreRefusedError
 from pipeline.jobs.tracked import is_under_way, read_tracked_run
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
@@ -425,6 +426,17 @@ def test_sync_stops_at_a_store_that_refuses_and_says_how_many_wait(
         write_attempt(root, fingerprint=fingerprint)
     with pytest.raises(NotFinishedError, match=r"2 of 2 runs wait"):
         sync_journals(root, MlflowStore(root))
+
+
+@pytest.mark.parametrize(("code", "of_one_run"), [(413, True), (401, False), (503, False)])
+def test_a_file_that_is_too_large_keeps_no_other_run_from_the_store(
+    root: Path, code: int, of_one_run: bool
+) -> None:
+    response = requests.Response()
+    response.status_code = code
+    with pytest.raises(TrackingError) as caught, refusals(StoreAddress.of(root)):
+        raise requests.HTTPError(f"{code} for url", response=response)
+    assert isinstance(caught.value, StoreRefusedError) != of_one_run
 
 
 def needs_mlflow(code: str, *arguments: object) -> bool:

@@ -24,6 +24,7 @@ from pipeline.actions.stop_signals import Terminated
 from pipeline.adapters.git import Git
 from pipeline.config.cluster import STAGES
 from pipeline.errors import NotFinishedError, TrackingError, UserError
+from pipeline.jobs.documents import Hashes
 from pipeline.jobs.layout import JobPaths
 from pipeline.jobs.publish import publish
 from pipeline.jobs.record import read_record
@@ -52,6 +53,10 @@ class FakeCache:
 
     def __init__(self, *fingerprints: str) -> None:
         self.fingerprints = list(fingerprints) or ["f" * 64]
+        self.kept: set[str] = set()
+
+    def find(self, root: Path, fingerprint: str) -> Hashes | None:
+        return {} if fingerprint in self.kept else None
 
     def identify(self, suite: Path, name: str) -> Identity:
         first = self.fingerprints[0]
@@ -116,7 +121,21 @@ def kinds(journal: Path, kind: str) -> list:
     return [record.body for record in read_records(journal) if record.kind == kind]
 
 
-def test_a_finished_run_leaves_outputs_metrics_and_journal_and_no_checkpoints(
+def test_checkpoints_stay_until_dvc_has_the_result(project: Project) -> None:
+    cache = FakeCache()
+    run_stage(project, "pretrain", "asl", services(cache=cache))
+    job = job_of(project)
+    assert job.checkpoints.is_dir()
+    # DVC could not file it, a disk was full: the next one goes on from there
+    run_stage(project, "pretrain", "asl", services(cache=cache))
+    assert job.checkpoints.is_dir()
+    cache.fingerprints, cache.kept = ["e" * 64], {"f" * 64}
+    run_stage(project, "pretrain", "asl", services(cache=cache))
+    assert not job.checkpoints.exists()
+    assert JobPaths.of(project.scratch, "e" * 64).checkpoints.is_dir()
+
+
+def test_a_finished_run_leaves_outputs_metrics_and_journal(
     project: Project,
 ) -> None:
     tracker = FakeTracker()
@@ -127,7 +146,6 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal_and_no_checkpoints(
     metrics = json.loads((project.root / "runs/pretrain/asl.json").read_text())
     assert metrics == {"fingerprint": "f" * 64, "loss": 0.5, "scale": "reduced"}
     job = job_of(project)
-    assert not job.checkpoints.exists()
     assert not job.out.exists()
     assert read_record(job.record) == record
     assert record.status == "FINISHED"

@@ -93,6 +93,30 @@ def test_jobs_that_ask_the_same_are_one_array(tmp_path: Path, commands: Path) ->
     assert "%a/log/%A_%a_%t.log" in command
 
 
+def test_where_arrays_are_switched_off_each_job_is_submitted_alone(
+    tmp_path: Path, commands: Path
+) -> None:
+    write(commands / "scontrol", "echo 'MaxArraySize = 0'")
+    write(commands / "sbatch", 'cp "$2" submitted.sh; echo 27 | tee -a ids; exit 0')
+    made = [job(tmp_path, f"pretrain@{key}") for key in ("a", "b")]
+    assert SlurmScheduler(tmp_path / "slurm").submit(made) == ["27", "27"]
+    assert "array" not in submitted(tmp_path)[0]
+
+
+def test_files_stay_that_lead_to_a_job_that_may_live(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.adapters.scheduler.KEPT_S", -1.0)
+    write(commands / "squeue", "")
+    scheduler = SlurmScheduler(tmp_path / "slurm")
+    made = [job(tmp_path, f"pretrain@{key}") for key in ("a", "b")]
+    scheduler.submit(made)
+    # the queue shows jobs without comments, or none: what is needed, records say
+    assert scheduler.remove_old_submissions([made[1].folder]) == 0
+    assert scheduler.remove_old_submissions([tmp_path / "another"]) == 1
+    assert list((tmp_path / "slurm").iterdir()) == []
+
+
 def test_requeueing_can_be_left_out(tmp_path: Path, commands: Path) -> None:
     SlurmScheduler(tmp_path / "slurm").submit([job(tmp_path, requeue="resubmit")])
     options, _ = submitted(tmp_path)
