@@ -31,8 +31,17 @@ from pipeline.commands.ui import ui
 from pipeline.commands.validate import validate
 from pipeline.errors import AslPipeError
 
-OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-"""System errors that say what is wrong with the machine rather than with the program."""
+_ROOM = "what was there is still valid, run the same command once there is room"
+OF_THE_MACHINE = {
+    errno.ENOSPC: (_ROOM, 1),
+    errno.EDQUOT: (_ROOM, 1),
+    errno.EROFS: ("what was there is still valid, run the same command where one may write", 1),
+    errno.EIO: ("what was there is still valid, run the same command once the disk is well", 1),
+    errno.ESTALE: ("the filesystem has lost it for now, run the same command again", 1),
+    errno.EACCES: ("make it readable, and its folder writable, for you", 2),
+    errno.EPERM: ("make it readable, and its folder writable, for you", 2),
+}
+"""System errors that say what is wrong with the machine: what to do, and the exit code."""
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
@@ -90,8 +99,8 @@ def run_command(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise
-        return _say(f"{error.strerror}: {error.filename or 'while writing'}; what was there is "
-                    "still valid, run the same command once there is room", 1)  # fmt: skip
+        remedy, code = OF_THE_MACHINE[error.errno]
+        return _say(f"{error.strerror}: {error.filename or 'while writing'}; {remedy}", code)
     if code == INTERRUPTED:  # Typer turns Ctrl-C into it without a word
         return _say("interrupted; run the same command to go on", INTERRUPTED)
     return code if isinstance(code, int) else 0

@@ -7,11 +7,13 @@ over from DVC's run-cache through its commands too.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ STAGE = "result"
 
 TIMEOUT_S = 3600.0
 """For one command; it may have to hash a large dataset. The job that waits heeds no signals."""
+
+LOCK_S, LOCK_PAUSE_S = 120.0, 1.0
+"""So long another DVC command is waited for; DVC itself gives up after three seconds."""
+
+LOCKED = re.compile(r"unable to acquire lock|is busy, it is being blocked by", re.IGNORECASE)
 
 
 def file_through_commands(filing: Filing) -> Hashes:
@@ -116,6 +123,22 @@ def _write_program(folder: Path, filing: Filing) -> None:
 
 
 def _dvc(folder: Path, *arguments: str, **environment: str) -> str:
+    """Run DVC and return what it printed; wait where another DVC has the project's lock.
+
+    Raises:
+        OSError: It failed; carries what it said.
+    """
+    give_up = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return _dvc_once(folder, *arguments, **environment)
+        except OSError as error:
+            if LOCKED.search(str(error)) is None or time.monotonic() > give_up:
+                raise
+        time.sleep(LOCK_PAUSE_S)
+
+
+def _dvc_once(folder: Path, *arguments: str, **environment: str) -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "dvc", *arguments],

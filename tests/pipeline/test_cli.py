@@ -100,6 +100,7 @@ def test_validate_counts_what_a_suite_has(
         (InterruptedRun("k"), 75),
         (NotFinishedError("n"), 75),
         (OSError(errno.ENOSPC, "No space left on device", "checkpoint"), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "data/train.parquet"), 2),
         (KeyboardInterrupt(), 130),
     ],
     ids=lambda value: type(value).__name__,

@@ -310,6 +310,34 @@ def test_a_full_disk_while_filing_leaves_no_entry(
     assert chain.entries() == {}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR: Unable to acquire lock. Most likely another DVC process is running",
+        "ERROR: '/p/runs/a' is busy, it is being blocked by:\n  (PID 7): dvc repro",
+    ],
+)
+def test_another_dvc_command_is_waited_for(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [(255, said), (255, said), (0, "done")]
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        code, text = answers.pop(0)
+        return subprocess.CompletedProcess(command, code, stdout=text, stderr=text * bool(code))
+
+    monkeypatch.setattr(dvc_command.subprocess, "run", run)
+    monkeypatch.setattr(dvc_command, "LOCK_PAUSE_S", 0.0)
+    assert dvc_command._dvc(tmp_path, "repro") == "done"
+    answers += [(255, said), (255, "ERROR: failed to reproduce 'a'")]
+    with pytest.raises(OSError, match="failed to reproduce"):
+        dvc_command._dvc(tmp_path, "repro")
+    monkeypatch.setattr(dvc_command, "LOCK_S", -1.0)
+    answers.append((255, said))
+    with pytest.raises(OSError, match=r"acquire lock|is busy"):
+        dvc_command._dvc(tmp_path, "repro")
+
+
 def test_a_dvc_command_that_hangs_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
