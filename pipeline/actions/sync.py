@@ -157,13 +157,22 @@ def follow_run(
     sync_run(root, job.folder.name, tracker, out, pause)
 
 
-def follow_all(root: Path, tracker: Tracker, pause: Callable[[float], None] = time.sleep) -> None:
-    """Bring all journals into the store again and again, until somebody ends it."""
+def follow_all(
+    root: Path,
+    tracker: Tracker,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Bring all journals into the store again and again, until somebody ends it.
+
+    The longer that takes, the longer it rests.
+    """
     delay, told = FOLLOW_S, False
     while True:
+        began = clock()
         try:
             sync_journals(root, tracker, those=_grows)
-            delay, told = FOLLOW_S, False
+            delay, told = min(max(FOLLOW_S, PATIENCE * (clock() - began)), LONGEST_S), False
         except NotFinishedError as error:
             delay = min(2 * delay, LONGEST_S)
             if not told:

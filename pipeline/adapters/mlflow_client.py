@@ -44,6 +44,7 @@ from pipeline.jobs.tracked import FINAL_PREFIX, Point, TrackedRun
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # MLflow's limit for metrics in one call
+PART = 20_000  # points, some ten seconds of a server
 LARGEST = 1.7976931348623157e308  # what MLflow's databases have for infinity
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
 
@@ -101,7 +102,9 @@ class RunUploader:
             link = None
         link = self._with_parent(run, link or self._create(run))
         link = _note(job, link, begun=run.lines)
-        missing = self._fill(run, link, out)
+        link = self._fill(run, link, job)
+        missing = self._store_artifacts(run, link.run_id, out)
+        self._set_status(link.run_id, run.status, run.end_ms)
         self._fill_parent(run, link)
         complete = run.status != "RUNNING" and not (missing and run.status == "FINISHED")
         credited = self._credit_encoder(run, link, out, missing)
@@ -259,17 +262,26 @@ class RunUploader:
 
     # -- what is in it --------------------------------------------------------------------------
 
-    def _fill(self, run: TrackedRun, link: RunLink, out: Path) -> list[str]:
-        """Store everything of a run that is not there yet; return artifacts that are missing."""
+    def _fill(self, run: TrackedRun, link: RunLink, job: Path) -> RunLink:
+        """Store what a run's journal says and the store does not have yet.
+
+        Of what has waited for days each part that has arrived is noted: a server that fails in
+        between is not sent the whole again.
+        """
         present = self._client.get_run(link.run_id).data.params
         params = {name: value for name, value in run.params.items() if name not in present}
         tags = {**run.tags, "mlflow.note.content": run_note(run)}
-        self._log(link.run_id, run.points() - run.points(link.done), params, tags)
+        self._log(link.run_id, set(), params, tags)
+        counting, sent = run.points(), run.points(link.done)
+        parts = max(1, math.ceil(len(counting - sent) / PART))
+        for lines in run.milestones(link.done, parts):
+            reached = counting if lines == run.lines else counting & run.points(lines)
+            self._log(link.run_id, reached - sent, {}, {})
+            sent |= reached
+            link = _note(job, link, done=lines)
         if run.datasets:
             self._client.log_inputs(link.run_id, datasets=[_dataset(d) for d in run.datasets])
-        missing = self._store_artifacts(run, link.run_id, out)
-        self._set_status(link.run_id, run.status, run.end_ms)
-        return missing
+        return link
 
     def _fill_parent(self, run: TrackedRun, link: RunLink) -> None:
         """Copy results to the experiment's run: one row, and one page of charts, has them all."""
@@ -328,6 +340,8 @@ class RunUploader:
         self, run_id: str, points: set[Point], params: dict[str, str], tags: dict[str, str]
     ) -> None:
         metrics = [Metric(key, float(text), ms, step) for key, step, text, ms in sorted(points)]
+        if not (metrics or params or tags):
+            return
         self._client.log_batch(
             run_id,
             metrics[:BATCH],

@@ -88,6 +88,14 @@ class TrackedRun:
             counts[name] = record.line + 1
         return counts
 
+    def milestones(self, done: Mapping[str, int], parts: int) -> Iterator[dict[str, int]]:
+        """Yield lines of each file on the way from those that are done to all, so many times."""
+        for part in range(1, parts + 1):
+            yield {
+                name: (before := min(done.get(name, 0), count)) + (count - before) * part // parts
+                for name, count in self.lines.items()
+            }
+
     def points(self, lines: Mapping[str, int] | None = None) -> set[Point]:
         """Return what counts of the journal, or of its first lines."""
         records = [

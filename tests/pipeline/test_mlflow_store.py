@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -138,6 +139,39 @@ def test_a_replay_adds_nothing(root: Path, forget: bool) -> None:
     assert second == first
     assert len(all_runs(root)) == 2  # the experiment and its stage
     assert history(root, first.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_what_arrived_of_a_backlog_is_not_sent_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.adapters.mlflow_client.PART", 5)
+    ingest(root, write_attempt(root, losses(1), end=None))
+
+    def resumed(journal: Journal) -> None:
+        journal.resume(1)
+        losses(*range(2, 31))(journal)
+
+    job = write_attempt(root, resumed)
+    sent: list[int] = []
+    log_batch, left = MlflowClient.log_batch, 4
+
+    def failing(self: MlflowClient, run_id: str, metrics: Any = (), *rest: Any) -> None:
+        nonlocal left
+        steps = [metric.step for metric in metrics if metric.key == "pretrain/loss"]
+        left -= bool(steps)
+        if steps and left == 0:
+            raise MlflowException("the server is gone")
+        log_batch(self, run_id, metrics, *rest)
+        sent.extend(steps)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    with pytest.raises(TrackingError, match="the server is gone"):
+        ingest(root, job)
+    assert 10 <= len(sent) <= 20
+    link = ingest(root, job)
+    assert history(root, link.run_id, "pretrain/loss") == [(s, float(s)) for s in range(1, 31)]
+    # and once more to the run of the experiment, which has curves that are final
+    assert sorted(sent) == sorted([*range(2, 31), *range(1, 31)])
 
 
 def test_a_crash_between_sending_and_noting_it_doubles_nothing(root: Path) -> None:
