@@ -150,11 +150,13 @@ def report_on(
     newest, state = report.attempt, report.state
     manifest = state.manifest if state and state.status is Status.SUCCEEDED else {}
     queued = queue.line_of(newest)
+    foreign = newest is not None and newest.user != queue.user
     evidence = Evidence(
         attempt=newest,
         state=state,
         queued=queued,
-        queue_answers=queue.error is None and (newest is None or newest.user == queue.user),
+        queue_answers=queue.error is None and not foreign,
+        foreign=queue.error is None and foreign,
         outputs_visible=bool(manifest) and cache.holds(root, manifest),
     )
     return replace(report, queued=queued, finding=judge(evidence, now, patience))

@@ -12,14 +12,19 @@ def cancel(
         typer.Argument(metavar="NAME...", help="pretrain@asl, a job's id, or a fingerprint."),
     ] = None,
     blocked: Annotated[
-        bool, typer.Option("--blocked", help="All that wait for a job that did not succeed.")
+        bool,
+        typer.Option("--blocked", help="All of yours that wait for a job that did not succeed."),
     ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All jobs of this project.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All your jobs of this project.")
+    ] = False,
 ) -> None:
     """End jobs. What they have done so far stays; submitted again, they go on from there.
 
     Examples: asl-pipe cancel pretrain@asl; asl-pipe cancel --blocked
     """
+    import getpass
+
     from pipeline.actions.cancel import cancel as end
     from pipeline.actions.pick import pick
     from pipeline.actions.plan import relative_suite
@@ -36,7 +41,8 @@ def cancel(
     scheduler = find_scheduler(project.scratch)
     reports = job_reports(project.root, scheduler, DvcCache())
     chosen = [pick(reports, name, relative_suite(project)) for name in names or ()]
-    chosen += [r for r in reports if everything or (blocked and r.verdict is Verdict.BLOCKED)]
+    own = [r for r in reports if r.attempt is None or r.attempt.user == getpass.getuser()]
+    chosen += [r for r in own if everything or (blocked and r.verdict is Verdict.BLOCKED)]
     ended = end(chosen, scheduler)
     for report in ended:
         typer.echo(f"{report.job.name}: job {report.job_id} is told to end")

@@ -5,6 +5,7 @@
 | SUCCEEDED, outputs in the cache | any | SUCCEEDED |
 | SUCCEEDED, outputs not visible | any | SETTLING for five minutes, then LOST |
 | FAILED more than five minutes ago | does not answer | FAILED |
+| not final, silent for a week | shows no other user's jobs | LOST |
 | any other | does not answer | UNKNOWN |
 | FAILED | no longer there | FAILED |
 | FAILED | ending | SETTLING |
@@ -56,11 +57,14 @@ class Patience:
         submitted_s: A job that was handed over may show in the queue so much later.
         silence_s: Twelve missed heartbeats.
         settling_s: Until a file that another machine has written is seen here.
+        foreign_s: Until another user's job is given up, which the queue does not show. Should it
+            rise again, it finds that it has a successor, and stops.
     """
 
     submitted_s: float = 60.0
     silence_s: float = 120.0
     settling_s: float = 300.0
+    foreign_s: float = 7 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Evidence:
         queued: The newest attempt's line in the queue.
         queue_answers: False if the queue could not be asked, or shows only the jobs of others.
         outputs_visible: All files of the state's manifest are in the cache.
+        foreign: The queue answers, but does not show it: somebody else's job.
     """
 
     attempt: Attempt | None
@@ -80,6 +85,7 @@ class Evidence:
     queued: QueuedJob | None
     queue_answers: bool
     outputs_visible: bool
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,10 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
         if state is not None and _has_failed_long_since(state, now, patience):
             return Finding(Verdict.FAILED, _last_line(state.error))
         whose = f"submitted by {attempt.user}" if attempt is not None else "not known by whom"
+        if evidence.foreign and state is not None:
+            days = (now - state.heartbeat) / 86400
+            if now - state.heartbeat > patience.foreign_s:
+                return Finding(Verdict.LOST, f"{whose}; last heard of {days:.0f} days ago")
         return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler says nothing of it")
     if queued is not None and not queued.has_ended:
         return _judge_queued(queued, state)

@@ -112,6 +112,20 @@ def test_what_failed_long_since_needs_no_word_of_the_scheduler() -> None:
     assert find(state(Status.FAILED, 301, token="older"), None, answers=False) is Verdict.UNKNOWN
 
 
+def test_another_users_job_is_given_up_after_a_week_of_silence() -> None:
+    day = 86400
+    tried = attempt()
+    for age, verdict in ((6 * day, Verdict.UNKNOWN), (8 * day, Verdict.LOST)):
+        said = state(Status.RUNNING, age)
+        found = judge(Evidence(tried, said, None, False, False, foreign=True), NOW)
+        assert found.verdict is verdict
+        # a queue that does not answer says nothing of anybody's
+        assert find(said, None, answers=False) is Verdict.UNKNOWN
+    assert found.detail == "submitted by u; last heard of 8 days ago"
+    unheard = Evidence(tried, None, None, False, False, foreign=True)
+    assert judge(unheard, NOW).verdict is Verdict.UNKNOWN
+
+
 def test_without_an_attempt_there_is_nothing_that_lives() -> None:
     assert judge(Evidence(None, None, None, True, False), NOW).verdict is Verdict.LOST
     assert judge(Evidence(None, None, None, False, False), NOW).verdict is Verdict.UNKNOWN
