@@ -59,7 +59,7 @@ ui: $(STAMP)  ## open MLflow on the project's runs
 bench: $(STAMP)  ## measure the training step and the loader on this machine
 	@for file in benchmarks/{flops,step,loader}.py; do $(RUN) python "$$file"; done
 
-clean:  ## remove scratch and tool caches; keep results, journals, MLflow's store, .venv
+clean:  ## remove scratch (checkpoints too) and tool caches; keep results, journals, MLflow's store, .venv
 	@rm -rf .asl/jobs/*/ckpt .asl/jobs/*/out
 	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov *.egg-info build
 	@find asl_core pipeline tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ from asl_core.engine.loop import RunContext, fit
 from asl_core.errors import InputError
 from asl_core.forward_batch import refuse_torn_groups
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps
-from asl_core.methods import make
+from asl_core.methods import METHODS
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.protocol import Classifying, Grouped, RunLength, Scheduled, Views
 from asl_core.randomness import derive_seed, seeded_globals
@@ -47,7 +47,8 @@ def build_method(recipe: Pretraining, dataset: PackedDataset) -> Any:
             "choose one with labels"
         )
     with seeded_globals(derive_seed(recipe.seed, "init")):
-        return make(recipe, manifest.mean, manifest.std, dataset.num_classes)
+        kind: Any = METHODS[recipe.method]
+        return kind(recipe, manifest.mean, manifest.std, **recipe.head(dataset.num_classes))
 
 
 def pretrain(

@@ -21,7 +21,8 @@ def pick_device(resources: Resources) -> torch.device:
     if resources.device == "cpu" or (resources.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but torch sees no GPU; use auto or cpu")
+        raise InputError("device cuda was asked for, but torch sees no GPU; look at "
+                         "nvidia-smi on this node, or set device: cpu in cluster.yaml")  # fmt: skip
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device

@@ -39,6 +39,12 @@ class Pretraining(Optimisation, ABC):
         """What divides the number of images that go through the network together."""
         return 1
 
+    def head(self, num_classes: int | None) -> dict[str, int]:
+        """Return what the method is built with beside its recipe: classes, if it wants labels."""
+        if num_classes is None or not self.view_plan().labels:
+            return {}
+        return {"num_classes": num_classes}
+
     @abstractmethod
     def view_plan(self) -> ViewPlan:
         """Return what the method sees of each image."""

@@ -4,6 +4,7 @@ A result lives in DVC's cache, not here; what goes is checkpoints, frozen code a
 """
 
 import contextlib
+import getpass
 import os
 import secrets
 import shutil
@@ -162,6 +163,9 @@ def _noted(problems: list[str]) -> Iterator[None]:
 def _reason(report: JobReport, referenced: Collection[str], now: float, days: float) -> str | None:
     if report.verdict not in ENDED or is_locked(JobPaths(report.paths.folder).lock):
         return None
+    attempt = report.attempt
+    if report.verdict is Verdict.LOST and attempt is not None and attempt.user != getpass.getuser():
+        return None  # it may wait in a queue that shows it to its owner alone
     state = report.state
     names = {report.paths.fingerprint, state.fingerprint if state is not None else None}
     if names & set(referenced):

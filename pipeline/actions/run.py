@@ -169,8 +169,9 @@ def _drop_checkpoints(project: Project, cache: ResultCache) -> None:
         record = read_record(job.record)
         if record is None or record.status != "FINISHED":
             continue
-        if cache.find(project.root, record.fingerprint) is not None:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of another run, which must not end this one
+            if cache.find(project.root, record.fingerprint) is not None:
+                shutil.rmtree(checkpoints)
 
 
 def _begin_to_show(tracker: Tracker | None, job: JobPaths, out: Path) -> None:

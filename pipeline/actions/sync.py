@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 FOLLOW_S, LONGEST_S = 30.0, 600.0
 """How often a run is brought while it is made, and how rarely while the store does not answer."""
-POLL_S, PATIENCE = 1.0, 50
-"""Between two looks at a run; a long journal, which takes a while to read, is read more rarely."""
+POLL_S, PATIENCE, REST = 1.0, 50, 5
+"""Between two looks at a run; a long journal, which takes a while to read, is read more rarely: it
+rests so many times as long, or, where all runs are looked at, the last number."""
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the tries to find all artifacts of a run that has just ended: DVC links outputs
 into its cache then, and a file is absent for a moment."""
@@ -167,12 +168,14 @@ def follow_all(
 
     The longer that takes, the longer it rests.
     """
-    delay, told = FOLLOW_S, False
+    delay, told, first = FOLLOW_S, False, True
     while True:
         began = clock()
         try:
             sync_journals(root, tracker, those=_grows)
-            delay, told = min(max(FOLLOW_S, PATIENCE * (clock() - began)), LONGEST_S), False
+            # the first time there may be a backlog
+            taken = 0.0 if first else clock() - began
+            delay, told, first = min(max(FOLLOW_S, REST * taken), LONGEST_S), False, False
         except NotFinishedError as error:
             delay = min(2 * delay, LONGEST_S)
             if not told:

@@ -101,7 +101,8 @@ class RunUploader:
             self._forget(run, link)
             link = None
         link = self._with_parent(run, link or self._create(run))
-        link = _note(job, link, begun=run.lines)
+        # what was complete is so no more: it may fail from here on
+        link = _note(job, link, begun=run.lines, complete=False, credited=False)
         link = self._fill(run, link, job)
         missing = self._store_artifacts(run, link.run_id, out)
         self._set_status(link.run_id, run.status, run.end_ms)

@@ -53,10 +53,11 @@ class Fence:
 
         Raises:
             SupersededError: A newer start of the same job is there already.
+            OSError: It cannot be read whether there is.
         """
         fence = cls(file, record, attempt, restart, secrets.token_hex(8))
         fence._check_attempts()
-        there = _read(file)
+        there = _read_patiently(file)
         if there.get("record") == record.fingerprint:
             newest = (there.get("attempt", 0), there.get("restart", 0))
             if newest > (attempt, restart):
@@ -93,12 +94,16 @@ class Fence:
 
 
 def holder_of(file: Path) -> str | None:
-    """Return the fingerprint of the record whose job took a folder over last."""
-    return _read(file).get("record")
+    """Return the fingerprint of the record whose job took a folder over last.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _read_patiently(file).get("record")
 
 
 def _read_patiently(file: Path) -> dict[str, Any]:
-    """Return what a file says, nothing where it is gone.
+    """Return what a file says, nothing where it is gone or says nothing.
 
     A network filesystem may fail for a moment.
 
@@ -111,16 +116,12 @@ def _read_patiently(file: Path) -> dict[str, Any]:
             return content if isinstance(content, dict) else {}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except OSError as error:
             if pause is None:
                 raise OSError(errno.EIO, f"cannot be read ({error})", str(file)) from error
             time.sleep(pause)
+        except ValueError:
+            if pause is None:
+                return {}
+            time.sleep(pause)
     raise AssertionError
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}

@@ -25,7 +25,7 @@ from asl_core.data.views import (
     train_crop_transform,
 )
 from asl_core.errors import InputError
-from asl_core.methods import METHODS, make
+from asl_core.methods import METHODS
 from asl_core.randomness import seeded_globals
 from asl_core.recipes.normalisation import NORMALISATIONS
 from asl_core.recipes.views import BlockMask, Colour, View, ViewPlan
@@ -180,11 +180,12 @@ def test_a_method_refuses_views_that_it_does_not_read(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe: Any = {"mae": MAE, "asl": ASL, **OTHERS}[name]
-    make(recipe, (0.5,) * 3, (0.5,) * 3, num_classes=3)
+    kind: Any = METHODS[name]
+    kind(recipe, (0.5,) * 3, (0.5,) * 3)
     plan, message = OTHER_LISTS[name]
     monkeypatch.setattr(type(recipe), "view_plan", lambda self: plan)
     with pytest.raises(InputError, match=message):
-        make(recipe, (0.5,) * 3, (0.5,) * 3, num_classes=3)
+        kind(recipe, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_half_of_the_views_are_mirrored() -> None:

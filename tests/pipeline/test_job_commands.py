@@ -21,7 +21,7 @@ from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.jobs.mlflow_link import RunLink, write_link
 from pipeline.jobs.snapshot import freeze, read_code
-from pipeline.jobs.verdict import Verdict
+from pipeline.jobs.verdict import Finding, Verdict
 
 Say = Callable[..., str]
 
@@ -409,6 +409,20 @@ def test_gc_deletes_nothing_that_was_submitted_since_it_looked(site: Any, say: S
     say("submit", "--stage", "prepare")
     assert gc.delete([found], site.root / ".asl", find, time.time()) == []
     assert found.folder.exists()
+
+
+@pytest.mark.parametrize(("user", "kept"), [(None, False), ("somebody", True)])
+def test_gc_keeps_what_another_users_queue_may_still_hold(
+    site: Any, say: Say, user: str | None, kept: bool
+) -> None:
+    say("submit", "--stage", "prepare")
+    site.run()
+    bring_journals(site)
+    (report,) = site.reports().values()
+    attempts = [replace(a, user=user or a.user) for a in report.attempts]
+    lost = replace(report, attempts=attempts, finding=Finding(Verdict.LOST))
+    found = gc.find_garbage(site.root / ".asl", [lost], (), time.time(), 0.0)
+    assert (report.paths.folder in {item.folder for item in found}) != kept
 
 
 def test_gc_leaves_code_that_is_about_to_be_used(site: Any) -> None:

@@ -174,6 +174,32 @@ def test_what_arrived_of_a_backlog_is_not_sent_again(
     assert sorted(sent) == sorted([*range(2, 31), *range(1, 31)])
 
 
+def test_what_goes_on_after_an_end_is_not_complete_before_it_is_all_there(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_attempt(root, losses(1, 2), end="KILLED")
+    assert ingest(root, job).complete
+
+    def resumed(journal: Journal) -> None:
+        journal.resume(2)
+        losses(3)(journal)
+
+    write_attempt(root, resumed)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MlflowException("the server is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_terminated", fail)
+        with pytest.raises(TrackingError, match="the server is gone"):
+            ingest(root, job)
+    link = run_link(root, FINGERPRINT)
+    assert link is not None
+    assert not link.complete
+    assert ingest(root, job).complete
+    assert client(root).get_run(link.run_id).info.status == "FINISHED"
+
+
 def test_a_crash_between_sending_and_noting_it_doubles_nothing(root: Path) -> None:
     job = write_attempt(root, losses(1, 2))
     first = ingest(root, job)

@@ -357,7 +357,12 @@ class TwoNodes:
         pid = int(path.read_text())
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            ours = str(self.folder) in process.environ().get("SLURM_CONF", "")
+            for _ in range(100):
+                environment = process.environ()
+                if environment or process.status() == psutil.STATUS_ZOMBIE:
+                    break
+                time.sleep(0.02)  # it is just becoming another program, and has none for a moment
+            ours = str(self.folder) in environment.get("SLURM_CONF", "")
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 return pid
         path.unlink()
