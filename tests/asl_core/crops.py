@@ -47,15 +47,9 @@ def scaled_block(x: Tensor, p: Weights, heads: int, first: Tensor, second: Tenso
     return x + second * linear(0.5 * h * (1 + torch.erf(h / math.sqrt(2))), p, "mlp.fc2")
 
 
-def encode_crop(
-    p: Weights,
-    image: Tensor,
-    keep: Tensor | None = None,
-    removed: Tensor | None = None,
-    hidden: Tensor | None = None,
-) -> Tensor:
-    """All tokens of an image after the final norm, (1 + N, D)."""
-    return norm(before_norm(p, image, keep, removed, hidden), p, "norm")
+def encode_crop(p: Weights, image: Tensor, *drawn: Tensor | None) -> Tensor:
+    """All tokens of an image after the final norm, (1 + N, D); `drawn` as for `before_norm`."""
+    return norm(before_norm(p, image, *drawn), p, "norm")
 
 
 def before_norm(
