@@ -39,16 +39,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.actions.cancel import cancel
-from pipeline.actions.states import JobReport, job_reports
-from pipeline.adapters.dvc_cache import DvcCache
-from pipeline.adapters.scheduler import SlurmScheduler
 from pipeline.config.files import read_yaml
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import PROVISIONAL, new_token, read_attempts, write_attempt, write_job
-from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.state import write_state
 from pipeline.jobs.verdict import Verdict
-from pipeline.ports import SchedulerError
+from pipeline.results.dvc_cache import DvcCache
+from pipeline.schedulers.port import SchedulerError
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
+from pipeline.submission.cancel import cancel
+from pipeline.submission.job_reports import JobReport, job_reports
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -276,10 +276,10 @@ def add_records(bench: Bench, count: int) -> None:
         assert state.fingerprint is not None
         fingerprint = hashlib.sha256(str(number).encode()).hexdigest()
         # a job that was submitted before its inputs were there works in another folder
-        work = JobPaths(jobs / fingerprint)
+        work = JobFolder(jobs / fingerprint)
         shutil.copytree(jobs / state.fingerprint, work.folder, symlinks=True)
         provisional = job.fingerprint.startswith(PROVISIONAL)
-        record = RecordPaths(jobs / f"{PROVISIONAL}{fingerprint}" if provisional else work.folder)
+        record = JobFolder(jobs / f"{PROVISIONAL}{fingerprint}" if provisional else work.folder)
         if provisional:
             shutil.copytree(report.paths.folder, record.folder, symlinks=True)
         (work.out / "file-0").write_text(fingerprint)

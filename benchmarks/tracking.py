@@ -38,10 +38,10 @@ from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.protocol import Draw, Views
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS
-from pipeline.actions.ui import SERVER_SETTINGS
-from pipeline.adapters.mlflow_store import MlflowStore
-from pipeline.jobs.layout import JobPaths
-from pipeline.jobs.mlflow_link import read_link
+from pipeline.jobs.folder import JobFolder
+from pipeline.tracking.link import read_link
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.ui import SERVER_SETTINGS
 
 CONDITIONS = ("journal", "server up", "refused", "black hole", "killed midway")
 KEYS = ("loss", "loss_mae", "lr", "images_per_s", "grad_norm")
@@ -161,8 +161,8 @@ def describe(journal: Journal, key: str, fingerprint: str) -> None:
 def follow(root: Path, fingerprint: str, uri: str, every: float) -> "subprocess.Popen[bytes]":
     """Start what brings a run into MLflow while it is made, every so many seconds."""
     code = (
-        "import sys; from pathlib import Path; from pipeline.actions import sync; "
-        "from pipeline.adapters.mlflow_store import MlflowStore; sync.FOLLOW_S, "
+        "import sys; from pathlib import Path; from pipeline.tracking import sync; "
+        "from pipeline.tracking.mlflow_store import MlflowStore; sync.FOLLOW_S, "
         f"sync.PATIENCE = {every}, 0; "
         "root = Path(sys.argv[1]); "
         "sync.follow_run(root, sys.argv[2], MlflowStore(root, trust_links=True))"
@@ -210,7 +210,7 @@ def race(
                 if uri == server.uri:
                     server.start()
                 fingerprint = f"{i}{len(made):02d}".ljust(64, "0")
-                job = JobPaths.of(root / ".asl", fingerprint)
+                job = JobFolder.of(root / ".asl", fingerprint)
                 with Journal.open(job.journal) as journal:
                     describe(journal, f"{name.replace(' ', '-')}-{i}", fingerprint)
                     follower = follow(root, fingerprint, uri, every) if uri else None
@@ -236,7 +236,7 @@ def race(
         if runs:
             counts = []
             for fingerprint, steps in runs:
-                link = read_link(JobPaths.of(root / ".asl", fingerprint).folder)
+                link = read_link(JobFolder.of(root / ".asl", fingerprint).folder)
                 assert link is not None
                 counts.append(count(client, link.run_id, "pretrain", steps))
             there, lost, twice = (sum(column) for column in zip(*counts, strict=True))
@@ -262,7 +262,7 @@ def rates(folder: Path, server: Server, points: int, uris: list[str]) -> None:
             client.log_metric(run.info.run_id, "loss", 1.0, step=step)
         one_by_one = ONE_BY_ONE / (time.perf_counter() - start)
         fingerprint = f"{time.time_ns():x}".ljust(64, "0")
-        job = JobPaths.of(root / ".asl", fingerprint)
+        job = JobFolder.of(root / ".asl", fingerprint)
         with Journal.open(job.journal) as journal:
             describe(journal, "rates", fingerprint)
             start = time.perf_counter()

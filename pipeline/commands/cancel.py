@@ -25,15 +25,15 @@ def cancel(
     """
     import getpass
 
-    from pipeline.actions.cancel import cancel as end
-    from pipeline.actions.pick import pick
-    from pipeline.actions.plan import relative_suite
-    from pipeline.actions.states import job_reports
-    from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.schedulers import find_scheduler
     from pipeline.errors import UserError
     from pipeline.jobs.verdict import Verdict
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.schedulers.find import find_scheduler
+    from pipeline.submission.cancel import cancel as end
+    from pipeline.submission.job_reports import job_reports
+    from pipeline.submission.pick import pick
+    from pipeline.submission.plan import relative_suite
 
     if not (names or blocked or everything):
         raise UserError("name what to cancel: NAME..., --blocked or --all")

@@ -21,8 +21,8 @@ def compare(
 
     Example: asl-pipe compare mae asl
     """
-    from pipeline.actions.compare import compare_experiments
     from pipeline.commands.printing import console, text_table
+    from pipeline.tables.experiments import compare_experiments
 
     found = compare_experiments(Path.cwd(), first, second)
     if found.differences:

@@ -24,14 +24,14 @@ def doctor(
 
     Example: asl-pipe doctor --stage pretrain --wait 300
     """
-    from pipeline.actions.doctor import Finding, Level, examine, worst
-    from pipeline.actions.doctor_nodes import examine_nodes
-    from pipeline.adapters.machine import Machine
-    from pipeline.adapters.scheduler import SlurmScheduler
     from pipeline.config.cluster import STAGES, load_slurm
     from pipeline.config.suggest import unknown_name
+    from pipeline.doctor.checks import Finding, Level, examine, worst
+    from pipeline.doctor.machine import Machine
+    from pipeline.doctor.nodes import examine_nodes
     from pipeline.errors import UserError
     from pipeline.project import find_project
+    from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
     if stage not in STAGES:
         raise UserError(unknown_name("stage", stage, STAGES))

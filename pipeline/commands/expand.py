@@ -19,8 +19,8 @@ def expand(
     Example: asl-pipe expand table7-mini
     """
     from pipeline.config.expand import SUITE_FILE, expansion_of, params_text
-    from pipeline.jobs.record import write_bytes
     from pipeline.project import find_project
+    from pipeline.writing import write_bytes
 
     project = find_project(Path.cwd(), suite)
     expanded = expansion_of(project.suite)

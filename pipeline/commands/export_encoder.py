@@ -22,7 +22,7 @@ def export_encoder(
 
     Example: asl-pipe export-encoder asl --format timm
     """
-    from pipeline.actions.export_encoder import export_experiment
+    from pipeline.execution.export_encoder import export_experiment
     from pipeline.project import find_project
 
     exported = export_experiment(find_project(Path.cwd()), name, format, out, force)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.actions.gc import Garbage
+    from pipeline.submission.garbage import Garbage
 
 
 def gc(
@@ -26,14 +26,14 @@ def gc(
     """
     import time
 
-    from pipeline.actions.gc import ENDED, delete, find_garbage
-    from pipeline.actions.states import job_reports
-    from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.git import Git
-    from pipeline.adapters.schedulers import find_scheduler
     from pipeline.commands.printing import console, text_table
-    from pipeline.ports import SchedulerError
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.git import Git
+    from pipeline.schedulers.find import find_scheduler
+    from pipeline.schedulers.port import SchedulerError
+    from pipeline.submission.garbage import ENDED, delete, find_garbage
+    from pipeline.submission.job_reports import job_reports
 
     project = find_project(Path.cwd(), "demo")
     scratch, cache, scheduler = project.scratch, DvcCache(), find_scheduler(project.scratch)

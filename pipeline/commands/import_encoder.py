@@ -10,7 +10,7 @@ from asl_core.exchange.origin import Branch, Convention, ImportOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.actions.import_encoder import ImportedEncoder
+    from pipeline.execution.import_encoder import ImportedEncoder
 
 
 def import_encoder(
@@ -44,7 +44,7 @@ def import_encoder(
     """
     from rich.console import Console
 
-    from pipeline.actions.import_encoder import import_checkpoint
+    from pipeline.execution.import_encoder import import_checkpoint
     from pipeline.project import find_project
 
     options = ImportOptions(

@@ -24,15 +24,15 @@ def logs(
     """
     import time
 
-    from pipeline.actions.cancel import ENDED
-    from pipeline.actions.logs import follow as go_on
-    from pipeline.actions.logs import tail
-    from pipeline.actions.pick import pick
-    from pipeline.actions.plan import relative_suite
-    from pipeline.actions.states import Queue, job_records, report_on
-    from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.schedulers import find_scheduler
+    from pipeline.jobs.logs import follow as go_on
+    from pipeline.jobs.logs import tail
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.schedulers.find import find_scheduler
+    from pipeline.submission.cancel import ENDED
+    from pipeline.submission.job_reports import Queue, job_records, report_on
+    from pipeline.submission.pick import pick
+    from pipeline.submission.plan import relative_suite
 
     project = find_project(Path.cwd())
     chosen = pick(job_records(project.root), name, relative_suite(project))

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.actions.plan import Entry, Plan
+    from pipeline.submission.plan import Entry, Plan
 
 
 def plan(
@@ -22,11 +22,11 @@ def plan(
 
     Example: asl-pipe plan cifar10-mini
     """
-    from pipeline.actions.plan import Services, Wanted, make_plan
-    from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.git import Git
-    from pipeline.adapters.schedulers import find_scheduler
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.git import Git
+    from pipeline.schedulers.find import find_scheduler
+    from pipeline.submission.plan import Services, Wanted, make_plan
 
     project = find_project(Path.cwd(), suite)
     found = make_plan(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.actions.names import REPORT_KEY
+from pipeline.stages.table import REPORT_KEY
 
 if TYPE_CHECKING:
-    from pipeline.actions.attend import Attendance
-    from pipeline.ports import Tracker
+    from pipeline.submission.await_job import Attendance
+    from pipeline.tracking.port import Tracker
 
 
 def run(
@@ -30,18 +30,21 @@ def run(
 
     Example: asl-pipe run pretrain asl
     """
-    from pipeline.actions.run import Services, run_stage
-    from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.git import Git
-    from pipeline.adapters.nvidia import find_gpus
+    from pipeline.execution.gpus import find_gpus
+    from pipeline.execution.run import Services, run_stage
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.git import Git
     from pipeline.tables.paper import load_paper
 
     project = find_project(Path.cwd())
     first = int(os.environ.get("RANK", "0")) == 0
     tracker = find_tracker(project.root, stage) if first else None
     jobs = find_attendance(project.scratch) if first else None
-    services = Services(cache=DvcCache(), code=Git(), tracker=tracker, jobs=jobs, gpus=find_gpus)
+    services = Services(
+        cache=DvcCache(), code=Git(), tracker=tracker, gpus=find_gpus,
+        find_job_result=None if jobs is None else jobs.result_of,
+    )  # fmt: skip
     record = run_stage(project, stage, name, services, load_paper().references())
     if not first:
         return  # the first process speaks for all
@@ -57,11 +60,11 @@ def find_attendance(scratch: Path) -> "Attendance | None":
     """Return what attends to jobs; None where none was ever submitted."""
     if next((scratch / "jobs").glob("*/job.json"), None) is None:
         return None
-    from pipeline.actions.attend import HERE, WAIT, Attendance
-    from pipeline.actions.plan import Services
-    from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.git import Git
-    from pipeline.adapters.schedulers import find_scheduler
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.git import Git
+    from pipeline.schedulers.find import find_scheduler
+    from pipeline.submission.await_job import HERE, WAIT, Attendance
+    from pipeline.submission.plan import Services
 
     services = Services(DvcCache(), find_scheduler(scratch), Git())
     return Attendance(services, wait=_is_set(WAIT), here=_is_set(HERE))
@@ -77,9 +80,9 @@ def find_tracker(root: Path, stage: str) -> "Tracker | None":
     The next stage need not wait for MLflow. The report comes last and links to the runs of all
     others: they are brought first, and when `dvc repro` ends everything is there.
     """
-    from pipeline.actions.sync import catch_up
-    from pipeline.adapters.ingester import BackgroundTracker
-    from pipeline.adapters.mlflow_store import MlflowStore
+    from pipeline.tracking.background import BackgroundTracker
+    from pipeline.tracking.mlflow_store import MlflowStore
+    from pipeline.tracking.sync import catch_up
 
     if stage != "report":
         return BackgroundTracker()

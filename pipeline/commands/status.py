@@ -8,9 +8,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.actions.status import Explanations
-    from pipeline.ports import Scheduler
     from pipeline.project import Project
+    from pipeline.schedulers.port import Scheduler
+    from pipeline.submission.status import Explanations
 
 SECONDS = 5.0
 
@@ -34,10 +34,10 @@ def status(
 
     from rich.live import Live
 
-    from pipeline.actions.status import Explanations
-    from pipeline.adapters.schedulers import find_scheduler
     from pipeline.commands.printing import console
     from pipeline.project import find_project
+    from pipeline.schedulers.find import find_scheduler
+    from pipeline.submission.status import Explanations
 
     project = find_project(Path.cwd(), "demo")
     scheduler = find_scheduler(project.scratch)
@@ -64,10 +64,10 @@ def _table(
 ) -> "Table | None":
     import time
 
-    from pipeline.actions.states import job_reports
-    from pipeline.actions.status import HEADINGS, recent, status_rows
-    from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.commands.printing import text_table
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.submission.job_reports import job_reports
+    from pipeline.submission.status import HEADINGS, recent, status_rows
 
     reports = job_reports(project.root, scheduler, DvcCache())
     now = time.time()

@@ -35,16 +35,16 @@ def submit(
 
     Examples: asl-pipe submit --stage pretrain asl; asl-pipe submit --all --dry-run
     """
-    from pipeline.actions.plan import Services, Wanted, make_plan
-    from pipeline.actions.submit import Outcome
-    from pipeline.actions.submit import submit as carry_out
-    from pipeline.adapters.dvc_cache import DvcCache
-    from pipeline.adapters.git import Git
-    from pipeline.adapters.schedulers import find_scheduler
     from pipeline.commands.plan import show_plan
     from pipeline.commands.printing import console, text_table
     from pipeline.errors import UserError
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.git import Git
+    from pipeline.schedulers.find import find_scheduler
+    from pipeline.submission.plan import Services, Wanted, make_plan
+    from pipeline.submission.submit import Outcome
+    from pipeline.submission.submit import submit as carry_out
 
     if everything == (stage is not None):
         raise UserError("name what to submit: --stage STAGE [NAME...] or --all")

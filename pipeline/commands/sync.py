@@ -35,10 +35,10 @@ def sync(
 
     Example: asl-pipe sync
     """
-    from pipeline.actions.sync import follow_all, follow_run, sync_journals, sync_run
-    from pipeline.adapters.mlflow_store import MlflowStore
     from pipeline.errors import AslPipeError
     from pipeline.project import find_project
+    from pipeline.tracking.mlflow_store import MlflowStore
+    from pipeline.tracking.sync import follow_all, follow_run, sync_journals, sync_run
 
     project = find_project(Path.cwd(), "demo")
     if fingerprint is not None:
@@ -65,9 +65,9 @@ def sync(
 
 def _adopt() -> None:
     """Take finished results over into the suite of the present folder, if it is one."""
-    from pipeline.actions.adopt import adopt, files_for_git
-    from pipeline.adapters.dvc_cache import DvcCache
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.submission.adoption import adopt, files_for_git
 
     if not all(Path(name).is_file() for name in ("params.yaml", "dvc.yaml")):
         return

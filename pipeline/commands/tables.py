@@ -29,7 +29,7 @@ def tables(
 
     Example: asl-pipe tables cifar10-mini --format latex
     """
-    from pipeline.actions.tables import render_tables
     from pipeline.project import find_project
+    from pipeline.tables.formats import render_tables
 
     typer.echo(render_tables(find_project(Path.cwd(), suite), format.value), nl=False)

@@ -31,11 +31,11 @@ def trace(
 
     Example: asl-pipe trace demo asl LP --verify
     """
-    from pipeline.actions.trace import facts, headline
-    from pipeline.actions.trace import trace as trace_number
-    from pipeline.actions.trace import verify as check_again
-    from pipeline.adapters.dvc_cache import DvcCache
+    from pipeline.execution.trace import facts, headline
+    from pipeline.execution.trace import trace as trace_number
+    from pipeline.execution.trace import verify as check_again
     from pipeline.project import find_project, suite_folders
+    from pipeline.results.dvc_cache import DvcCache
 
     here = find_project(Path.cwd(), None if _in_a_suite() else "demo")
     project = find_project(Path.cwd(), table) if table in suite_folders(here.root) else here

@@ -16,7 +16,7 @@ def ui(
 
     Example: asl-pipe ui --port 5001
     """
-    from pipeline.actions.ui import serve
     from pipeline.project import find_project
+    from pipeline.tracking.ui import serve
 
     serve(find_project(Path.cwd(), "demo").root, port, typer.echo)

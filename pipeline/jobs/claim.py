@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.jobs.record import write_json
+from pipeline.writing import write_json
 
 STALE_S = 300.0
 """A claim from another machine is taken for abandoned after so long."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import AslPipeError
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import newer_attempt
-from pipeline.jobs.layout import RecordPaths
-from pipeline.jobs.record import write_json
+from pipeline.writing import write_json
 
 PAUSES_S = (0.2, 1.0, 3.0)
 """Between attempts to read a fence."""
@@ -42,13 +42,13 @@ class Fence:
     """
 
     file: Path
-    record: RecordPaths
+    record: JobFolder
     attempt: int
     restart: int
     start: str
 
     @classmethod
-    def put_up(cls, file: Path, record: RecordPaths, attempt: int, restart: int) -> "Fence":
+    def put_up(cls, file: Path, record: JobFolder, attempt: int, restart: int) -> "Fence":
         """Take a folder over from earlier starts.
 
         Raises:

@@ -8,16 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.jobs.layout import RecordPaths
-from pipeline.jobs.record import write_json
+from pipeline.jobs.folder import JobFolder
+from pipeline.schedulers.port import ARRAY_COMMENT
+from pipeline.writing import write_json
 
 SCHEMA = 1
 PROVISIONAL = "p-"
 """Begins the fingerprint of a run whose inputs do not exist yet."""
-
-ARRAY_COMMENT = "asl-array:"
-"""Begins the comment of an array, which has one for all of its elements; those of the elements are
-in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,37 +121,37 @@ def token_in(comment: str) -> str | None:
     return parts[2] if len(parts) == 3 and parts[0] == "asl" else None
 
 
-def write_job(paths: RecordPaths, job: Job) -> None:
+def write_job(paths: JobFolder, job: Job) -> None:
     """Write job.json; parameters keep the order in which DVC will write them."""
     write_json(paths.job, dataclasses.asdict(job), sort_keys=False)
 
 
-def read_job(paths: RecordPaths) -> Job | None:
+def read_job(paths: JobFolder) -> Job | None:
     """Return the job, None where there is none or it is not readable."""
     return _read(paths.job, Job)
 
 
-def write_attempt(paths: RecordPaths, attempt: Attempt) -> None:
+def write_attempt(paths: JobFolder, attempt: Attempt) -> None:
     """Write or replace an attempt's file."""
     paths.attempts.mkdir(parents=True, exist_ok=True)
     write_json(paths.attempts / f"{attempt.number:03d}.json", dataclasses.asdict(attempt))
 
 
-def read_attempts(paths: RecordPaths) -> list[Attempt]:
+def read_attempts(paths: JobFolder) -> list[Attempt]:
     """Return all attempts, the first one first."""
     found = [_read(path, Attempt) for path in paths.attempts.glob("[0-9]*.json")]
     attempts = [attempt for attempt in found if attempt is not None]
     return sorted(attempts, key=lambda attempt: attempt.number)
 
 
-def newer_attempt(paths: RecordPaths, number: int) -> Attempt | None:
+def newer_attempt(paths: JobFolder, number: int) -> Attempt | None:
     """Return the newest attempt where that is a newer one, None if the scheduler refused it."""
     newest = next(reversed(read_attempts(paths)), None)
     is_newer = newest is not None and newest.number > number and not newest.refused
     return newest if is_newer else None
 
 
-def take_number(paths: RecordPaths) -> int:
+def take_number(paths: JobFolder) -> int:
     """Reserve the next attempt's number: of two that ask at once each gets its own.
 
     Its file is there from now on, and no attempt until it is written.

@@ -8,9 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from pipeline.jobs.layout import JobPaths
+from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.liveness import is_under_way
 from pipeline.jobs.record import read_record
-from pipeline.jobs.tracked import is_under_way
 
 _FLOCK = "hhqqi"
 """Linux's struct flock: type, whence, start, length, pid."""
@@ -18,7 +18,7 @@ _FIRST_LINES = 4
 """Of a journal, in which it says where it was written, and whether by a job."""
 
 
-def host_of_local_run(job: JobPaths, now: float, silence_s: float) -> str | None:
+def host_of_local_run(job: JobFolder, now: float, silence_s: float) -> str | None:
     """Return the machine on which `dvc repro` makes a run just now, None where none does.
 
     On this machine the run's lock tells. A lock of another machine may not show here: there a

@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pipeline.writing import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,25 +27,6 @@ class JobRecord:
     ended: float | None = None
     peak_memory_gib: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
-    """Write JSON to a sibling, flush it to the disk, and rename it into place.
-
-    The sibling is this process's own: of two writers at once one wins, whole.
-    """
-    text = json.dumps(content, indent=2, sort_keys=sort_keys)
-    write_bytes(path, f"{text}\n".encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file to a sibling, flush it to the disk, and rename it into place."""
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_record(path: Path, record: JobRecord) -> None:

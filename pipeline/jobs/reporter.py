@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.jobs.fence import SupersededError
-from pipeline.jobs.layout import RecordPaths
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.progress import Progress
 from pipeline.jobs.state import HEARTBEAT_S, JobState, write_state
 
@@ -34,7 +34,7 @@ class Reporter:
 
     def __init__(
         self,
-        paths: RecordPaths,
+        paths: JobFolder,
         state: JobState,
         check: Callable[[], None],
         clock: Callable[[], float],

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pipeline.jobs.layout import RecordPaths
-from pipeline.jobs.record import write_json
+from pipeline.jobs.folder import JobFolder
+from pipeline.writing import write_json
 
 HEARTBEAT_S = 10.0
 ERROR_CHARACTERS = 6000
@@ -65,12 +65,12 @@ class JobState:
     manifest: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def write_state(paths: RecordPaths, state: JobState) -> None:
+def write_state(paths: JobFolder, state: JobState) -> None:
     """Replace state.json."""
     write_json(paths.state, dataclasses.asdict(state))
 
 
-def read_state(paths: RecordPaths) -> JobState | None:
+def read_state(paths: JobFolder) -> JobState | None:
     """Return what the job said last, None where it has not begun or cannot be read."""
     try:
         raw = json.loads(paths.state.read_text(encoding="utf-8"))

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.jobs.job import Attempt
-from pipeline.jobs.queue import QueuedJob, QueueState
 from pipeline.jobs.state import JobState, Status
+from pipeline.schedulers.port import QueuedJob, QueueState
 
 NEVER_BEGAN = (
     QueueState.CANCELLED, QueueState.DEADLINE, QueueState.REVOKED, QueueState.BOOT_FAIL,

@@ -4,13 +4,13 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.config.params import Params
-from pipeline.jobs.run_page import run_page
 from pipeline.stages.request import StageRequest
 from pipeline.tables.collect import collect
 from pipeline.tables.html import page
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
+from pipeline.tracking.run_page import run_page
 
 
 def run(request: StageRequest) -> dict[str, float]:

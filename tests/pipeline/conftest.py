@@ -5,20 +5,20 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_scheduler import FakeCluster
 
-from pipeline.actions.plan import Plan, Services, make_plan
-from pipeline.actions.selection import Wanted
-from pipeline.actions.states import JobReport, job_reports
-from pipeline.actions.submit import Submitted, submit
-from pipeline.adapters.dvc_cache import DvcCache
-from pipeline.adapters.fake_scheduler import FakeCluster
-from pipeline.adapters.git import Git
 from pipeline.cli import run_command
 from pipeline.config.files import read_yaml
 from pipeline.config.params import Params, load_params
 from pipeline.jobs.state import JobState
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.project import Project, find_project
+from pipeline.results.dvc_cache import DvcCache
+from pipeline.results.git import Git
+from pipeline.submission.job_reports import JobReport, job_reports
+from pipeline.submission.plan import Plan, Services, make_plan
+from pipeline.submission.selection import Wanted
+from pipeline.submission.submit import Submitted, submit
 from pipeline.tables.collect import Suite, collect
 
 ROOT = Path(__file__).parents[2]

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.actions.plan import Services, make_plan
-from pipeline.actions.selection import Wanted
-from pipeline.actions.submit import submit
-from pipeline.adapters.dvc_cache import DvcCache
-from pipeline.adapters.fake_scheduler import FakeScheduler
-from pipeline.adapters.git import Git
+from fake_scheduler import FakeScheduler
+
 from pipeline.jobs.verdict import Patience
 from pipeline.project import find_project
+from pipeline.results.dvc_cache import DvcCache
+from pipeline.results.git import Git
+from pipeline.submission.plan import Services, make_plan
+from pipeline.submission.selection import Wanted
+from pipeline.submission.submit import submit
 
 count = 0
 

@@ -55,7 +55,7 @@ def test_recipes_and_records_need_the_standard_library_only() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["pipeline.actions.run", "pipeline.actions.tables"])
+@pytest.mark.parametrize("module", ["pipeline.execution.run", "pipeline.tables.formats"])
 def test_actions_do_not_load_torch_or_mlflow(module: str) -> None:
     heavy = ("torch", "torchvision", "timm", "mlflow", "dvc", "sklearn")
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"

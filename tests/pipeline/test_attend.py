@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.actions.attend import HERE, WAIT, Attendance
-from pipeline.actions.states import job_reports
 from pipeline.errors import AslPipeError, NotFinishedError
 from pipeline.jobs.job import read_attempts
 from pipeline.jobs.verdict import Patience, Verdict
-from pipeline.ports import Identity
+from pipeline.results.port import Identity
+from pipeline.submission.await_job import HERE, WAIT, Attendance
+from pipeline.submission.job_reports import job_reports
 
 
 def repro(site: Any, name: str, **environment: str) -> subprocess.Popen[str]:

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.actions import doctor_nodes
-from pipeline.actions.doctor import (
+from pipeline.config.cluster import SlurmResources
+from pipeline.doctor import nodes as doctor_nodes
+from pipeline.doctor.checks import (
     Finding,
     Level,
     examine,
@@ -26,12 +27,11 @@ from pipeline.actions.doctor import (
     probe_request,
     worst,
 )
-from pipeline.actions.doctor_nodes import examine_nodes
-from pipeline.adapters.machine import Filesystem, Machine
-from pipeline.adapters.node_probe import take_names, watch, write_json
-from pipeline.config.cluster import SlurmResources
-from pipeline.ports import BatchJob, Limits, QueuedJob, SchedulerError
+from pipeline.doctor.machine import Filesystem, Machine
+from pipeline.doctor.node_probe import take_names, watch, write_json
+from pipeline.doctor.nodes import examine_nodes
 from pipeline.project import Project
+from pipeline.schedulers.port import BatchJob, Limits, QueuedJob, SchedulerError
 
 
 @dataclass

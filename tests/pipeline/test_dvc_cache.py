@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.adapters import dvc_command
-from pipeline.adapters.dvc_cache import DvcCache
 from pipeline.errors import UserError
-from pipeline.jobs.documents import differences
-from pipeline.ports import Filing, StageFacts
+from pipeline.results import dvc_command
+from pipeline.results.documents import differences
+from pipeline.results.dvc_cache import DvcCache
+from pipeline.results.port import Filing, StageFacts
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.actions.tables import render_tables
 from pipeline.project import find_project
+from pipeline.tables.formats import render_tables
 from pipeline.tables.health import COLLAPSED_BELOW
 from pipeline.tables.html import page
 from pipeline.tables.layout import lay_out

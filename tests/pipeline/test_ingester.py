@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.adapters.ingester import BackgroundTracker
 from pipeline.commands.run import find_tracker
 from pipeline.errors import TrackingError
-from pipeline.jobs.lock import tracking_lock
-from pipeline.jobs.mlflow_link import all_links
+from pipeline.tracking.background import BackgroundTracker
+from pipeline.tracking.link import all_links
+from pipeline.tracking.lock import tracking_lock
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")

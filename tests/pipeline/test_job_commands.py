@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 
 from asl_core.engine.records import Journal
-from pipeline.actions import gc, logs
-from pipeline.actions.status import Explanations
-from pipeline.adapters.dvc_cache import DvcCache
+from pipeline.jobs import logs
 from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL
-from pipeline.jobs.mlflow_link import RunLink, write_link
-from pipeline.jobs.snapshot import freeze, read_code
 from pipeline.jobs.verdict import Finding, Verdict
+from pipeline.results.code import freeze, read_code
+from pipeline.results.dvc_cache import DvcCache
+from pipeline.submission import garbage as gc
+from pipeline.submission.status import Explanations
+from pipeline.tracking.link import RunLink, write_link
 
 Say = Callable[..., str]
 
@@ -235,8 +236,8 @@ def test_logs_ask_nobody_about_other_jobs(
 @pytest.fixture
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be no journals to bring anywhere."""
-    monkeypatch.setattr("pipeline.adapters.mlflow_store.MlflowStore", lambda _root: None)
-    monkeypatch.setattr("pipeline.actions.sync.sync_journals", lambda _root, _store: 0)
+    monkeypatch.setattr("pipeline.tracking.mlflow_store.MlflowStore", lambda _root: None)
+    monkeypatch.setattr("pipeline.tracking.sync.sync_journals", lambda _root, _store: 0)
 
 
 @pytest.mark.usefixtures("no_mlflow")

@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 
 from asl_core.engine.records import Journal
-from pipeline.actions import hand_over
-from pipeline.actions.hand_over import pack
-from pipeline.actions.job_process import granted
 from pipeline.jobs import claim as claims
 from pipeline.jobs import local_run
 from pipeline.jobs.claim import claim
-from pipeline.jobs.documents import differences, missing_deps, recipe_id, with_deps, with_outs
 from pipeline.jobs.fence import Fence, SupersededError
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import (
     Attempt,
     Job,
@@ -34,13 +31,16 @@ from pipeline.jobs.job import (
     write_attempt,
     write_job,
 )
-from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import Progress, ProgressReader
 from pipeline.jobs.record import JobRecord, write_record
 from pipeline.jobs.reporter import Reporter, as_fields
-from pipeline.jobs.snapshot import code_folder, freeze, read_code
 from pipeline.jobs.state import JobState, Status, read_state, write_state
+from pipeline.results.code import code_folder, freeze, read_code
+from pipeline.results.documents import differences, missing_deps, recipe_id, with_deps, with_outs
+from pipeline.submission import hand_over
+from pipeline.submission.hand_over import pack
+from pipeline.worker.process import granted
 
 DOCUMENT = {
     "cmd": "asl-pipe run pretrain asl",
@@ -58,8 +58,8 @@ TERMS = Terms(
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> RecordPaths:
-    made = RecordPaths.of(tmp_path / ".asl", "f" * 64)
+def paths(tmp_path: Path) -> JobFolder:
+    made = JobFolder.of(tmp_path / ".asl", "f" * 64)
     made.folder.mkdir(parents=True)
     return made
 
@@ -83,7 +83,7 @@ def test_a_job_that_asked_for_gpus_computes_on_no_cpu(gpus: int, asked: str, dev
 # Records
 
 
-def test_a_job_is_read_as_it_was_written_parameters_in_their_order(paths: RecordPaths) -> None:
+def test_a_job_is_read_as_it_was_written_parameters_in_their_order(paths: JobFolder) -> None:
     job = Job(
         stage="pretrain", key="asl", name="pretrain@asl", suite=".", fingerprint="f" * 64,
         recipe="r", document=DOCUMENT, submitted=1.0, host="h", user="u",
@@ -95,7 +95,7 @@ def test_a_job_is_read_as_it_was_written_parameters_in_their_order(paths: Record
     assert json.dumps(read.document) == json.dumps(DOCUMENT)
 
 
-def test_attempts_are_read_in_order_and_damaged_ones_left_out(paths: RecordPaths) -> None:
+def test_attempts_are_read_in_order_and_damaged_ones_left_out(paths: JobFolder) -> None:
     for number in (2, 1, 10):
         write_attempt(paths, make_attempt(number))
     (paths.attempts / "003.json").write_text("{")
@@ -104,7 +104,7 @@ def test_attempts_are_read_in_order_and_damaged_ones_left_out(paths: RecordPaths
 
 
 def test_of_two_attempts_prepared_at_once_none_replaces_the_other(
-    paths: RecordPaths, monkeypatch: pytest.MonkeyPatch
+    paths: JobFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(
         stage="pretrain", key="asl", name="pretrain@asl", suite=".", fingerprint="f" * 64,
@@ -125,7 +125,7 @@ def test_of_two_attempts_prepared_at_once_none_replaces_the_other(
 
 
 def test_what_a_newer_version_adds_is_ignored_and_what_is_missing_is_no_record(
-    paths: RecordPaths,
+    paths: JobFolder,
 ) -> None:
     write_attempt(paths, make_attempt(1))
     file = paths.attempts / "001.json"
@@ -284,7 +284,7 @@ def test_a_claim_whose_owner_cannot_be_read_is_taken_over_after_five_minutes(
 def test_a_run_of_another_machine_lives_as_long_as_its_journal_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = JobPaths(tmp_path)
+    job = JobFolder(tmp_path)
     record = JobRecord(stage="pretrain", key="asl", suite="demo", fingerprint="f" * 64,
                        status="RUNNING", started=0.0)  # fmt: skip
     write_record(job.record, record)
@@ -307,7 +307,7 @@ def test_a_run_of_another_machine_lives_as_long_as_its_journal_grows(
 # Fences
 
 
-def test_a_newer_start_keeps_an_older_one_from_writing(paths: RecordPaths) -> None:
+def test_a_newer_start_keeps_an_older_one_from_writing(paths: JobFolder) -> None:
     write_attempt(paths, make_attempt(1))
     older = Fence.put_up(paths.fence, paths, 1, 0)
     older.check()
@@ -324,7 +324,7 @@ def test_a_newer_start_keeps_an_older_one_from_writing(paths: RecordPaths) -> No
 
 
 def test_a_fence_that_cannot_be_read_for_a_moment_supersedes_nobody(
-    paths: RecordPaths, monkeypatch: pytest.MonkeyPatch
+    paths: JobFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.jobs.fence.PAUSES_S", (0.0, 0.0))
     write_attempt(paths, make_attempt(1))
@@ -348,7 +348,7 @@ def test_a_fence_that_cannot_be_read_for_a_moment_supersedes_nobody(
         fence.check()
 
 
-def test_a_refused_attempt_supersedes_nobody(paths: RecordPaths) -> None:
+def test_a_refused_attempt_supersedes_nobody(paths: JobFolder) -> None:
     write_attempt(paths, make_attempt(1))
     fence = Fence.put_up(paths.fence, paths, 1, 0)
     write_attempt(paths, make_attempt(2, refused="no such account"))
@@ -417,7 +417,7 @@ def running(**changes) -> JobState:
     )  # fmt: skip
 
 
-def test_a_heartbeat_tells_the_time_and_the_progress_and_stops(paths: RecordPaths) -> None:
+def test_a_heartbeat_tells_the_time_and_the_progress_and_stops(paths: JobFolder) -> None:
     now = iter(range(1, 10_000))
     reporter = Reporter(paths, running(), lambda: None, lambda: float(next(now)))
     reporter.begin()
@@ -434,7 +434,7 @@ def test_a_heartbeat_tells_the_time_and_the_progress_and_stops(paths: RecordPath
     assert (read_state(paths) or running()).status is Status.FAILED
 
 
-def test_a_superseded_process_is_told_and_writes_nothing_more(paths: RecordPaths) -> None:
+def test_a_superseded_process_is_told_and_writes_nothing_more(paths: JobFolder) -> None:
     superseded = threading.Event()
 
     def check() -> None:
@@ -466,7 +466,7 @@ def test_there_is_room_for_a_last_word_on_a_full_disk(tmp_path: Path) -> None:
     if os.system(f"mount -t tmpfs -o size=512k tmpfs {disk} 2>/dev/null") != 0:
         pytest.skip("a small filesystem can only be mounted by root outside a container")
     try:
-        paths = RecordPaths(disk / ".asl/jobs/f")
+        paths = JobFolder(disk / ".asl/jobs/f")
         paths.folder.mkdir(parents=True)
         reporter = Reporter(paths, running(), lambda: None, time.time)
         reporter.begin()

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from asl_core.engine.records import effective_points, read_records
-from pipeline.actions.plan import Action
-from pipeline.actions.submit import Outcome
 from pipeline.errors import UserError
 from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Verdict
+from pipeline.submission.plan import Action
+from pipeline.submission.submit import Outcome
 
 DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
 SEVEN_STEPS = str(5 + sum(step**2 for step in range(1, 8)))
@@ -132,7 +132,7 @@ def test_code_broken_after_submission_does_not_reach_a_job(site) -> None:
     site.stub(steps=7)
     site.submit("pretrain")
     kept = {}
-    for path in ("pipeline/stages/pretrain.py", "pipeline/runner.py", "asl_core/errors.py"):
+    for path in ("pipeline/stages/pretrain.py", "pipeline/worker/main.py", "asl_core/errors.py"):
         kept[path] = (site.root / path).read_text()
         (site.root / path).write_text("this is no Python\n")
     site.run()

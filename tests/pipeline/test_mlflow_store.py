@@ -20,20 +20,21 @@ from PIL import Image
 
 from asl_core.engine.records import Journal
 from pipeline import cli
-from pipeline.actions.run import Services
-from pipeline.actions.sync import PAUSES, follow_run, sync_journals, sync_run
-from pipeline.adapters.mlflow_client import RunUploader, refusals
-from pipeline.adapters.mlflow_models import EncoderModels
-from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError
-from pipeline.jobs.charts import VIEW_TAG
-from pipeline.jobs.layout import JobPaths
-from pipeline.jobs.lock import tracking_lock
-from pipeline.jobs.mlflow_link import RunLink, run_link
+from pipeline.execution.run import Services
+from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.liveness import is_under_way
 from pipeline.jobs.record import JobRecord, write_record
-from pipeline.jobs.store import StoreAddress, StoreRefusedError
-from pipeline.jobs.tracked import is_under_way, read_tracked_run
+from pipeline.tracking.charts import VIEW_TAG
+from pipeline.tracking.link import RunLink, run_link
+from pipeline.tracking.lock import tracking_lock
+from pipeline.tracking.mlflow_client import RunUploader, refusals
+from pipeline.tracking.mlflow_models import EncoderModels
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.store import StoreAddress, StoreRefusedError
+from pipeline.tracking.sync import PAUSES, follow_run, sync_journals, sync_run
+from pipeline.tracking.tracked import read_tracked_run
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -69,9 +70,9 @@ def write_attempt(
     fingerprint: str = FINGERPRINT,
     end: str | None = "FINISHED",
     lr: float = 0.5,
-) -> JobPaths:
+) -> JobFolder:
     """Write one attempt as the run action does."""
-    job = JobPaths.of(root / ".asl", fingerprint)
+    job = JobFolder.of(root / ".asl", fingerprint)
     with Journal.open(job.journal) as journal:
         names = {"stage": stage, "key": key, "suite": "demo", "fingerprint": fingerprint}
         journal.tags({**names, "scale": "reduced", "git.commit": "c0ffee"})
@@ -88,7 +89,7 @@ def client(root: Path) -> MlflowClient:
     return MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
 
 
-def ingest(root: Path, job: JobPaths) -> RunLink:
+def ingest(root: Path, job: JobFolder) -> RunLink:
     return MlflowStore(root).ingest(job.journal, job.out)
 
 
@@ -144,7 +145,7 @@ def test_a_replay_adds_nothing(root: Path, forget: bool) -> None:
 def test_what_arrived_of_a_backlog_is_not_sent_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.adapters.mlflow_client.PART", 5)
+    monkeypatch.setattr("pipeline.tracking.mlflow_client.PART", 5)
     ingest(root, write_attempt(root, losses(1), end=None))
 
     def resumed(journal: Journal) -> None:
@@ -210,7 +211,7 @@ def test_a_crash_between_sending_and_noting_it_doubles_nothing(root: Path) -> No
 
 
 def test_a_run_grows_while_its_journal_does(root: Path) -> None:
-    job = JobPaths.of(root / ".asl", FINGERPRINT)
+    job = JobFolder.of(root / ".asl", FINGERPRINT)
     write_attempt(root, losses(1, 2), end=None)
     first = ingest(root, job)
     with (job.journal / "attempt-000.jsonl").open("a") as file:
@@ -411,7 +412,7 @@ def test_a_run_elsewhere_is_running_while_it_writes_and_killed_when_silent(root:
 
 
 def test_a_journal_that_does_not_say_whose_it_is_is_refused_in_one_line(root: Path) -> None:
-    job = JobPaths.of(root / ".asl", FINGERPRINT)
+    job = JobFolder.of(root / ".asl", FINGERPRINT)
     Journal.open(job.journal).close()
     with pytest.raises(TrackingError, match=r"does not say which run it is of"):
         ingest(root, job)
@@ -435,7 +436,7 @@ def test_the_link_of_a_fingerprint_is_found_without_mlflow(root: Path) -> None:
 
 
 def test_the_module_of_the_store_loads_no_mlflow() -> None:
-    code = "import sys, pipeline.adapters.mlflow_store; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, pipeline.tracking.mlflow_store; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -464,7 +465,7 @@ def test_sync_sends_what_is_missing_and_takes_pictures_of_no_other_run(
     out.mkdir(parents=True)
     (out / "a.png").write_bytes(PNG)
     (out.parent / "asl.json").write_text(json.dumps({"fingerprint": "b" * 32}))
-    Journal.open(JobPaths.of(root / ".asl", "c" * 32).journal).close()
+    Journal.open(JobFolder.of(root / ".asl", "c" * 32).journal).close()
     assert sync_journals(root, MlflowStore(root)) == 2
     assert caplog.text.count("demo: pretrain@asl: sent, FINISHED") == 2
     assert "cccccccccccc: left out" in caplog.text
@@ -509,7 +510,7 @@ def needs_mlflow(code: str, *arguments: object) -> bool:
 def test_a_link_that_is_trusted_spares_a_whole_run_mlflow(root: Path) -> None:
     job = write_attempt(root)
     code = (
-        "from pipeline.adapters.mlflow_store import MlflowStore\n"
+        "from pipeline.tracking.mlflow_store import MlflowStore\n"
         "job = Path(sys.argv[1])\n"
         "MlflowStore(job.parents[2], trust_links=True).ingest(job / 'journal', job / 'out')"
     )
@@ -660,7 +661,7 @@ def test_the_report_begins_when_all_runs_before_it_are_in_the_store(
         return JobRecord(stage=stage, key=key, suite="demo", fingerprint="c" * 32,
                          status="FINISHED", started=1.0)  # fmt: skip
 
-    monkeypatch.setattr("pipeline.actions.run.run_stage", report)
+    monkeypatch.setattr("pipeline.execution.run.run_stage", report)
     run_command.run("report")
 
 
@@ -688,7 +689,7 @@ def test_a_report_without_a_store_is_made_after_one_warning(
 @pytest.mark.timeout(900)
 def test_many_processes_that_find_no_store_lose_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipeline.adapters.mlflow_store import *; "
+        "import sys; from pathlib import Path; from pipeline.tracking.mlflow_store import *; "
         "job = Path(sys.argv[1]); MlflowStore(job.parents[2]).ingest(job / 'journal', job / 'out')"
     )
     jobs = [
@@ -793,7 +794,7 @@ class Following:
 
     def __init__(self, root: Path, end: int) -> None:
         self.root, self.end, self.now = root, end, 0.0
-        self.job = JobPaths.of(root / ".asl", FINGERPRINT)
+        self.job = JobFolder.of(root / ".asl", FINGERPRINT)
         write_attempt(root, end=None)
         self.path = max(self.job.journal.glob("attempt-*.jsonl"))
 
@@ -889,7 +890,7 @@ def test_a_copy_of_a_journal_that_has_stayed_behind_takes_nothing_from_the_store
     link = ingest(root, job)
     other = root / "elsewhere"
     (other / ".dvc").mkdir(parents=True)
-    copy = JobPaths.of(other / ".asl", FINGERPRINT)
+    copy = JobFolder.of(other / ".asl", FINGERPRINT)
     shutil.copytree(job.journal, copy.journal)
     (path,) = copy.journal.iterdir()
     lines = path.read_text().splitlines(keepends=True)

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.adapters.nvidia import find_gpus
-from pipeline.ports import Gpus
+from pipeline.execution.gpus import Gpus, find_gpus
 
 
 class NoDriverError(Exception):

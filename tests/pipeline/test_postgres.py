@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 from postgres import PACKAGE, Postgres, find_program
 
 from asl_core.engine.records import Journal
-from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.errors import TrackingError
-from pipeline.jobs.layout import JobPaths
+from pipeline.jobs.folder import JobFolder
+from pipeline.tracking.mlflow_store import MlflowStore
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = [
@@ -31,7 +31,7 @@ PROCESSES, PROJECTS, STEPS = (32 if os.environ.get("ASL_LONG_TESTS") else 6), 2,
 INGEST = """
 import sys
 from pathlib import Path
-from pipeline.adapters.mlflow_store import MlflowStore
+from pipeline.tracking.mlflow_store import MlflowStore
 
 job = Path(sys.argv[1])
 MlflowStore(job.parents[2]).ingest(job / "journal", job / "out")
@@ -58,10 +58,10 @@ def uri(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_run(root: Path, stage: str, key: str) -> JobPaths:
+def write_run(root: Path, stage: str, key: str) -> JobFolder:
     """Write the journal of a finished run."""
     fingerprint = f"{root.name}{stage}{key}"
-    job = JobPaths.of(root / ".asl", fingerprint)
+    job = JobFolder.of(root / ".asl", fingerprint)
     with Journal.open(job.journal) as journal:
         names = {"stage": stage, "key": key, "suite": "demo", "fingerprint": fingerprint}
         journal.tags({**names, "scale": "reduced"})

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.actions.tables import render_tables
 from pipeline.project import find_project
+from pipeline.tables.formats import render_tables
 from pipeline.tables.latex import tex
 from pipeline.tables.layout import lay_out
 from pipeline.tables.paper import load_paper
@@ -144,7 +144,7 @@ def test_square_brackets_in_a_label_reach_the_terminal(half_done: Any) -> None:
 def test_rendering_loads_neither_torch_nor_mlflow_nor_matplotlib() -> None:
     code = (
         "import sys; import pipeline.tables.render, pipeline.tables.latex, pipeline.tables.collect,"
-        " pipeline.actions.tables;"
+        " pipeline.tables.formats;"
         " print({'torch', 'mlflow', 'matplotlib', 'dvc'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

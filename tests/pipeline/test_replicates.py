@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.actions.tables import render_tables
 from pipeline.config.params import load_params
 from pipeline.project import find_project
 from pipeline.tables.cells import Cell, Line
 from pipeline.tables.collect import collect
+from pipeline.tables.formats import render_tables
 from pipeline.tables.html import page
 from pipeline.tables.layout import lay_out
 from pipeline.tables.paper import load_paper

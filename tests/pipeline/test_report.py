@@ -11,13 +11,13 @@ from PIL import Image
 
 from asl_core.engine.records import Journal, read_records
 from asl_core.recipes.optimisation import Resources
-from pipeline.jobs.mlflow_link import RunLink, write_link
-from pipeline.jobs.run_page import LOCAL_SERVER, run_page
 from pipeline.stages.report import run, write_report
 from pipeline.stages.request import StageRequest
 from pipeline.tables.figures.pictures import PICTURE_WIDTH, embed_picture
 from pipeline.tables.html import duration, page
 from pipeline.tables.paper import load_paper
+from pipeline.tracking.link import RunLink, write_link
+from pipeline.tracking.run_page import LOCAL_SERVER, run_page
 
 PAPER = load_paper()
 VOID = {"meta", "img", "br", "link", "input", "hr", "use", "path"}

@@ -17,21 +17,21 @@ from asl_core.engine.records import Journal, read_records
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from asl_core.recipes.optimisation import Resources
 from pipeline import stages
-from pipeline.actions.inputs import data_root
-from pipeline.actions.perform import set_threads
-from pipeline.actions.run import Services, run_stage
-from pipeline.actions.stop_signals import Terminated
-from pipeline.adapters.git import Git
 from pipeline.config.cluster import STAGES
 from pipeline.errors import NotFinishedError, TrackingError, UserError
-from pipeline.jobs.documents import Hashes
-from pipeline.jobs.layout import JobPaths
-from pipeline.jobs.publish import publish
+from pipeline.execution.inputs import data_root
+from pipeline.execution.perform import set_threads
+from pipeline.execution.publish import publish
+from pipeline.execution.run import Services, run_stage
+from pipeline.execution.stop_signals import Terminated
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.record import read_record
-from pipeline.jobs.tracked import read_tracked_run
-from pipeline.ports import Identity
 from pipeline.project import Project, find_project
+from pipeline.results.documents import Hashes
+from pipeline.results.git import Git
+from pipeline.results.port import Identity
 from pipeline.stages.request import StageRequest
+from pipeline.tracking.tracked import read_tracked_run
 
 PARAMS = """
 suite: tiny
@@ -113,8 +113,8 @@ def services(stage: Callable[[StageRequest], dict[str, float]] = succeed, **chan
     )
 
 
-def job_of(project: Project) -> JobPaths:
-    return JobPaths.of(project.scratch, "f" * 64)
+def job_of(project: Project) -> JobFolder:
+    return JobFolder.of(project.scratch, "f" * 64)
 
 
 def kinds(journal: Path, kind: str) -> list:
@@ -132,7 +132,7 @@ def test_checkpoints_stay_until_dvc_has_the_result(project: Project) -> None:
     cache.fingerprints, cache.kept = ["e" * 64], {"f" * 64}
     run_stage(project, "pretrain", "asl", services(cache=cache))
     assert not job.checkpoints.exists()
-    assert JobPaths.of(project.scratch, "e" * 64).checkpoints.is_dir()
+    assert JobFolder.of(project.scratch, "e" * 64).checkpoints.is_dir()
 
 
 def test_a_finished_run_leaves_outputs_metrics_and_journal(
@@ -276,10 +276,10 @@ def test_a_result_whose_inputs_changed_meanwhile_is_not_published(project: Proje
 HOLD = """
 import os, signal, sys, time
 from pathlib import Path
-from pipeline.actions.perform import _exclusive
-from pipeline.jobs.layout import JobPaths
+from pipeline.execution.perform import _exclusive
+from pipeline.jobs.folder import JobFolder
 
-with _exclusive(JobPaths(Path(sys.argv[1])), "pretrain@asl"):
+with _exclusive(JobFolder(Path(sys.argv[1])), "pretrain@asl"):
     worker = os.fork()
     if worker == 0:
         time.sleep(60)
@@ -292,7 +292,7 @@ with _exclusive(JobPaths(Path(sys.argv[1])), "pretrain@asl"):
 def test_two_processes_never_share_the_scratch_folder_and_a_kill_frees_it(
     project: Project,
 ) -> None:
-    job = JobPaths.of(project.scratch, "f" * 64)
+    job = JobFolder.of(project.scratch, "f" * 64)
     job.folder.mkdir(parents=True)
     command = [sys.executable, "-c", HOLD, str(job.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:

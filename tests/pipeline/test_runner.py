@@ -14,24 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_scheduler import FakeScheduler
 
 from asl_core.engine.records import read_records
 from asl_core.engine.signals import catch_stop_signals
 from asl_core.errors import InputError, InterruptedRun
-from pipeline.actions import job_helper
-from pipeline.actions.job_process import Services
-from pipeline.adapters.fake_scheduler import FakeScheduler
+from pipeline.execution.gpus import Gpus
 from pipeline.jobs.claim import claim
 from pipeline.jobs.fence import Fence, SupersededError
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
-from pipeline.jobs.layout import JobPaths, RecordPaths
-from pipeline.jobs.record import write_json
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.jobs.verdict import Patience
-from pipeline.ports import Filing, Gpus, QueuedJob, SchedulerError
-from pipeline.runner import run_job
+from pipeline.results.port import Filing
+from pipeline.schedulers.port import QueuedJob, SchedulerError
 from pipeline.stages.request import StageRequest
+from pipeline.worker import helper as job_helper
+from pipeline.worker.main import run_job
+from pipeline.worker.process import Services
+from pipeline.writing import write_json
 
 PARAMS = """
 suite: tiny
@@ -116,7 +118,7 @@ class Bench:
     """A job's record and what is needed to run it."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = RecordPaths.of(folder / ".asl", KEY)
+        self.paths = JobFolder.of(folder / ".asl", KEY)
         self.cache, self.scheduler = MemoryCache(), FakeScheduler(folder / "cluster")
         self.paths.folder.mkdir(parents=True)
         self.paths.params.write_text(PARAMS)
@@ -153,7 +155,7 @@ class Bench:
 
     def upstream(self, status: Status | None, submitted: float | None = None) -> None:
         """Let the run that makes the input be in a state; None: it has not begun."""
-        paths = RecordPaths.of(self.paths.scratch, "p-" + "e" * 64)
+        paths = JobFolder.of(self.paths.scratch, "p-" + "e" * 64)
         paths.folder.mkdir(parents=True, exist_ok=True)
         write_job_file(paths, Job(
             stage="prepare", key="icons", name="prepare@icons", suite=".",
@@ -225,8 +227,8 @@ class Bench:
         return state
 
     @property
-    def work(self) -> JobPaths:
-        return JobPaths.of(self.paths.scratch, "d" * 64)
+    def work(self) -> JobFolder:
+        return JobFolder.of(self.paths.scratch, "d" * 64)
 
 
 HELPER = {"RANK": "1", "WORLD_SIZE": "2"}
@@ -712,7 +714,7 @@ def test_a_run_that_does_not_end_well_says_so_too(
 def test_nothing_keeps_a_process_that_is_done(what: str) -> None:
     program = f"""
 import atexit, threading, time
-from pipeline import runner
+from pipeline.worker import main as runner
 def hang(): time.sleep(200)
 runner.EXIT_S = 1.0
 {what}
@@ -803,7 +805,7 @@ def test_a_folder_is_left_to_another_runs_job_as_long_as_that_lives(
     bench.heartbeat_s = 60.0
     bench.clock = bench.fast_clock
     bench.upstream(None if state == "ended" else Status.RUNNING, submitted=0.0)
-    other = RecordPaths.of(bench.paths.scratch, "p-" + "e" * 64)
+    other = JobFolder.of(bench.paths.scratch, "p-" + "e" * 64)
     fence = bench.paths.fence if folder == "own" else bench.work.fence
     theirs = Fence.put_up(fence, other, 1, 0)
     bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
@@ -832,7 +834,7 @@ def test_other_inputs_mean_another_folder_and_other_checkpoints(bench: Bench) ->
         raise ZeroDivisionError
 
     assert bench.run(checkpoint) == 1
-    upstream = RecordPaths.of(bench.paths.scratch, "p-" + "e" * 64)
+    upstream = JobFolder.of(bench.paths.scratch, "p-" + "e" * 64)
     state = read_state(upstream)
     assert state is not None
     other = {"data/icons": {**DATA, "md5": "c" * 32 + ".dir"}}

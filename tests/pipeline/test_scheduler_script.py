@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.adapters import task
-from pipeline.adapters.scheduler import REFUSED, SlurmScheduler
 from pipeline.config.cluster import SlurmResources
-from pipeline.ports import BatchJob, SchedulerError, SubmitError
+from pipeline.schedulers.port import BatchJob, SchedulerError, SubmitError
+from pipeline.schedulers.slurm import task
+from pipeline.schedulers.slurm.scheduler import REFUSED, SlurmScheduler
 
 TAKEN = 'cp "$2" submitted.sh; echo 27'
 
@@ -106,7 +106,7 @@ def test_where_arrays_are_switched_off_each_job_is_submitted_alone(
 def test_files_stay_that_lead_to_a_job_that_may_live(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.adapters.scheduler.KEPT_S", -1.0)
+    monkeypatch.setattr("pipeline.schedulers.slurm.scheduler.KEPT_S", -1.0)
     write(commands / "squeue", "")
     scheduler = SlurmScheduler(tmp_path / "slurm")
     made = [job(tmp_path, f"pretrain@{key}") for key in ("a", "b")]

@@ -1,7 +1,7 @@
 import hashlib
 from pathlib import Path
 
-from pipeline.jobs.small_files import texts_beside
+from pipeline.tracking.small_files import texts_beside
 
 
 def test_weights_are_referred_to_by_path_size_and_digest(tmp_path: Path) -> None:

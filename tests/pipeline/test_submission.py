@@ -14,15 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_scheduler import FakeCluster
 
-from pipeline.actions.plan import Action
-from pipeline.actions.states import job_reports
-from pipeline.actions.submit import Outcome, submit
-from pipeline.adapters.fake_scheduler import FakeCluster
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import read_attempts, token_in
-from pipeline.jobs.layout import JobPaths, RecordPaths
 from pipeline.jobs.verdict import Verdict
-from pipeline.ports import SchedulerError
+from pipeline.schedulers.port import SchedulerError
+from pipeline.submission.job_reports import job_reports
+from pipeline.submission.plan import Action
+from pipeline.submission.submit import Outcome, submit
 
 CLIENT = Path(__file__).with_name("submit_client.py")
 DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
@@ -59,7 +59,7 @@ def test_forty_clients_at_once_submit_one_job(site) -> None:
     assert {job_id for _, _, job_id in results} == {"1"}
     assert len(site.cluster.all()) == 1
     (record,) = (site.root / ".asl/jobs").glob("*/job.json")
-    assert len(read_attempts(RecordPaths(record.parent))) == 1
+    assert len(read_attempts(JobFolder(record.parent))) == 1
     left = [path.name for path in (site.root / ".asl/jobs").iterdir() if "claim" in path.name]
     assert left == []
 
@@ -291,7 +291,7 @@ with open(sys.argv[1], "w") as lock:
 @contextlib.contextmanager
 def local_run(site, name: str) -> Iterator[None]:
     """Hold the lock of a run as `dvc repro` does while it makes it."""
-    work = JobPaths.of(site.root / ".asl", site.plan().fingerprint_of(name))
+    work = JobFolder.of(site.root / ".asl", site.plan().fingerprint_of(name))
     work.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", HOLD, str(work.lock)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.actions.sync import sync_journals
-from pipeline.adapters.mlflow_store import MlflowStore
-from pipeline.jobs.layout import JobPaths
-from pipeline.jobs.mlflow_link import run_link
+from pipeline.jobs.folder import JobFolder
+from pipeline.tracking.link import run_link
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.sync import sync_journals
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = [
@@ -55,8 +55,8 @@ with Journal.open(folder / "journal") as journal:
 INGESTER = """
 import sys
 from pathlib import Path
-from pipeline.actions import sync
-from pipeline.adapters.mlflow_store import MlflowStore
+from pipeline.tracking import sync
+from pipeline.tracking.mlflow_store import MlflowStore
 
 sync.FOLLOW_S, sync.POLL_S, sync.PATIENCE = 0.3, 0.1, 0
 while True:
@@ -73,7 +73,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(900)
 def test_no_point_is_lost_or_doubled_whoever_is_killed_and_when(root: Path) -> None:
-    job, moments = JobPaths.of(root / ".asl", FINGERPRINT), random.Random(0)
+    job, moments = JobFolder.of(root / ".asl", FINGERPRINT), random.Random(0)
     job.folder.mkdir(parents=True)
     steps = KILLS * STEPS_A_KILL
     commands = {
@@ -111,11 +111,11 @@ def test_no_point_is_lost_or_doubled_whoever_is_killed_and_when(root: Path) -> N
     copy_is_the_same(root, job)
 
 
-def copy_is_the_same(root: Path, job: JobPaths) -> None:
+def copy_is_the_same(root: Path, job: JobFolder) -> None:
     """A journal's folder may be brought into a store from another machine: the same points."""
     other = root / "elsewhere"
     (other / ".dvc").mkdir(parents=True)
-    target = JobPaths.of(other / ".asl", FINGERPRINT)
+    target = JobFolder.of(other / ".asl", FINGERPRINT)
     shutil.copytree(job.journal, target.journal)
     sync_journals(other, MlflowStore(other))
     stores = []

@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from pipeline.jobs.job import Attempt, Terms
-from pipeline.jobs.queue import QueuedJob, QueueState
 from pipeline.jobs.state import JobState, Status
 from pipeline.jobs.verdict import Evidence, Verdict, judge
+from pipeline.schedulers.port import QueuedJob, QueueState
 
 NOW = 1_000_000.0
 MANIFEST = {"runs/pretrain/asl": {"md5": "0" * 32}}

@@ -19,17 +19,17 @@ from asl_core.modules.encoder import Encoder, load_encoder
 from asl_core.recipes.datasets import Icons
 from asl_core.recipes.models import Vit
 from pipeline import cli
-from pipeline.actions.run import Services, run_stage
-from pipeline.adapters.mlflow_store import MlflowStore
 from pipeline.config.params import load_params
 from pipeline.errors import UserError
-from pipeline.ports import Identity
+from pipeline.execution.run import Services, run_stage
 from pipeline.project import Project, find_project
+from pipeline.results.port import Identity
 from pipeline.tables.collect import collect
 from pipeline.tables.html import page
 from pipeline.tables.layout import lay_out
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
+from pipeline.tracking.mlflow_store import MlflowStore
 
 VIT = Vit(image_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=1)
 PARAMS = """

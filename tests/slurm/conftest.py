@@ -11,7 +11,7 @@ from debian import install
 from small_jobs import Jobs
 from two_nodes import ACCOUNTING_PACKAGES, PACKAGES, TwoNodes, missing_programs
 
-from pipeline.adapters.scheduler import SlurmScheduler
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
 
 def start_cluster(*, accounting: bool) -> TwoNodes:

@@ -14,12 +14,12 @@ import yaml
 from two_nodes import TwoNodes
 
 from asl_core.engine.records import effective_points, read_records
-from pipeline.actions.states import JobReport, job_reports
-from pipeline.adapters.dvc_cache import DvcCache
-from pipeline.adapters.scheduler import SlurmScheduler
 from pipeline.jobs.state import JobState
 from pipeline.jobs.verdict import Patience, Verdict
-from pipeline.ports import QueuedJob
+from pipeline.results.dvc_cache import DvcCache
+from pipeline.schedulers.port import QueuedJob
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
+from pipeline.submission.job_reports import JobReport, job_reports
 
 
 class Lab:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.adapters.scheduler import SlurmScheduler
 from pipeline.config.cluster import SlurmResources
-from pipeline.ports import BatchJob, QueuedJob
+from pipeline.schedulers.port import BatchJob, QueuedJob
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
 
 @dataclass

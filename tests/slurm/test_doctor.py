@@ -8,9 +8,9 @@ from small_jobs import Jobs
 from two_nodes import TwoNodes
 
 from pipeline import cli
-from pipeline.actions.doctor import Finding, Level
-from pipeline.actions.doctor_nodes import examine_nodes
 from pipeline.config.cluster import SlurmResources
+from pipeline.doctor.checks import Finding, Level
+from pipeline.doctor.nodes import examine_nodes
 
 pytestmark = pytest.mark.slurm
 
@@ -31,7 +31,7 @@ def test_two_nodes_are_examined(jobs: Jobs) -> None:
 
 
 def test_a_setup_that_breaks_the_job_is_quoted(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.actions.doctor_nodes.ANSWER_S", 5.0)
+    monkeypatch.setattr("pipeline.doctor.nodes.ANSWER_S", 5.0)
     finding = nodes(jobs, setup=("echo no such module >&2; exit 1",))["a job"]
     assert finding.level is Level.FAILURE
     assert finding.remedy == "its log ends: no such module"

@@ -22,7 +22,7 @@ from two_nodes import TwoNodes
 from pipeline.jobs.job import read_attempts
 from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Verdict
-from pipeline.ports import QueueState
+from pipeline.schedulers.port import QueueState
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -220,7 +220,7 @@ def test_a_rank_that_dies_ends_the_job_which_then_goes_on(prepared: Lab) -> None
         except psutil.Error:
             continue
         ours = (environment.get("SLURM_JOB_ID"), environment.get("RANK")) == (job_id, "1")
-        if ours and "pipeline.runner" in process.cmdline():
+        if ours and "pipeline.worker.main" in process.cmdline():
             process.kill()
     lab.wait(lambda: not lab.live(), "pretrain@asl", 60)
     assert time.monotonic() - killed < 60  # it would take longer than this to end by itself
@@ -280,7 +280,9 @@ def test_code_that_is_broken_while_a_job_waits_does_not_reach_it(prepared: Lab) 
     lab.stub(steps=7)
     lab.ask("pretrain", options={"hold": True})
     lab.submit("--stage", "pretrain")
-    broken = [lab.root / path for path in ("pipeline/runner.py", "pipeline/stages/pretrain.py")]
+    broken = [
+        lab.root / path for path in ("pipeline/worker/main.py", "pipeline/stages/pretrain.py")
+    ]
     kept = [path.read_text() for path in broken]
     for path in broken:
         path.write_text("this is no Python\n")

@@ -15,8 +15,8 @@ import pytest
 from small_jobs import Jobs
 from two_nodes import TwoNodes
 
-from pipeline.adapters.scheduler import SlurmScheduler
-from pipeline.ports import QueueState, SchedulerError, SubmitError
+from pipeline.schedulers.port import QueueState, SchedulerError, SubmitError
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
 pytestmark = pytest.mark.slurm
 
@@ -340,9 +340,9 @@ def test_a_job_whose_client_was_killed_during_sbatch_lacks_nothing(
     program = f"""
 import sys
 from pathlib import Path
-from pipeline.adapters.scheduler import SlurmScheduler
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 from pipeline.config.cluster import SlurmResources
-from pipeline.ports import BatchJob
+from pipeline.schedulers.port import BatchJob
 folder = Path({str(jobs.folder)!r})
 job = BatchJob("orphan", folder / "orphan", "asl:orphan:1", (sys.executable, "-c", "print(4)"),
                SlurmResources())
@@ -438,7 +438,7 @@ def test_sbatch_says_beforehand_what_can_never_start(jobs: Jobs) -> None:
 def test_submissions_are_removed_when_their_jobs_have_ended(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.adapters.scheduler.KEPT_S", -1.0)
+    monkeypatch.setattr("pipeline.schedulers.slurm.scheduler.KEPT_S", -1.0)
     ids = jobs.scheduler.submit([jobs.make(""), jobs.make(SLEEP, memory="10M")])
     jobs.wait_for_end(ids[0])
     assert jobs.scheduler.remove_old_submissions() == 1

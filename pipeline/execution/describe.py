@@ -1,0 +1,85 @@
+"""What a journal says first: which run this is, from what, where."""
+
+import json
+import platform
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from asl_core.engine.records import Journal
+from pipeline.config.canonical import curated_params
+from pipeline.config.params import Params
+from pipeline.execution.inputs import dataset_digest
+from pipeline.results.port import Identity
+from pipeline.stages.request import StageRequest
+from pipeline.tables.collect import experiments_of
+from pipeline.tables.paper import load_paper
+
+
+def describe_run(
+    request: StageRequest, params: Params, identity: Identity, code: dict[str, str]
+) -> None:
+    """Write tags, hyperparameters and datasets of a run to its journal.
+
+    Args:
+        request: The run.
+        params: Its suite.
+        identity: Its fingerprint and the digests of its inputs.
+        code: Tags that name the code.
+    """
+    journal = request.journal
+    journal.tags(
+        {
+            "stage": request.stage,
+            "key": request.key,
+            "suite": params.suite,
+            "scale": params.scale,
+            "fingerprint": identity.fingerprint,
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "torch": _version("torch"),
+            **code,
+            # as dvc.lock has them; those of outputs are known once DVC has the result
+            **{f"dvc.input.{path}": md5 for path, md5 in identity.inputs.items()
+               if path.startswith(("data/", "runs/"))},
+            **_place(params, request),
+        }
+    )  # fmt: skip
+    if request.stage != "report":
+        journal.params(curated_params(request.recipe))
+    if "encoder" in request.inputs:
+        journal.tags({"encoder_fingerprint": _fingerprint(request.inputs["encoder"])})
+    if "dataset" in request.inputs:
+        folder = request.inputs["dataset"]
+        _describe_dataset(journal, folder, identity.inputs.get(f"data/{folder.name}"))
+
+
+def _place(params: Params, request: StageRequest) -> dict[str, str]:
+    """Return the tables that a suite's experiments are shown in, and the experiment's row there."""
+    found = next((each for each in experiments_of(params) if each.key == request.key), None)
+    if found is None or request.stage == "prepare" or not params.tables:
+        return {}
+    row = found.row or load_paper().method_label(found.recipe)
+    return {"table": ", ".join(params.tables), "row": row}
+
+
+def _describe_dataset(journal: Journal, folder: Path, md5: str | None) -> None:
+    name = folder.name
+    journal.dataset(name, dataset_digest(folder)[:36], f"data/{name}", "train")
+    if md5:
+        journal.tags({"dvc.md5": md5})
+
+
+def _fingerprint(encoder: Path) -> str:
+    """Return the fingerprint of the run that made an encoder, from the metrics beside it."""
+    try:
+        return json.loads(encoder.with_name(f"{encoder.name}.json").read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

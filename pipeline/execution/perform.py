@@ -1,0 +1,277 @@
+"""A stage run, from its recipe to files in `out`: the same here and in a job.
+
+Works in `.asl/jobs/<fingerprint>/`, where a second attempt finds the checkpoints of the first.
+What becomes of the files is the caller's matter.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import os
+import resource
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from asl_core.engine.records import Journal, first_time, redact
+from asl_core.engine.system_metrics import SystemMetrics
+from asl_core.errors import AslCoreError, InterruptedRun
+from asl_core.recipes.optimisation import Resources
+from pipeline.config.canonical import canonical_json
+from pipeline.config.params import Params
+from pipeline.errors import AslPipeError, NotFinishedError
+from pipeline.execution.describe import describe_run
+from pipeline.execution.inputs import stage_name
+from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
+from pipeline.jobs.fence import SupersededError
+from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.record import JobRecord, write_record
+from pipeline.results.port import Identity
+from pipeline.stages.request import StageFunction, StageRequest
+from pipeline.tracking.small_files import weights_in
+from pipeline.writing import write_json
+
+WITHOUT_JOURNAL = ("prepare", "report")
+"""Outputs of these hold no journal: made again from the same, they stay the same bytes."""
+
+
+def load_stage(stage: str) -> StageFunction:
+    """Import a stage's module; this is where torch is loaded."""
+    return importlib.import_module(f"pipeline.stages.{stage}").run
+
+
+class BusyError(NotFinishedError):
+    """Raised when another process of this machine works in the same folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """A stage run that is about to begin.
+
+    Attributes:
+        stage: `pretrain`.
+        key: `asl`.
+        params: The suite's.
+        recipe: Resolved entry of params.yaml.
+        inputs: Paths by role, see `StageRequest`.
+        resources: Device, threads, workers.
+        identity: Its fingerprint, and the digests of its inputs.
+        job: Where it works.
+        tags: What else its journal says of it: the commit, the job.
+        last_tags: What its journal says at the end; given the error with which it ends, if any.
+        before_checkpoint: See `StageRequest`.
+        begun: Called when the journal says which run it is.
+        out: Where outputs go; `job.out` if absent.
+        locks: Keep other processes of this machine out. A job does without: a process that the
+            scheduler has given up would keep it waiting; it has a fence.
+    """
+
+    stage: str
+    key: str
+    params: Params
+    recipe: Any
+    inputs: dict[str, Path]
+    resources: Resources
+    identity: Identity
+    job: JobFolder
+    tags: dict[str, str] = field(default_factory=dict)
+    last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
+    before_checkpoint: Callable[[], None] = lambda: None
+    begun: Callable[[], None] = lambda: None
+    out: Path | None = None
+    locks: bool = True
+
+    @property
+    def name(self) -> str:
+        return stage_name(self.stage, self.key)
+
+    def begin(self) -> JobRecord:
+        """Return the record of this run as it begins."""
+        return JobRecord(
+            stage=self.stage, key=self.key, suite=self.params.suite,
+            fingerprint=self.identity.fingerprint, status="RUNNING", started=time.time(),
+        )  # fmt: skip
+
+    def request(self, out: Path, journal: Journal) -> StageRequest:
+        """Return what the stage is given."""
+        return StageRequest(
+            self.stage, self.key, self.recipe, self.inputs, self.job.folder, out, journal,
+            self.resources, self.before_checkpoint,
+        )  # fmt: skip
+
+
+def perform(
+    run: StageRun, load: Callable[[str], StageFunction], confirm: Callable[[], None]
+) -> JobRecord:
+    """Run a stage to its end, or go on where an earlier attempt stopped.
+
+    Leaves the outputs in `run.out`, journal included where the stage keeps it.
+
+    Args:
+        run: What to run.
+        load: Finds the stage's function.
+        confirm: Called when the stage is done; raises if its result must not be kept.
+
+    Raises:
+        BusyError: Another process of this machine runs it.
+    """
+    job, record, out = run.job, run.begin(), run.out or run.job.out
+    lock = _exclusive(job, run.name) if run.locks else contextlib.nullcontext()
+    with lock, Journal.open(job.journal) as journal:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        request = run.request(out, journal)
+        write_record(job.record, record)
+        describe_run(request, run.params, run.identity, run.tags)
+        run.begun()
+        with stop_signals_raise() as handler:
+            try:
+                record = _attempt(request, record, load, job, handler)
+                confirm()
+            except BaseException as error:
+                handler.quiet = True
+                _end_badly(run, journal, record, error)
+                raise
+        _name_small_files(request)
+        journal.tags(run.last_tags(None))
+        journal.end("FINISHED")
+    if run.stage not in WITHOUT_JOURNAL:
+        shutil.copytree(job.journal, out / "journal")
+    return record
+
+
+def help_perform(
+    run: StageRun, load: Callable[[str], StageFunction], rank: int, local_rank: int
+) -> JobRecord:
+    """Run a stage as a process other than the first, which alone keeps records.
+
+    The first on another machine samples that.
+    """
+    folder = run.job.rank_folder(rank)
+    record = run.begin()
+    watched = _watched_node(run.job, rank) if local_rank == 0 else contextlib.nullcontext()
+    with _helper_journal(folder) as journal, watched:
+        load(run.stage)(run.request(folder / "out", journal))
+    return replace(record, status="FINISHED", ended=time.time())
+
+
+def write_metrics(path: Path, run: StageRun, record: JobRecord) -> None:
+    """Write a run's metrics file."""
+    content: dict[str, Any] = {"fingerprint": record.fingerprint, "scale": run.params.scale}
+    write_json(path, {**record.metrics, **content})
+
+
+def set_threads(resources: Resources) -> None:
+    """Set the number of compute threads; torch reads it when it is imported.
+
+    The configured number; else OMP_NUM_THREADS where it is set; else cores minus loader workers.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if resources.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(resources.threads)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - resources.num_workers)))
+    # a few microseconds of spinning: none at all halves the speed of small kernels, the default
+    # slows every neighbour down twentyfold when there are more threads than cores
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def _attempt(
+    request: StageRequest,
+    record: JobRecord,
+    load: Callable[[str], StageFunction],
+    job: JobFolder,
+    handler: RaisingHandler,
+) -> JobRecord:
+    """Call the stage and note what came of it."""
+    with SystemMetrics(request.journal, node=_node()):
+        try:
+            metrics = load(request.stage)(request)
+        except BaseException:
+            handler.quiet = True  # a signal that comes now must not take the error's place
+            raise
+    request.journal.metrics(0, {f"final/{name}": value for name, value in metrics.items()})
+    record = replace(
+        record, status="FINISHED", ended=time.time(), peak_memory_gib=_peak_memory_gib(),
+        metrics=metrics,
+    )  # fmt: skip
+    write_record(job.record, record)
+    return record
+
+
+@contextlib.contextmanager
+def _watched_node(job: JobFolder, rank: int) -> Iterator[None]:
+    """Sample this machine beside the run's own journal, and on the same clock."""
+    began = first_time(job.journal)
+    with (
+        Journal.open(job.node_journal(rank), began_ms=began) as journal,
+        SystemMetrics(journal, node=_node()),
+    ):
+        yield
+
+
+def _node() -> str | None:
+    """Return what the scheduler calls this machine."""
+    return os.environ.get("SLURMD_NODENAME")
+
+
+@contextlib.contextmanager
+def _helper_journal(folder: Path) -> Iterator[Journal]:
+    """Open a journal of no consequence: the first process alone keeps records and publishes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "out").mkdir(parents=True)
+    try:
+        with Journal.open(folder / "journal") as journal, stop_signals_raise():
+            yield journal
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_badly(run: StageRun, journal: Journal, record: JobRecord, error: BaseException) -> None:
+    """Note how an attempt ended; on a full disk as far as that goes."""
+    if isinstance(error, SupersededError):  # the record is its successor's now
+        journal.end("KILLED", str(error))
+        return
+    stopped = isinstance(error, KeyboardInterrupt | InterruptedRun | NotFinishedError)
+    status = "KILLED" if stopped else "FAILED"
+    with contextlib.suppress(OSError):
+        if not isinstance(error, AslPipeError | AslCoreError | KeyboardInterrupt):
+            with run.job.log.open("a", encoding="utf-8") as log:
+                log.write(redact("".join(traceback.format_exception(error))))
+        write_record(run.job.record, replace(record, status=status, ended=time.time()))
+        journal.tags(run.last_tags(error))
+        journal.end(status, str(error) or type(error).__name__)
+
+
+def _name_small_files(request: StageRequest) -> None:
+    """Write config.json, and note it and the weights: who shows the run waits for them."""
+    if request.stage != "report":
+        (request.out / "config.json").write_text(canonical_json(request.recipe), encoding="utf-8")
+        request.journal.artifact("config.json")
+    for path in weights_in(request.out):
+        request.journal.artifact(path.name)
+
+
+@contextlib.contextmanager
+def _exclusive(job: JobFolder, name: str) -> Iterator[None]:
+    """Hold the job's lock, so that two processes never write the same checkpoints."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with job.lock.open("w") as lock:
+        try:
+            # not flock: loader workers would inherit it and hold it for seconds after a SIGKILL
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise BusyError(
+                f"{name} is being run by another process on this machine; wait for its end"
+            ) from None
+        yield
+
+
+def _peak_memory_gib() -> float:
+    """Return the largest resident size so far of this process or of one of its children."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20  # KiB on Linux

@@ -1,0 +1,192 @@
+"""Run one stage here: from params.yaml to outputs, metrics and journal.
+
+At the end writes `runs/<stage>/<key>` (or `data/<key>`, `reports`) and the metrics file beside it.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from asl_core.errors import InterruptedRun
+from pipeline.config.cluster import load_resources
+from pipeline.config.params import Params, load_params
+from pipeline.errors import NotFinishedError, TrackingError
+from pipeline.execution.gpus import Gpus
+from pipeline.execution.inputs import find_inputs, recipe_of, stage_name
+from pipeline.execution.perform import (
+    BusyError,
+    StageRun,
+    help_perform,
+    load_stage,
+    perform,
+    set_threads,
+    write_metrics,
+)
+from pipeline.execution.publish import publish
+from pipeline.jobs.folder import JobFolder, OutputPaths
+from pipeline.jobs.record import JobRecord, read_record
+from pipeline.project import Project
+from pipeline.results.documents import Hashes
+from pipeline.results.port import CodeHistory, Identity, ResultCache
+from pipeline.stages.request import StageFunction
+from pipeline.tracking.port import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """The world outside, as a stage run needs it.
+
+    Attributes:
+        cache: Identity of results.
+        code: Which code is running.
+        tracker: Where the journal is shown; absent: nowhere.
+        load: Finds a stage's function.
+        gpus: Finds this process's GPUs.
+        find_job_result: Returns what a job has made of a run, None where there is no job; absent:
+            there are no jobs.
+    """
+
+    cache: ResultCache
+    code: CodeHistory
+    tracker: Tracker | None = None
+    load: Callable[[str], StageFunction] = load_stage
+    gpus: Callable[[], Gpus] = Gpus
+    find_job_result: Callable[[Project, str, Identity], Hashes | None] | None = None
+
+
+def run_stage(
+    project: Project, stage: str, key: str, services: Services, tables: list[str] | None = None
+) -> JobRecord:
+    """Run a stage of a suite to its end, or go on where an earlier attempt stopped.
+
+    Args:
+        project: The project and the suite.
+        stage: `pretrain`.
+        key: `asl`.
+        services: The world outside.
+        tables: Names that `tables` in params.yaml may have; absent: not checked.
+
+    Raises:
+        UserError: A name, a value or an input is wrong.
+        NotFinishedError: Another process runs this, or the inputs changed meanwhile.
+    """
+    params = load_params(project.params_file, tables)
+    recipe = recipe_of(params, stage, key)
+    resources = load_resources(project.cluster_file, stage)
+    inputs = find_inputs(project, stage, key, recipe)
+    set_threads(resources)
+    name = stage_name(stage, key)
+    identity = services.cache.identify(project.suite, name)
+    rank = int(os.environ.get("RANK", "0"))
+    if services.find_job_result is not None and rank == 0:
+        outputs = services.find_job_result(project, name, identity)
+        if outputs is not None:
+            return _adopt(project, params, stage, key, services.cache, identity, outputs)
+    if rank == 0:
+        _drop_checkpoints(project, services.cache)
+    job = JobFolder.of(project.scratch, identity.fingerprint)
+    run = StageRun(
+        stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
+        identity=identity, job=job,
+        tags=services.code.tags(project.root) | services.gpus().tags() if rank == 0 else {},
+        begun=partial(
+            _begin_to_show, services.tracker, job, OutputPaths.of(project.suite, stage, key).folder
+        ),
+    )  # fmt: skip
+    if rank > 0:
+        return help_perform(run, services.load, rank, int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        record = perform(
+            run,
+            services.load,
+            lambda: _check_unchanged(services.cache, project.suite, name, identity),
+        )
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt | InterruptedRun | BusyError):
+            _show(services.tracker, run.job)
+        raise
+    _publish(project, run, record)
+    _show(services.tracker, run.job, OutputPaths.of(project.suite, stage, key).folder)
+    return record
+
+
+def _adopt(
+    project: Project,
+    params: Params,
+    stage: str,
+    key: str,
+    cache: ResultCache,
+    identity: Identity,
+    outputs: Hashes,
+) -> JobRecord:
+    """Lay out what a job has made, as if it had been made here.
+
+    Raises:
+        NotFinishedError: The inputs changed while it was waited for.
+    """
+    _check_unchanged(cache, project.suite, stage_name(stage, key), identity)
+    cache.link(project.root, outputs, project.suite)
+    done = read_record(JobFolder.of(project.scratch, identity.fingerprint).record)
+    return done or JobRecord(
+        stage=stage, key=key, suite=params.suite, fingerprint=identity.fingerprint,
+        status="FINISHED", started=time.time(), ended=time.time(),
+    )  # fmt: skip
+
+
+def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identity) -> None:
+    """Refuse a result whose inputs, params or code changed while it was made.
+
+    DVC hashes dependencies after the command: it would record the new ones with the old result.
+    """
+    if cache.identify(suite, name).fingerprint != before.fingerprint:
+        raise NotFinishedError(
+            f"{name}: its params, inputs or code changed while it ran, so its result is not kept; "
+            "run the same command again"
+        )
+
+
+def _publish(project: Project, run: StageRun, record: JobRecord) -> None:
+    """Bring the outputs home.
+
+    The checkpoints stay until DVC has them too: it may yet fail to, on a full disk for instance.
+    """
+    output = OutputPaths.of(project.suite, run.stage, run.key)
+    publish(run.job.out, output.folder)
+    if output.metrics is not None:
+        write_metrics(output.metrics, run, record)
+
+
+def _drop_checkpoints(project: Project, cache: ResultCache) -> None:
+    """Delete checkpoints of runs whose results DVC's cache has."""
+    for checkpoints in (project.scratch / "jobs").glob("*/ckpt"):
+        job = JobFolder(checkpoints.parent)
+        record = read_record(job.record)
+        if record is None or record.status != "FINISHED":
+            continue
+        with contextlib.suppress(OSError):  # of another run, which must not end this one
+            if cache.find(project.root, record.fingerprint) is not None:
+                shutil.rmtree(checkpoints)
+
+
+def _begin_to_show(tracker: Tracker | None, job: JobFolder, out: Path) -> None:
+    if tracker is not None:
+        with contextlib.suppress(TrackingError):  # the end tries again, and says so
+            tracker.follow(job.journal, out)
+
+
+def _show(tracker: Tracker | None, job: JobFolder, out: Path | None = None) -> None:
+    """Bring the journal to the tracking store; its absence never fails a stage."""
+    if tracker is None:
+        return
+    try:
+        tracker.ingest(job.journal, out or job.out)
+    except TrackingError as error:
+        logger.warning("not shown in MLflow (asl-pipe sync tries again): %s", error)

@@ -1,0 +1,195 @@
+"""Where a table's number came from, and whether it still holds. Changes nothing."""
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.cluster import load_resources
+from pipeline.config.params import load_params
+from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
+from pipeline.execution.perform import set_threads
+from pipeline.project import Project
+from pipeline.results.port import ResultCache
+from pipeline.stages.request import Reevaluation, StoredRun
+from pipeline.tables.collect import Suite, collect
+from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
+from pipeline.tables.lock import read_lock
+from pipeline.tables.paper import load_paper
+from pipeline.tables.render import measured
+from pipeline.tables.trace import Link, TracedCell, trace_cell
+from pipeline.tracking.run_page import run_page
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at again.
+
+    Attributes:
+        what: A path, or a metric.
+        holds: It is as it was recorded.
+        detail: Both values where they differ; what could not be looked at.
+    """
+
+    what: str
+    holds: bool
+    detail: str
+
+
+def trace(project: Project, table: str, row: str, metric: str) -> tuple[Suite, TracedCell]:
+    """Follow a number to the runs that it came from.
+
+    Args:
+        project: The project and the suite.
+        table: One that the suite names, or the suite itself, which has its companions too.
+        row: Name of a row, or of an experiment in it.
+        metric: Its name in the metrics files, or the header of its column.
+
+    Raises:
+        UserError: There is no such table, row or metric, or no number of ours.
+    """
+    paper = load_paper()
+    suite = collect(project.suite, load_params(project.params_file, paper.references()))
+    tables = lay_out(suite, paper)
+    own = {suite.name, project.suite.name, *(["demo"] if project.suite == project.root else [])}
+    if table in own:
+        companions = (similarity_table(suite, paper), contrastive_table(suite, paper))
+        tables += [each for each in companions if each is not None]
+    elif table not in suite.tables:
+        raise UserError(unknown_name("table", table, [suite.name, *suite.tables]))
+    elif not suite.reduced:
+        tables = [tables[suite.tables.index(table)]]
+    return suite, trace_cell(suite, paper, tables, row, metric)
+
+
+def headline(traced: TracedCell) -> str:
+    """Return the cell as the table has it."""
+    cell, metric = traced.cell, traced.cell.metric
+    ours = f"{measured(cell)} {metric.unit}".rstrip()
+    if cell.spread is not None:
+        ours += f", mean and deviation of {len(cell.measured)} runs"
+    paper = "none" if cell.paper is None else str(cell.paper)
+    scale = "; reduced scale" if cell.reduced else ""
+    where = f"{traced.line.label}, {traced.heading.header}"
+    return f"{traced.table.title}\n{where}: {ours} (paper: {paper}{scale})"
+
+
+def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
+    """Yield what is known of a run, each with a word for what it is."""
+    result, said, tags = link.result, link.origin, link.origin.tags
+    if link.value is not None:
+        path = link.metrics.relative_to(suite.folder)
+        yield "metrics", f"{path}: {metric} = {result.metrics.get(metric)!r}"
+    yield "DVC", f"{result.state} in dvc.lock, key {result.fingerprint or 'unknown'}"
+    outputs = link.folder.relative_to(suite.folder).as_posix()
+    yield "output", f"{outputs} {result.md5 or 'not recorded'}"
+    for path, md5 in result.inputs.items():
+        yield "input", f"{path} {md5}"
+    page = None if result.fingerprint is None else run_page(suite.root, result.fingerprint)
+    yield "MLflow", page or "not in this project's store"
+    yield "code", _code(tags)
+    for name, digest in said.datasets.items():
+        yield "data", f"{name} {digest}"
+    yield "machine", _machine(tags, said.host)
+    if said.seconds is not None:
+        memory = "" if said.peak_memory_gib is None else f", {said.peak_memory_gib:.2f} GiB"
+        attempts = f"{said.attempts} attempt{'s' if said.attempts > 1 else ''}"
+        yield "effort", f"{said.seconds:.0f} s in {attempts}{memory}"
+
+
+def _code(tags: Mapping[str, str]) -> str:
+    if "git.commit" not in tags:
+        return "not recorded"
+    commit = f"commit {tags['git.commit']}"
+    if "git.patch" in tags:
+        commit += f", changed by a patch with the digest {tags['git.patch']}"
+    return commit + (f", frozen as {tags['snapshot'][:12]}" if "snapshot" in tags else "")
+
+
+def _machine(tags: Mapping[str, str], host: str) -> str:
+    parts = [tags.get("slurm.nodes", host) or "unknown"]
+    if "slurm.job_id" in tags:
+        parts.append(f"Slurm job {tags['slurm.job_id']}")
+    if tags.get("gpu.uuids") == "none":
+        parts.append("no GPU")
+    elif "gpu.uuids" in tags:
+        model, driver = (tags.get(name, "unknown") for name in ("gpu.model", "gpu.driver"))
+        parts.append(f"GPUs {tags['gpu.uuids']} ({model}), driver {driver}")
+    parts += [f"{name} {tags[name]}" for name in ("torch", "python") if name in tags]
+    return ", ".join(parts)
+
+
+def verify(
+    project: Project, suite: Suite, traced: TracedCell, cache: ResultCache
+) -> Iterator[Check]:
+    """Yield whether files still have the digests that dvc.lock has, then whether numbers hold.
+
+    A number is computed again from the stored weights, unless a file it depends on has changed.
+
+    Args:
+        project: The project and the suite.
+        suite: Its results.
+        traced: The number.
+        cache: Computes digests.
+    """
+    digests: dict[Path, str | None] = {}
+
+    def digest(path: str) -> str | None:
+        place = suite.folder / path
+        if place not in digests:
+            digests[place] = cache.digest(suite.root, place)
+        return digests[place]
+
+    changed: set[str] = set()
+    for link in traced.links:
+        for check in _check_files(suite, link, digest):
+            if not check.holds:
+                changed.add(link.result.key)
+            yield check
+    for link in traced.links:
+        if link.value is None:
+            continue
+        if link.result.key in changed:
+            yield Check(link.name, False, "not evaluated: its files are not those it came from")
+        else:
+            yield _evaluate(project, suite, link, traced)
+
+
+def _check_files(suite: Suite, link: Link, digest: Callable[[str], str | None]) -> Iterator[Check]:
+    stage, key = link.result.stage, link.result.key
+    lock = read_lock(suite.folder)
+    recorded: dict[str, str | None] = dict(link.result.inputs)
+    recorded[f"runs/{stage}/{key}"] = link.result.md5
+    recorded[f"runs/{stage}/{key}.json"] = lock.digest(link.name, f"runs/{stage}/{key}.json")
+    for path, expected in recorded.items():
+        found = digest(path)
+        if expected is None:
+            yield Check(path, False, f"{link.name} is not recorded in dvc.lock")
+        elif found is None:
+            yield Check(path, False, "it is not there; `dvc checkout` brings it back")
+        elif found != expected:
+            yield Check(path, False, f"dvc.lock has {expected}, it is {found}")
+        else:
+            yield Check(path, True, found)
+
+
+def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) -> Check:
+    resources = load_resources(project.cluster_file, link.result.stage)
+    set_threads(resources)
+    # this is where torch is loaded
+    reevaluate: Reevaluation = importlib.import_module("pipeline.stages.reevaluate").reevaluate
+    recipe, stage = link.result.recipe, link.result.stage
+    encoder = None if stage == "pretrain" else suite.run_folder("pretrain", link.result.key)
+    run = StoredRun(
+        stage=stage, recipe=recipe, folder=link.folder, encoder=encoder,
+        dataset=suite.folder / "data" / getattr(recipe, "dataset", ""), resources=resources,
+    )  # fmt: skip
+    what = f"{link.name} {traced.metric}"
+    again, stored = reevaluate(run).get(traced.metric), link.result.metrics[traced.metric]
+    if again is None:
+        return Check(what, False, f"{stored!r} was measured on the way and cannot be again")
+    both = f"stored {stored!r}, now {again!r}, difference {again - stored:.3g}"
+    smallest = 0.5 * 10.0**-traced.cell.metric.decimals
+    return Check(what, math.isclose(again, stored, rel_tol=0, abs_tol=smallest), both)

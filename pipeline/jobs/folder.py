@@ -1,0 +1,138 @@
+"""Every file name of a stage run's scratch folder, `.asl/jobs/<fingerprint>/`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+NODE_PREFIX = "node-"
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The folder of one stage run; it survives a kill, and the next attempt finds it.
+
+    What a run that was handed to a scheduler keeps lies here too.
+
+    Attributes:
+        folder: `.asl/jobs/<fingerprint>`.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, scratch: Path, fingerprint: str) -> "JobFolder":
+        """Return the paths of a run; `scratch` is the project's `.asl`."""
+        return cls(scratch / "jobs" / fingerprint)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "ckpt"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal"
+
+    def node_journal(self, rank: int) -> Path:
+        """Return the journal of a machine other than the first process's: samples of it alone."""
+        return self.journal / f"{NODE_PREFIX}{rank}"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "record.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics file of a run whose outputs go to DVC's cache and not to the suite."""
+        return self.folder / "metrics.json"
+
+    @property
+    def fence(self) -> Path:
+        """Which start of the job may write."""
+        return self.folder / "fence.json"
+
+    def rank_folder(self, rank: int) -> Path:
+        """Return the scratch of a process that helps the first one."""
+        return self.folder / f"rank-{rank}"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder.parents[1]
+
+    @property
+    def job(self) -> Path:
+        return self.folder / "job.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.folder / "attempts"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def params(self) -> Path:
+        return self.folder / "params.yaml"
+
+    @property
+    def source(self) -> Path:
+        """Link to the newest attempt's code, for people."""
+        return self.folder / "src"
+
+    @property
+    def inputs(self) -> Path:
+        return self.folder / "in"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what the scheduler caught of standard output and error."""
+        return self.folder / "log"
+
+    @property
+    def ready(self) -> Path:
+        """What the first process of a job tells the others before they begin."""
+        return self.folder / "ready.json"
+
+    def rank_error(self, rank: int) -> Path:
+        """Return where a process other than the first leaves its traceback."""
+        return self.folder / f"rank-{rank}.error.json"
+
+    def rank_stopped(self, rank: int) -> Path:
+        """Return where a process other than the first says that it obeyed a signal to stop."""
+        return self.folder / f"rank-{rank}.stopped.json"
+
+    def rank_gpus(self, rank: int) -> Path:
+        """Return where a process other than the first says which GPUs its node has."""
+        return self.folder / f"rank-{rank}.gpus.json"
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """Where a suite keeps the outputs of a stage run: the outs and metrics of dvc.yaml."""
+
+    folder: Path
+    metrics: Path | None
+
+    @classmethod
+    def of(cls, suite: Path, stage: str, key: str) -> "OutputPaths":
+        """Return the output folder and the metrics file, where the stage has one."""
+        if stage == "prepare":
+            return cls(suite / "data" / key, None)
+        if stage == "report":
+            return cls(suite / "reports", None)
+        return cls(suite / "runs" / stage / key, suite / "runs" / stage / f"{key}.json")

@@ -1,0 +1,166 @@
+"""Give attempts to the scheduler so that none is lost and none is there twice.
+
+The record comes first, with a token that travels in the job's comment: whatever happens between
+here and the scheduler's answer, the next to look finds the job by its token.
+"""
+
+import dataclasses
+import getpass
+import logging
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.config.cluster import SlurmResources
+from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.job import (
+    Attempt,
+    Job,
+    Terms,
+    comment_of,
+    new_token,
+    take_number,
+    write_attempt,
+)
+from pipeline.jobs.verdict import Patience
+from pipeline.results.code import code_folder
+from pipeline.schedulers.port import BatchJob, Scheduler, SchedulerError, SubmitError
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An attempt that is ready to go.
+
+    Attributes:
+        paths: Its job's record.
+        job: What it is to make.
+        attempt: Written already.
+    """
+
+    paths: JobFolder
+    job: Job
+    attempt: Attempt
+
+
+def pack(
+    paths: JobFolder,
+    job: Job,
+    terms: Terms,
+    *,
+    restarts: int = 0,
+    after: Sequence[str] = (),
+    clock: Callable[[], float] = time.time,
+) -> Parcel:
+    """Write the next attempt of a job; its token exists from here on.
+
+    Args:
+        paths: The job's record.
+        job: The job.
+        terms: Code, resources, inputs.
+        restarts: How often the run was interrupted so far.
+        after: Ids of jobs that must succeed before.
+        clock: Seconds since 1970.
+    """
+    attempt = Attempt(
+        number=take_number(paths), token=new_token(), submitted=clock(), host=socket.gethostname(),
+        user=getpass.getuser(), terms=terms, restarts=restarts, after=tuple(after),
+    )  # fmt: skip
+    write_attempt(paths, attempt)
+    return Parcel(paths, job, attempt)
+
+
+def hand_over(
+    parcels: Sequence[Parcel],
+    scheduler: Scheduler,
+    patience: Patience | None = None,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
+) -> tuple[list[Attempt], SubmitError | None]:
+    """Submit attempts and note their ids.
+
+    When the scheduler reports an error, the queue is searched for the tokens before anything else
+    is believed.
+
+    Args:
+        parcels: What to submit.
+        scheduler: Where to.
+        patience: For how long to search.
+        pause: Waits so many seconds.
+        clock: Seconds since 1970.
+
+    Returns:
+        The attempts, each with an id, or with the reason for which it was refused, or with neither
+        where it is not known whether it was taken; and the scheduler's error.
+    """
+    patience = patience or Patience()
+    try:
+        ids = scheduler.submit([batch_job(parcel) for parcel in parcels])
+        taken = dict(zip((p.attempt.token for p in parcels), ids, strict=True))
+        error = None
+    except SubmitError as caught:
+        error = caught
+        answers = dict(zip((p.attempt.token for p in parcels), caught.job_ids, strict=False))
+        taken = {token: job_id for token, job_id in answers.items() if job_id is not None}
+        wanted = {parcel.attempt.token: comment_of(parcel.paths.fingerprint, parcel.attempt.token)
+                  for parcel in parcels if parcel.attempt.token not in taken}  # fmt: skip
+        seconds = patience.submitted_s if caught.ambiguous else 0.0
+        logger.warning("%s; looking for the jobs in the queue", caught)
+        taken |= _search(wanted, scheduler, clock() + seconds, pause, clock)
+    attempts = []
+    for parcel in parcels:
+        job_id = taken.get(parcel.attempt.token)
+        refused = str(error) if job_id is None and error and not error.ambiguous else None
+        attempt = dataclasses.replace(parcel.attempt, job_id=job_id, refused=refused)
+        write_attempt(parcel.paths, attempt)
+        attempts.append(attempt)
+    return attempts, error
+
+
+def batch_job(parcel: Parcel) -> BatchJob:
+    """Return what the scheduler is given for an attempt."""
+    paths, attempt = parcel.paths, parcel.attempt
+    terms = attempt.terms
+    slurm = SlurmResources(**{**terms.slurm, "setup": tuple(terms.slurm.get("setup", ()))})
+    code = code_folder(paths.scratch, terms.snapshot)
+    # -P: not the folder in which the job happens to start, which may be the workspace
+    command = (sys.executable, "-P", "-u", "-m", "pipeline.worker.main", str(paths.folder),
+               attempt.token)  # fmt: skip
+    kept = "${PYTHONPATH:+" + os.pathsep + "$PYTHONPATH}"
+    path = f"export PYTHONPATH={shlex.quote(str(code))}{kept}"
+    return BatchJob(
+        name=parcel.job.name,
+        folder=paths.folder,
+        comment=comment_of(paths.fingerprint, attempt.token),
+        command=command,
+        resources=slurm,
+        setup=(*slurm.setup_lines(), path),
+        after=attempt.after,
+    )
+
+
+def _search(
+    wanted: dict[str, str],
+    scheduler: Scheduler,
+    give_up: float,
+    pause: Callable[[float], None],
+    clock: Callable[[], float],
+) -> dict[str, str]:
+    """Look for comments in the queue until all are found or it is time to give up."""
+    while True:
+        found: dict[str, str] = {}
+        try:
+            ids = {job.comment: job.job_id for job in scheduler.queue()}
+            found = {token: ids[comment] for token, comment in wanted.items() if comment in ids}
+        except SchedulerError as error:
+            logger.warning("the queue cannot be asked: %s", error)
+        if len(found) == len(wanted) or clock() >= give_up:
+            return found
+        pause(POLL_S)

@@ -1,0 +1,328 @@
+"""What a submission would do: which runs are stale and why, what lives already. Reads only."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from asl_core.recipes.optimisation import Resources
+from pipeline.config.cluster import SlurmResources, load_job_resources, load_slurm
+from pipeline.config.params import Params, load_params
+from pipeline.errors import UserError
+from pipeline.execution.inputs import recipe_of, untracked_inputs
+from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.local_run import host_of_local_run
+from pipeline.jobs.verdict import Patience, Verdict
+from pipeline.project import Project
+from pipeline.results.code import Code, read_code
+from pipeline.results.documents import differences, missing_deps
+from pipeline.results.port import CodeHistory, ResultCache, StageFacts
+from pipeline.schedulers.port import QueueState, Scheduler
+from pipeline.submission.job_reports import JobReport, Queue, report_on
+from pipeline.submission.selection import Wanted, choose, survey
+
+TRIES = 3
+
+
+class Action(StrEnum):
+    """What a submission does about a run."""
+
+    NOTHING = "nothing"
+    """Its result is there: `dvc repro` adopts it."""
+    ATTACH = "attach"
+    """A job for it lives."""
+    SUBMIT = "submit"
+    REPLACE = "replace"
+    """Its job waits for one that cannot succeed: end it and submit it again."""
+    WAIT = "wait"
+    """Not known yet what became of its job."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The world outside, as a submission needs it.
+
+    Attributes:
+        cache: Which results there are.
+        scheduler: Which jobs there are.
+        code: Names the commit.
+        patience: How long silence means nothing.
+        clock: Seconds since 1970.
+        pause: Waits so many seconds.
+    """
+
+    cache: ResultCache
+    scheduler: Scheduler
+    code: CodeHistory
+    patience: Patience = field(default_factory=Patience)
+    clock: Callable[[], float] = time.time
+    pause: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a plan.
+
+    Attributes:
+        facts: What DVC knows of it.
+        stage: `pretrain`.
+        key: `asl`.
+        fingerprint: Of its job: DVC's key, or `p-` and the recipe.
+        action: What to do.
+        why: Why its result is not there; empty if it is.
+        detail: What the action rests on.
+        resources: Of the stage.
+        slurm: What to ask for.
+        needs: Names of the runs whose results it needs and which are not there yet.
+        report: The job that lives or has ended under its fingerprint.
+        others: Live jobs of the same run under other fingerprints: made from what the params,
+            the code or the inputs were.
+        force: Run although there is a result.
+        untracked: What it reads and DVC does not track: path in the suite -> where it lies.
+    """
+
+    facts: StageFacts
+    stage: str
+    key: str
+    fingerprint: str
+    action: Action
+    why: tuple[str, ...]
+    detail: str
+    resources: Resources
+    slurm: SlurmResources
+    needs: tuple[str, ...]
+    report: JobReport | None = None
+    others: tuple[tuple[JobReport, tuple[str, ...]], ...] = ()
+    force: bool = False
+    untracked: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submission would do.
+
+    Attributes:
+        project: The project and the suite.
+        entries: Those that come first first.
+        code: All of it, as it was when the plan was made.
+        params: params.yaml, likewise.
+        queue_error: Why the scheduler could not be asked; then nothing can be submitted.
+    """
+
+    project: Project
+    entries: tuple[Entry, ...]
+    code: Code
+    params: bytes
+    queue_error: str | None = None
+
+    def entry(self, name: str) -> Entry:
+        """Return an entry by its name."""
+        return next(entry for entry in self.entries if entry.name == name)
+
+    def fingerprint_of(self, name: str) -> str:
+        """Return the fingerprint of an entry."""
+        return self.entry(name).fingerprint
+
+
+def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
+    """Find out what is stale, what lives, and what would be submitted.
+
+    Code and parameters are read before and after DVC is asked: what is frozen is what was planned.
+
+    Raises:
+        UserError: A name or a file is wrong, or files change all the time.
+    """
+    for _ in range(TRIES):
+        code, files = read_code(project.root), _read_files(project)
+        params = load_params(project.params_file)
+        facts = survey(project, params, wanted, services.cache)
+        if (read_code(project.root).digest, _read_files(project)) == (code.digest, files):
+            break
+    else:
+        raise UserError(
+            f"files of {project.root} change while they are read; submit when they rest"
+        )
+    forced = set(choose(params, wanted)) if wanted.force else set()
+    anew: set[str] = set()
+    queue = Queue(services.scheduler)
+    live = _live_reports(project, queue, services)
+    # the file is read once for a stage and not for each of its runs
+    asked = functools.cache(functools.partial(_load_asked, project.cluster_file))
+    entries: dict[str, Entry] = {}
+    for name, known in facts.items():
+        if name in forced or anew.intersection(known.upstream.values()):
+            anew.add(name)
+        entry = _plan_entry(
+            project, params, known, entries, asked, queue, services, anew=name in anew
+        )
+        others = tuple(
+            (report, tuple(differences(report.job.document, known.document)))
+            for report in live
+            if report.job.name == name and report.paths.fingerprint not in fingerprints_of(known)
+        )
+        entries[name] = replace(entry, others=others, force=name in forced)
+    error = None if queue.error is None else str(queue.error)
+    return Plan(project, tuple(entries.values()), code, files[0], error)
+
+
+def judge_entry(
+    project: Project, facts: StageFacts, queue: Queue, services: Services, *, anew: bool = False
+) -> tuple[Action, str, JobReport | None]:
+    """Decide what to do about a run that has no result: (action, why, the job it rests on).
+
+    A run may live under its key, or under its recipe from the time when its inputs were not there.
+    A job's result counts unless the run is to be made `anew`.
+    """
+    reports = [
+        report
+        for fingerprint in fingerprints_of(facts)
+        if (report := _report(project, fingerprint, queue, services)) is not None
+    ]
+    for report in reports:
+        if not anew and _is_result_of(report, facts):
+            return Action.NOTHING, "", report
+    for report in reports:
+        said = f"{report.verdict} {report.finding.detail}".strip()
+        if report.verdict is Verdict.ACTIVE:
+            return Action.ATTACH, said, report
+        if report.verdict is Verdict.BLOCKED:
+            return Action.REPLACE, said, report
+        if report.verdict in (Verdict.SETTLING, Verdict.UNKNOWN):
+            return Action.WAIT, said, report
+    if queue.error is not None:
+        return Action.WAIT, "the scheduler does not answer", None
+    if facts.fingerprint is not None:
+        work = JobFolder.of(project.scratch, facts.fingerprint)
+        host = host_of_local_run(work, services.clock(), services.patience.silence_s)
+        if host is not None:
+            return Action.WAIT, f"runs in a local process on {host}", None
+    newest = reports[0] if reports else None
+    said = "" if newest is None else f"{newest.verdict} {newest.finding.detail}".strip()
+    return Action.SUBMIT, said, newest
+
+
+def _is_result_of(report: JobReport, facts: StageFacts) -> bool:
+    """Say whether a job has made what a run would make, as far as the run's inputs are known."""
+    if report.verdict is not Verdict.SUCCEEDED or report.state is None:
+        return False
+    return facts.fingerprint in (None, report.state.fingerprint)
+
+
+def fingerprint_of(report: JobReport) -> str:
+    """Return the fingerprint of a job; once it has succeeded, DVC's key of what it has made."""
+    made = (
+        report.state.fingerprint if report.verdict is Verdict.SUCCEEDED and report.state else None
+    )
+    return made or report.paths.fingerprint
+
+
+def fingerprints_of(facts: StageFacts) -> list[str]:
+    """Return the fingerprints under which jobs of a run may have been submitted."""
+    provisional = PROVISIONAL + facts.recipe
+    return [provisional] if facts.fingerprint is None else [facts.fingerprint, provisional]
+
+
+def _plan_entry(
+    project: Project,
+    params: Params,
+    facts: StageFacts,
+    before: dict[str, Entry],
+    asked: Callable[[str], tuple[Resources, SlurmResources]],
+    queue: Queue,
+    services: Services,
+    *,
+    anew: bool,
+) -> Entry:
+    stage, _, key = facts.name.partition("@")
+    needs = tuple(
+        name for name in dict.fromkeys(facts.upstream.values())
+        if before[name].action is not Action.NOTHING
+    )  # fmt: skip
+    if facts.outputs is not None:
+        action, detail, report = Action.NOTHING, "", None
+    else:
+        action, detail, report = judge_entry(project, facts, queue, services, anew=anew)
+        action = _replace_if_orphaned(action, report, [before[name] for name in needs])
+    untracked: Mapping[str, Path] = {}
+    if action is not Action.NOTHING:
+        untracked = untracked_inputs(project, stage, key, recipe_of(params, stage, key))
+    resources, slurm = asked(stage)
+    return Entry(
+        facts=facts, stage=stage, key=key, untracked=untracked,
+        fingerprint=fingerprint_of(report)
+        if report is not None and action in (Action.ATTACH, Action.NOTHING)
+        else fingerprints_of(facts)[0],
+        action=action,
+        why=() if action is Action.NOTHING else _why(facts),
+        detail=detail,
+        resources=resources, slurm=slurm, needs=needs, report=report,
+    )  # fmt: skip
+
+
+def _load_asked(cluster: Path, stage: str) -> tuple[Resources, SlurmResources]:
+    """Return the resources of a stage's jobs, and what they ask of Slurm."""
+    return load_job_resources(cluster, stage), load_slurm(cluster, stage)
+
+
+def _replace_if_orphaned(
+    action: Action, report: JobReport | None, needs: Sequence[Entry]
+) -> Action:
+    """Replace a job that waits for one which has ended and is about to be submitted again."""
+    queued = report.queued if report is not None else None
+    waits = queued is not None and queued.state == QueueState.PENDING
+    again = any(entry.action in (Action.SUBMIT, Action.REPLACE) for entry in needs)
+    return Action.REPLACE if action is Action.ATTACH and waits and again else action
+
+
+def _why(facts: StageFacts) -> tuple[str, ...]:
+    """Say why a run has no result."""
+    missing = missing_deps(facts.document)
+    made = [f"{path} is not made yet" for path in missing]
+    if facts.locked is None:
+        return ("never run", *made)
+    changed = [text for text in differences(facts.locked, facts.document) if text not in missing]
+    return (*changed, *made) or ("its result is not wanted or not in DVC's cache",)
+
+
+def _report(
+    project: Project, fingerprint: str, queue: Queue, services: Services
+) -> JobReport | None:
+    paths = JobFolder.of(project.scratch, fingerprint)
+    return report_on(
+        paths, project.root, queue, services.cache, services.patience, services.clock()
+    )
+
+
+def _live_reports(project: Project, queue: Queue, services: Services) -> list[JobReport]:
+    """Return reports on all jobs of the suite that wait or run."""
+    suite = relative_suite(project)
+    beginnings = {line.comment.split(":")[1] for line in queue.live}
+    found: list[JobReport] = []
+    for beginning in sorted(beginnings):
+        for pattern in (f"{beginning}*", f"{PROVISIONAL}{beginning}*"):
+            for folder in (project.scratch / "jobs").glob(pattern):
+                report = _report(project, folder.name, queue, services)
+                if report and report.job.suite == suite and report.verdict is Verdict.ACTIVE:
+                    found.append(report)
+    return found
+
+
+def _read_files(project: Project) -> tuple[bytes, bytes]:
+    try:
+        return project.params_file.read_bytes(), (project.suite / "dvc.yaml").read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror}; a suite has params.yaml and dvc.yaml"
+        ) from error
+
+
+def relative_suite(project: Project) -> str:
+    """Return the suite's folder relative to the root, `.` for the demo."""
+    return Path(project.suite).relative_to(project.root).as_posix()

@@ -1,0 +1,112 @@
+"""mlflow.json of a stage run: which MLflow run shows it, and how much of the journal is there.
+
+Readable without MLflow; writes that one file.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from pipeline.tracking.charts import VIEW
+from pipeline.writing import write_json
+
+FILE_NAME = "mlflow.json"
+
+TRAINING = "workflowType=machine_learning"
+"""Without it MLflow shows its other face, for language models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLink:
+    """The MLflow run of a stage run.
+
+    Attributes:
+        store: Digest of the tracking store's address: run ids mean nothing in another store.
+        experiment_id: MLflow's experiment, one per suite.
+        parent_run_id: Run that holds the results of all stages of one experiment; None for
+            stages that belong to none (prepare, report).
+        run_id: The run itself.
+        suite: Name of the suite.
+        stage: `pretrain`.
+        key: `asl`.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        begun: Lines of each attempt's file that have been sent, perhaps not all of them stored.
+        done: Lines of each attempt's file that are stored.
+        complete: The run has ended and all its artifacts are stored too.
+        credited: Its encoder is among the models, or has its results; nothing to be credited.
+    """
+
+    store: str
+    experiment_id: str
+    parent_run_id: str | None
+    run_id: str
+    suite: str
+    stage: str
+    key: str
+    status: str = "RUNNING"
+    begun: Mapping[str, int] = field(default_factory=dict)
+    done: Mapping[str, int] = field(default_factory=dict)
+    complete: bool = False
+    credited: bool = False
+
+    def covers(self, lines: Mapping[str, int]) -> bool:
+        """Say whether nothing is left to bring of a journal of so many lines an attempt."""
+        return self.complete and self.credited and self.done == lines
+
+    @property
+    def fragment(self) -> str:
+        """Address of the run's page, to be put after the address of MLflow's server."""
+        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING}"
+
+    @property
+    def parent_fragment(self) -> str | None:
+        """Address of the page of the experiment's parent run."""
+        if self.parent_run_id is None:
+            return None
+        return f"/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}?{TRAINING}"
+
+
+def read_link(job_folder: Path) -> RunLink | None:
+    """Return the link of a job, None where there is none or it is not readable."""
+    try:
+        return RunLink(**json.loads((job_folder / FILE_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_link(job_folder: Path, link: RunLink) -> None:
+    """Replace the link of a job."""
+    write_json(job_folder / FILE_NAME, dataclasses.asdict(link))
+
+
+def run_link(root: Path, fingerprint: str) -> RunLink | None:
+    """Return the MLflow run of a stage's fingerprint, None where it was never tracked here."""
+    return read_link(root / ".asl" / "jobs" / fingerprint)
+
+
+def all_links(root: Path) -> list[RunLink]:
+    """Return every link of the project, oldest first."""
+    files = (root / ".asl" / "jobs").glob(f"*/{FILE_NAME}")
+    folders = [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+    return [link for folder in folders if (link := read_link(folder)) is not None]
+
+
+def runs_fragment(experiment_id: str) -> str:
+    """Return the address of a suite's list of runs."""
+    return f"/#/experiments/{experiment_id}/runs?{TRAINING}"
+
+
+def charts_fragment(experiment_id: str) -> str:
+    """Return the address of the charts that compare a suite's experiments."""
+    # no filter beside the view: what the address says goes before what the view says
+    view = f"viewStateShareKey={VIEW}&compareRunsMode=CHART"
+    return f"/#/experiments/{experiment_id}/runs?{view}&{TRAINING}"
+
+
+def compare_fragment(experiment_id: str, run_ids: list[str]) -> str:
+    """Return the address of the page that puts runs side by side."""
+    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"

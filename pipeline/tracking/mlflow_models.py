@@ -1,0 +1,157 @@
+"""Encoders as MLflow's models: what each scored in which stage, where its weights are, the best.
+
+A pre-training run leaves one model, in the experiment and as a version of the suite's registered
+model. Weights are not copied: the model holds the text that says where DVC keeps them.
+"""
+
+import tempfile
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput, Metric, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pipeline.tracking.small_files import WEIGHTS_TEXT
+from pipeline.tracking.tracked import FINAL_PREFIX, TrackedRun
+
+ENCODER = "encoder"
+BEST = "best"
+RANKING = ("lp_acc1", "ft_acc1", "ap_box", "miou")
+"""The best of a suite has most of the first of these that one of its encoders has."""
+
+
+class EncoderModels:
+    """The encoders of one suite in one store; every call may be repeated.
+
+    Args:
+        client: Of the store.
+        experiment_id: MLflow's experiment of the suite.
+        suite: Its name.
+    """
+
+    def __init__(self, client: MlflowClient, experiment_id: str, suite: str) -> None:
+        self._client, self._experiment_id, self._suite = client, experiment_id, suite
+        self._name = f"asl-{suite}".replace("/", "-").replace(":", "-")  # what MLflow refuses
+
+    def add(self, run: TrackedRun, run_id: str, weights: str | None) -> None:
+        """Make the model of a finished pre-training run.
+
+        Args:
+            run: The run.
+            run_id: It, in the store.
+            weights: Text that says where the weights are; None where they are not at hand.
+        """
+        model = self._find(run.fingerprint)
+        if model is None:
+            tags = {"asl.fingerprint": run.fingerprint, "asl.experiment": run.key}
+            model = self._client.create_logged_model(
+                self._experiment_id, name=run.key, source_run_id=run_id, tags=tags,
+                params=dict(run.params), model_type=ENCODER,
+            )  # fmt: skip
+        if model.status != "READY" and weights is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                text = Path(folder) / WEIGHTS_TEXT
+                text.write_text(weights, encoding="utf-8")
+                self._client.log_model_artifact(model.model_id, str(text))
+            model = self._client.finalize_logged_model(model.model_id, "READY")
+        stored = self._client.get_run(run_id)
+        outputs = [] if stored.outputs is None else stored.outputs.model_outputs
+        if model.model_id not in {output.model_id for output in outputs}:
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        self._register(model, run)
+        self._score(model, run, run_id)
+
+    def remove(self, fingerprint: str) -> None:
+        """Delete the model of an encoder, and its version, should there be one."""
+        for version in self._versions():
+            if version.tags.get("asl.fingerprint") == fingerprint:
+                self._client.delete_model_version(self._name, version.version)
+        model = self._find(fingerprint)
+        if model is not None:
+            self._client.delete_logged_model(model.model_id)
+
+    def credit(self, run: TrackedRun, run_id: str) -> bool:
+        """Give an encoder the results of a stage; False where it is not among the models."""
+        model = self._find(run.tags.get("asl.encoder_fingerprint", ""))
+        if model is None:
+            return False
+        if model.model_id not in _inputs(self._client.get_run(run_id)):
+            self._client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
+        self._score(model, run, run_id)
+        return True
+
+    def _score(self, model: LoggedModel, run: TrackedRun, run_id: str) -> None:
+        """Add final results that the model has not got, be it from a run that was deleted."""
+        data = run.datasets[-1] if run.datasets else {}
+        known = {(m.key, m.value, m.timestamp, m.step) for m in model.metrics or ()}
+        final = [
+            Metric(
+                key, float(text), time_ms, step, model_id=model.model_id, run_id=run_id,
+                dataset_name=data.get("name"), dataset_digest=data.get("digest"),
+            )
+            for key, step, text, time_ms in sorted(run.points())
+            if key.startswith(FINAL_PREFIX)
+        ]  # fmt: skip
+        new = [m for m in final if (m.key, m.value, m.timestamp, m.step) not in known]
+        if new:
+            self._client.log_batch(run_id, new)
+        version = self._version(model)
+        for metric in final:  # known ones too: whoever added them may have got no further
+            name = metric.key.removeprefix(FINAL_PREFIX)
+            if version is not None and name in RANKING:
+                self._rate(version, name, metric)
+        self._choose_best()
+
+    def _rate(self, version: ModelVersion, name: str, metric: Metric) -> None:
+        """Note a result by which versions are ranked; of two runs of a stage the newer counts."""
+        when = f"{name}.time_ms"
+        if int(version.tags.get(when, 0)) <= metric.timestamp:
+            for tag, value in ((name, repr(metric.value)), (when, str(metric.timestamp))):
+                self._client.set_model_version_tag(self._name, version.version, tag, value)
+
+    def _find(self, fingerprint: str) -> LoggedModel | None:
+        found = self._client.search_logged_models(
+            [self._experiment_id], f"tags.`asl.fingerprint` = '{fingerprint}'", max_results=1
+        )
+        return found[0] if found else None
+
+    def _register(self, model: LoggedModel, run: TrackedRun) -> None:
+        note = (
+            f"Encoders of suite {self._suite}. Alias `{BEST}`: the one with most of the first of "
+            f"{', '.join(RANKING)} that was measured."
+        )
+        try:
+            self._client.create_registered_model(self._name, description=note)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        if self._version(model) is None:
+            self._client.create_model_version(
+                self._name, model.artifact_location, run_id=model.source_run_id,
+                model_id=model.model_id, await_creation_for=0,
+                tags={"asl.fingerprint": run.fingerprint, "asl.experiment": run.key},
+            )  # fmt: skip
+
+    def _versions(self) -> list[ModelVersion]:
+        return list(self._client.search_model_versions(f"name = '{self._name}'"))
+
+    def _version(self, model: LoggedModel) -> ModelVersion | None:
+        fingerprint = model.tags.get("asl.fingerprint")
+        return next(
+            (v for v in self._versions() if v.tags.get("asl.fingerprint") == fingerprint), None
+        )
+
+    def _choose_best(self) -> None:
+        versions = self._versions()
+        for name in RANKING:
+            ranked = [version for version in versions if name in version.tags]
+            if ranked:
+                best = max(ranked, key=lambda version: float(version.tags[name]))
+                if BEST not in best.aliases:
+                    self._client.set_registered_model_alias(self._name, BEST, best.version)
+                return
+
+
+def _inputs(run: Run) -> set[str]:
+    return set() if run.inputs is None else {each.model_id for each in run.inputs.model_inputs}

@@ -1,0 +1,45 @@
+"""Descriptions that MLflow shows above experiments and runs, in Markdown."""
+
+from pipeline.tracking.link import charts_fragment, runs_fragment
+from pipeline.tracking.tracked import TrackedRun
+
+
+def experiment_note(suite: str, experiment_id: str) -> str:
+    """Return what the runs of a suite are and how to compare them."""
+    charts = charts_fragment(experiment_id)
+    everything = runs_fragment(experiment_id)
+    # MLflow shows the first line only until somebody unfolds the rest.
+    return f"""Suite **{suite}**: [charts of all experiments]({charts}), [all runs]({everything}).
+
+- One run per experiment (tag `asl.stage` = `experiment`), named like its entry in `params.yaml`:
+  its `final/*` metrics are the experiment's row in the suite's table (`reports/index.html`), its
+  `pretrain/*` metrics the curves of its pre-training. Trained anew, an experiment gets a new run;
+  the newest has the tag `asl.current` = `true`.
+- Below it one run per stage, `detect/asl`, with its own curves, pictures, dataset and system
+  metrics. `asl.fingerprint` is DVC's key of the stage: the same key, the same result.
+- Each encoder is a [model](/#/experiments/{experiment_id}/models) with the results of all stages
+  that were made from it, and a version of [asl-{suite}](/#/models/asl-{suite}); alias `best`.
+- To compare: select rows, *Compare*. Weights stay with DVC; a run's `weights.txt` says where.
+"""
+
+
+def parent_note(run: TrackedRun) -> str:
+    """Return what an experiment's run holds."""
+    return (
+        f"Experiment **{run.key}** of suite *{run.suite}* (`experiments.{run.key}` in "
+        f"`params.yaml`): its `final/*` metrics are the row of this experiment in the suite's "
+        f"table, `reports/index.html`. Scale: {run.tags.get('asl.scale', 'not said')}. "
+        "One run per stage below."
+    )
+
+
+def run_note(run: TrackedRun) -> str:
+    """Return what made a stage's run, and why it ended if it did not finish."""
+    target = f"{run.stage}@{run.key}"
+    if run.suite != "demo":
+        target = f"suites/{run.suite}/dvc.yaml:{target}"
+    note = (
+        f"Stage `{run.stage}@{run.key}` of suite *{run.suite}*; `dvc repro {target}` makes it. "
+        f"Fingerprint `{run.fingerprint}`."
+    )
+    return f"{note}\n\n{run.status}: {run.message}" if run.message else note

@@ -1,0 +1,289 @@
+"""Bring journals of the project into the tracking store: all, one, or those that wait."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import NotFinishedError, TrackingError, UserError
+from pipeline.jobs.folder import JobFolder, OutputPaths
+from pipeline.jobs.liveness import is_under_way
+from pipeline.jobs.record import read_record
+from pipeline.project import suite_folders
+from pipeline.tracking.link import FILE_NAME, read_link
+from pipeline.tracking.port import Tracker
+from pipeline.tracking.store import StoreRefusedError
+
+logger = logging.getLogger(__name__)
+
+FOLLOW_S, LONGEST_S = 30.0, 600.0
+"""How often a run is brought while it is made, and how rarely while the store does not answer."""
+POLL_S, PATIENCE, REST = 1.0, 50, 5
+"""Between two looks at a run; a long journal, which takes a while to read, is read more rarely: it
+rests so many times as long, or, where all runs are looked at, the last number."""
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between the tries to find all artifacts of a run that has just ended: DVC links outputs
+into its cache then, and a file is absent for a moment."""
+
+
+def sync_journals(
+    root: Path, tracker: Tracker, those: Callable[[JobFolder], bool] = lambda _: True
+) -> int:
+    """Bring all stage runs up to their journals, in the order in which they began.
+
+    Says a line for each run that was not there yet, and for each that cannot be shown.
+
+    Args:
+        root: Folder that has `.dvc`.
+        tracker: The store.
+        those: Which runs to look at.
+
+    Returns:
+        Number of runs that are in the store now.
+
+    Raises:
+        NotFinishedError: The store cannot be reached; nothing is lost, try later.
+    """
+    jobs = sorted((root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"), key=_began)
+    count = 0
+    for number, first_attempt in enumerate(jobs):
+        job = JobFolder(first_attempt.parent.parent)
+        if not those(job):
+            continue
+        before = read_link(job.folder)
+        try:
+            tracker.ingest(job.journal, outputs_of(job, root))
+        except StoreRefusedError as error:
+            waiting = len(jobs) - number
+            raise NotFinishedError(
+                f"{error}; {waiting} of {len(jobs)} runs wait, nothing is lost: "
+                "asl-pipe sync tries again"
+            ) from error
+        except TrackingError as error:
+            logger.warning("%s: left out: %s", job.folder.name[:12], error)
+            continue
+        count += 1
+        after = read_link(job.folder)
+        if after is not None and after != before:
+            logger.info("%s: %s@%s: sent, %s", after.suite, after.stage, after.key, after.status)
+    return count
+
+
+def sync_run(
+    root: Path,
+    beginning: str,
+    tracker: Tracker,
+    out: Path | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Bring one stage run up to its journal, and say nothing when that is done.
+
+    Args:
+        root: Folder that has `.dvc`.
+        beginning: Of the run's fingerprint, as far as it takes to tell it from others.
+        tracker: The store.
+        out: Folder with the run's artifacts; found by itself if absent.
+        pause: Waits so many seconds.
+
+    Raises:
+        UserError: No run has such a fingerprint, or several have.
+        NotFinishedError: The store cannot be reached; nothing is lost, try later.
+    """
+    job = _find_job(root, beginning)
+    for earlier in _unknown_before(job, root):
+        with contextlib.suppress(TrackingError):  # what is wrong with the store, this run says
+            tracker.ingest(earlier.journal, outputs_of(earlier, root))
+    try:
+        whole = _bring(job, out, root, tracker)
+        for seconds in PAUSES:
+            if whole:
+                return
+            pause(seconds)
+            whole = _bring(job, out, root, tracker)
+    except TrackingError as error:
+        record = read_record(job.record)
+        name = job.folder.name[:12] if record is None else f"{record.stage}@{record.key}"
+        raise NotFinishedError(
+            f"{name} is not shown in MLflow, asl-pipe sync tries again: {error}"
+        ) from error
+    if not whole:
+        logger.warning("%s: shown in MLflow without files that are gone", job.folder.name[:12])
+
+
+def follow_run(
+    root: Path,
+    beginning: str,
+    tracker: Tracker,
+    out: Path | None = None,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Bring one stage run into the store while it is made, and what is left when it has ended.
+
+    A store that does not answer is asked less and less often; that is said once.
+
+    Args:
+        root: Folder that has `.dvc`.
+        beginning: Of the run's fingerprint, as far as it takes to tell it from others.
+        tracker: The store.
+        out: Where the run's artifacts will be; found by itself if absent.
+        pause: Waits so many seconds.
+        clock: Seconds since some moment.
+
+    Raises:
+        UserError: No run has such a fingerprint, or several have.
+        NotFinishedError: The store cannot be reached at the end; nothing is lost, try later.
+    """
+    job = _find_job(root, beginning)
+    delay, told, first = FOLLOW_S, False, True
+    due = clock() + delay
+    while is_under_way(job.journal):
+        pause(POLL_S)
+        if clock() < due:
+            continue
+        began = clock()
+        try:
+            tracker.ingest(job.journal, _where(job, out, root))
+            # the first time MLflow is loaded, and its tables are made
+            taken = 0.0 if first else clock() - began
+            delay, first = min(max(FOLLOW_S, PATIENCE * taken), LONGEST_S), False
+        except TrackingError as error:
+            delay = min(2 * delay, LONGEST_S)
+            if not told:
+                logger.warning("not shown in MLflow for now: %s", error)
+                told = True
+        due = clock() + delay
+    sync_run(root, job.folder.name, tracker, out, pause)
+
+
+def follow_all(
+    root: Path,
+    tracker: Tracker,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Bring all journals into the store again and again, until somebody ends it.
+
+    The longer that takes, the longer it rests.
+    """
+    delay, told, first = FOLLOW_S, False, True
+    while True:
+        began = clock()
+        try:
+            sync_journals(root, tracker, those=_grows)
+            # the first time there may be a backlog
+            taken = 0.0 if first else clock() - began
+            delay, told, first = min(max(FOLLOW_S, REST * taken), LONGEST_S), False, False
+        except NotFinishedError as error:
+            delay = min(2 * delay, LONGEST_S)
+            if not told:
+                logger.warning("%s", error)
+                told = True
+        except OSError as error:  # a folder that gc moves, a filesystem that fails for a moment
+            delay = min(2 * delay, LONGEST_S)
+            logger.warning("looking again in %d s: %s", delay, error)
+        pause(delay)
+
+
+def _grows(job: JobFolder) -> bool:
+    """Say whether a journal may have more than the store, without reading it."""
+    link = read_link(job.folder)
+    if link is None or not (link.complete and link.credited):
+        return True
+    sent = (job.folder / FILE_NAME).stat().st_mtime
+    return any(path.stat().st_mtime > sent for path in job.journal.rglob("*.jsonl"))
+
+
+def catch_up(root: Path, tracker: Tracker) -> bool:
+    """Bring all stage runs up to their journals before something refers to them.
+
+    Returns:
+        Whether the store could be reached; if not, one warning has said so.
+    """
+    try:
+        sync_journals(root, tracker)
+    except NotFinishedError as error:
+        logger.warning("not shown in MLflow: %s", error)
+        return False
+    return True
+
+
+def _find_job(root: Path, beginning: str) -> JobFolder:
+    folder = root / ".asl" / "jobs"
+    found = sorted(path.parent for path in folder.glob("*/journal"))
+    found = [path for path in found if path.name.startswith(beginning)]
+    if len(found) != 1:
+        raise UserError(
+            f"{len(found) or 'no'} runs in {folder} have a name that begins with "
+            f"{beginning!r}; give more of it, or nothing for all runs"
+        )
+    return JobFolder(found[0])
+
+
+def _unknown_before(job: JobFolder, root: Path) -> list[JobFolder]:
+    """Return earlier runs of the same name that no store has in whole yet, oldest first.
+
+    Results go to the newest encoder of their name in the store, so it has to be there before them,
+    whichever of two waiting processes comes first.
+    """
+    record = read_record(job.record)
+    if record is None:
+        return []
+    earlier: list[tuple[float, JobFolder]] = []
+    for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"):
+        other = JobFolder(path.parent.parent)
+        link = read_link(other.folder)
+        found = read_record(other.record) if link is None or not link.complete else None
+        if (
+            found is not None
+            and (found.suite, found.key) == (record.suite, record.key)
+            and found.started < record.started
+        ):
+            earlier.append((found.started, other))
+    return [other for _, other in sorted(earlier, key=lambda pair: pair[0])]
+
+
+def _bring(job: JobFolder, out: Path | None, root: Path, tracker: Tracker) -> bool:
+    """Bring a run into the store and say whether it is whole there, as far as it has got.
+
+    Where its files are is asked each time: a stage that has just ended moves them.
+    """
+    tracker.ingest(job.journal, _where(job, out, root))
+    link = read_link(job.folder)
+    return link is None or link.complete or link.status != "FINISHED"
+
+
+def _where(job: JobFolder, out: Path | None, root: Path) -> Path:
+    """Return where a run's files are now: in its scratch as long as that is there."""
+    return out if out is not None and not job.out.exists() else outputs_of(job, root)
+
+
+def outputs_of(job: JobFolder, root: Path) -> Path:
+    """Return the folder with the artifacts of a run.
+
+    What the suite shows now may come from a newer run of the same stage: then this run's own
+    scratch is all there is.
+    """
+    record = read_record(job.record)
+    suite = suite_folders(root).get(record.suite) if record is not None else None
+    if record is None or suite is None or job.out.exists():
+        return job.out
+    outputs = OutputPaths.of(suite, record.stage, record.key)
+    if outputs.metrics is None:
+        return outputs.folder
+    try:
+        shown = json.loads(outputs.metrics.read_text(encoding="utf-8")).get("fingerprint")
+    except (OSError, ValueError):
+        return job.out
+    return outputs.folder if shown == record.fingerprint else job.out
+
+
+def _began(first_attempt: Path) -> int:
+    """Return the time in the first line, in milliseconds; 0 where there is none."""
+    with first_attempt.open(encoding="utf-8") as file:
+        try:
+            return int(json.loads(file.readline())["t"])
+        except (ValueError, KeyError, TypeError):
+            return 0

@@ -1,0 +1,180 @@
+"""What a journal says about a run, in the form in which it is shown: pure, no store."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asl_core.engine.records import SYSTEM_PREFIX, Points, Record, points_of, read_records
+from pipeline.errors import TrackingError
+from pipeline.jobs.folder import NODE_PREFIX
+from pipeline.jobs.liveness import find_status
+
+STAGES_WITHOUT_EXPERIMENT = ("prepare", "report")
+FINAL_PREFIX = "final/"
+
+_UNUSUAL = re.compile(r"[^\w\-. :/]", re.ASCII)
+
+Point = tuple[str, int, str, int]
+"""Key, step, value as text (so that nan equals nan), time in milliseconds."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One stage run as people see it.
+
+    Attributes:
+        tags: By name; what the project says has the prefix `asl.`.
+        params: Hyperparameters by name, as text.
+        datasets: Bodies of the journal's dataset records: name, digest, source, context.
+        artifacts: Paths relative to the stage's output folder, in order, each once.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        message: Why it ended, if it did not finish.
+        start_ms: When the first attempt began, in milliseconds since 1970.
+        end_ms: When the last attempt ended, None while it runs.
+        records: The whole journal.
+        nodes: Journals of other machines, by the names of their folders: samples of them.
+    """
+
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    datasets: list[Mapping[str, str]]
+    artifacts: list[str]
+    status: str
+    message: str
+    start_ms: int
+    end_ms: int | None
+    records: list[Record]
+    nodes: Mapping[str, list[Record]] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        return self.tags["asl.stage"]
+
+    @property
+    def key(self) -> str:
+        return self.tags["asl.key"]
+
+    @property
+    def suite(self) -> str:
+        return self.tags["asl.suite"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.tags["asl.fingerprint"]
+
+    @property
+    def experiment(self) -> str | None:
+        """Name of the experiment it belongs to."""
+        return None if self.stage in STAGES_WITHOUT_EXPERIMENT else self.key
+
+    @property
+    def lines(self) -> dict[str, int]:
+        """Number of lines of each attempt's file, those of other machines included."""
+        counts: dict[str, int] = {}
+        for name, record in self._all():
+            counts[name] = record.line + 1
+        return counts
+
+    def milestones(self, done: Mapping[str, int], parts: int) -> Iterator[dict[str, int]]:
+        """Yield lines of each file on the way from those that are done to all, so many times."""
+        for part in range(1, parts + 1):
+            yield {
+                name: (before := min(done.get(name, 0), count)) + (count - before) * part // parts
+                for name, count in self.lines.items()
+            }
+
+    def points(self, lines: Mapping[str, int] | None = None) -> set[Point]:
+        """Return what counts of the journal, or of its first lines."""
+        records = [
+            record
+            for name, record in self._all()
+            if lines is None or record.line < lines.get(name, 0)
+        ]
+        return {
+            (self.shown_key(key), step, repr(value), time_ms)
+            for key, values in points_of(records).items()
+            for step, value, time_ms in values
+        }
+
+    def _all(self) -> Iterator[tuple[str, Record]]:
+        """Yield the name of its file with each record."""
+        for record in self.records:
+            yield str(record.attempt), record
+        for node, records in self.nodes.items():
+            for record in records:
+                yield f"{node}/{record.attempt}", record
+
+    def voided(self) -> set[Point]:
+        """Return what was written and does not count any more."""
+        written = {
+            (self.shown_key(key), record.body["step"], repr(value), record.time_ms)
+            for _, record in self._all()
+            if record.kind == "metrics"
+            for key, value in record.body["values"].items()
+        }
+        return written - self.points()
+
+    def curves(self) -> Points:
+        """Return the step metrics of training: {`loss`: [(step, value, time_ms), ...]}."""
+        return {
+            key.removeprefix("train/"): values
+            for key, values in points_of(self.records).items()
+            if key.startswith("train/") and len(values) > 1
+        }
+
+    def shown_key(self, key: str) -> str:
+        """Return a metric's name in the store: `train/loss` of pretrain is `pretrain/loss`.
+
+        Charts of one name then hold runs of one stage, and each stage has its section.
+        """
+        if not key.startswith((SYSTEM_PREFIX, FINAL_PREFIX)):
+            key = f"{self.stage}/{key.removeprefix('train/')}"
+        return _UNUSUAL.sub("_", key)
+
+
+def read_tracked_run(journal: Path) -> TrackedRun:
+    """Read a run from its journal folder.
+
+    Raises:
+        TrackingError: The journal is empty or does not say which run it is of.
+        InputError: A line of it is damaged.
+    """
+    records = read_records(journal)
+    tags = {
+        (name if "." in name else f"asl.{name}"): _text(value)
+        for record in records
+        if record.kind == "tags"
+        for name, value in record.body["values"].items()
+    }
+    missing = {"asl.stage", "asl.key", "asl.suite", "asl.fingerprint"} - tags.keys()
+    if missing:
+        raise TrackingError(
+            f"{journal} does not say which run it is of ({', '.join(sorted(missing))}); "
+            "it was cut at its start, nothing to show"
+        )
+    params: dict[str, str] = {}
+    for record in records:
+        if record.kind == "params":
+            params = {k: _text(v) for k, v in record.body["values"].items()} | params
+    status, end_ms, message = find_status(records)
+    tags["asl.attempts"] = str(len({record.attempt for record in records}))
+    return TrackedRun(
+        tags=tags,
+        params=params,
+        datasets=[record.body for record in records if record.kind == "dataset"],
+        artifacts=list(dict.fromkeys(r.body["path"] for r in records if r.kind == "artifact")),
+        status=status,
+        message=message,
+        start_ms=records[0].time_ms,
+        end_ms=end_ms,
+        records=records,
+        nodes={
+            folder.name: read_records(folder) for folder in sorted(journal.glob(f"{NODE_PREFIX}*"))
+        },
+    )
+
+
+def _text(value: object) -> str:
+    """Return text that fits MLflow's limits for params and tags."""
+    return str(value)[:5000]

@@ -1,0 +1,361 @@
+"""The first process of a job: keeps the record, publishes, decides how it goes on.
+
+Reads the record, DVC's cache and nothing of the workspace; writes under `.asl/jobs` and, at the
+end, DVC's caches.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from asl_core.engine.records import Journal, redact
+from asl_core.errors import InputError, InterruptedRun
+from pipeline.errors import AslPipeError
+from pipeline.execution.perform import perform, write_metrics
+from pipeline.execution.stop_signals import StopSignals
+from pipeline.jobs.fence import Fence, SupersededError
+from pipeline.jobs.folder import JobFolder, OutputPaths
+from pipeline.jobs.job import Attempt, Job, newer_attempt
+from pipeline.jobs.local_run import host_of_local_run
+from pipeline.jobs.progress import ProgressReader
+from pipeline.jobs.reporter import Reporter, as_fields
+from pipeline.jobs.state import ERROR_CHARACTERS, JobState, Status, read_state
+from pipeline.results.code import code_folder
+from pipeline.results.documents import Document, Hashes, hashes_of
+from pipeline.results.port import Filing
+from pipeline.worker.continuation import go_on_later, hand_over_again
+from pipeline.worker.process import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    JobFailure,
+    JobProcess,
+    Place,
+    Services,
+    exit_code_of,
+)
+from pipeline.worker.upstream import UpstreamPending, give_way, resolve
+from pipeline.writing import write_json
+
+logger = logging.getLogger(__name__)
+
+ASKS_TO_GO_ON = {"SIGUSR1", "SIGUSR2"}
+"""The scheduler's warning before a time limit or a preemption. SIGTERM alone is its own way to
+requeue a job, or somebody's wish to end it."""
+
+
+class Lead(JobProcess):
+    """The first process: it keeps the record, publishes, and decides how it goes on."""
+
+    def __init__(
+        self,
+        paths: JobFolder,
+        job: Job,
+        attempt: Attempt,
+        place: Place,
+        services: Services,
+        signals: StopSignals,
+    ) -> None:
+        super().__init__(paths, job, attempt, place, services, signals)
+        self.fences: list[Fence] = []
+        self.restarts = attempt.restarts + place.restart
+        self.work: JobFolder | None = None
+        self.progress: ProgressReader | None = None
+        now = services.clock()
+        self.own_gpus = services.gpus()
+        state = JobState(
+            status=Status.RUNNING, attempt=attempt.number, token=attempt.token,
+            job_id=place.job_id, restarts=self.restarts, heartbeat=now, started=now,
+            nodes=place.nodes, gpus=self.own_gpus.uuids, driver=self.own_gpus.driver,
+            pid=os.getpid(),
+        )  # fmt: skip
+        self.reporter = Reporter(paths, state, self.check_fences, services.clock)
+
+    def run(self) -> int:
+        """Run to the end, whatever the end is."""
+        try:
+            return self._run()
+        except BaseException as error:
+            self.signals.handler.quiet = True  # how it ends is written down whole
+            return self._end(error)
+        finally:
+            self.reporter.end()
+            self.reporter.give_back()
+
+    def check_fences(self) -> None:
+        """Raise SupersededError when a newer start has taken over."""
+        for fence in self.fences:
+            fence.check()
+
+    def is_being_stopped(self) -> bool:
+        """Say whether a signal stops the whole job.
+
+        SIGTERM alone also comes to a job of which one process was killed; that one said nothing.
+        """
+        asked = ASKS_TO_GO_ON & set(self._stop_names())
+        return bool(asked) or len(self.stopped_peers()) == self.place.world_size - 1
+
+    def _stop_names(self) -> tuple[str, ...]:
+        """Return the signals that have come, to this process first."""
+        said = [name for peer in self.stopped_peers() for name in peer["signals"]]
+        return tuple(dict.fromkeys([*self.signals.names, *said]))
+
+    def _run(self) -> int:
+        paths, services = self.paths, self.services
+        self._fence(paths.fence)
+        self.signals.listen()
+        self.reporter.begin()
+        self.reporter.keep_beating(
+            self._look, self._look_at_peers, _ask_to_stop, services.heartbeat_s
+        )
+        limit = self.attempt.terms.slurm.get("max_restarts")
+        if limit is not None and self.restarts > limit:
+            raise JobFailure(f"restarted {self.restarts} times; max_restarts is {limit}")
+        document = resolve(self.job, self.attempt.terms.upstream, self.paths, services)
+        fingerprint = services.cache.key(document)
+        self.work = JobFolder.of(paths.scratch, fingerprint)
+        self.reporter.update(fingerprint=fingerprint)
+        found = None if self.attempt.terms.force else services.cache.find(self.root, fingerprint)
+        if found is not None:
+            logger.info("%s: the result is there already", self.job.name)
+            self._tell_peers(fingerprint, done=True)
+            return self._succeeded(found)
+        self._refuse_company(self.work)
+        if self.work.folder != paths.folder:
+            self._fence(self.work.fence)
+        self._lay_out_inputs(document)
+        self._tell_peers(fingerprint, done=False)
+        self.progress = ProgressReader(self.work.journal)
+        run = self.stage_run(fingerprint, document)
+        # a folder of its own: what a given-up start still writes must not get between
+        out = self.work.folder / f"out.{self.fences[0].start}"
+        run = dataclasses.replace(
+            run, tags=self._tags(), last_tags=self._last_tags, out=out, locks=False,
+            before_checkpoint=self.check_fences,
+        )  # fmt: skip
+        record = perform(run, self.load, self.check_fences)
+        self.signals.handler.quiet = True  # what is left takes seconds and is final
+        write_metrics(self.work.metrics, run, record)
+        manifest = self._file(document, out)
+        self._keep_only(out)
+        return self._succeeded(manifest)
+
+    def _fence(self, file: Path) -> None:
+        give_way(file, self.paths, self.services)
+        self.fences.append(Fence.put_up(file, self.paths, self.attempt.number, self.place.restart))
+
+    def _refuse_company(self, work: JobFolder) -> None:
+        """Raise JobFailure when `dvc repro` makes the same run: they would share checkpoints."""
+        services = self.services
+        host = host_of_local_run(work, services.clock(), services.patience.silence_s)
+        if host is not None:
+            raise JobFailure(
+                f"{self.job.name}: `dvc repro` makes it on {host} just now; once that has ended "
+                "its result is there, or submit it again to go on from its checkpoint"
+            )
+
+    def _lay_out_inputs(self, document: Document) -> None:
+        """Link what the stage reads from DVC's cache, anew for each start."""
+        shutil.rmtree(self.paths.inputs, ignore_errors=True)
+        code = code_folder(self.paths.scratch, self.attempt.terms.snapshot)
+        hashes: dict[str, Mapping[str, object]] = {
+            path: hashed
+            for path, hashed in {
+                **hashes_of(document["deps"]),
+                **self.attempt.terms.external,
+            }.items()
+            if not (code / path).exists()
+        }
+        self.paths.inputs.mkdir(parents=True)
+        self.services.cache.link(self.root, hashes, self.paths.inputs)
+        for path, fingerprint in self.attempt.terms.upstream.items():
+            # whose metrics lie beside its outputs is asked by their fingerprint
+            beside = self.paths.inputs / f"{path}.json"
+            if not beside.exists():
+                write_json(beside, {"fingerprint": self._final_fingerprint(fingerprint)})
+
+    def _final_fingerprint(self, fingerprint: str) -> str:
+        state = read_state(JobFolder.of(self.paths.scratch, fingerprint))
+        return (state.fingerprint if state else None) or fingerprint
+
+    def _keep_only(self, out: Path) -> None:
+        """Leave the outputs where MLflow finds their pictures; remove what other starts left."""
+        assert self.work is not None
+        shutil.rmtree(self.work.out, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            out.rename(self.work.out)
+        for left in self.work.folder.glob("out.*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _file(self, document: Document, out: Path) -> Hashes:
+        assert self.work is not None
+        outputs = OutputPaths.of(Path(), self.job.stage, self.job.key)
+        places = {outputs.folder.as_posix(): out}
+        if outputs.metrics is not None:
+            places[outputs.metrics.as_posix()] = self.work.metrics
+        self.check_fences()
+        return self.services.cache.file(
+            Filing(
+                root=self.root,
+                suite=self.root / self.job.suite,
+                document=document,
+                outputs=places,
+                code=code_folder(self.paths.scratch, self.attempt.terms.snapshot),
+                inputs=self.paths.inputs,
+                params=self.paths.params,
+                scratch=self.paths.folder,
+            )
+        )
+
+    def _tags(self) -> dict[str, str]:
+        log = self.paths.logs.relative_to(self.root) / f"{self.place.job_id}_0.log"
+        return {
+            **self.attempt.terms.code,
+            "attempt": str(self.attempt.number),
+            "restarts": str(self.restarts),
+            "snapshot": self.attempt.terms.snapshot,
+            "record": self.paths.fingerprint,
+            "slurm.job_id": str(self.place.job_id),
+            "slurm.nodes": self.place.nodes,
+            "log": log.as_posix(),
+            **self.own_gpus.tags(),
+        }
+
+    def _last_tags(self, error: BaseException | None) -> dict[str, str]:
+        uuids = ",".join(self._gpus()) or "none"
+        return {"gpu.uuids": uuids, "exit_code": str(exit_code_of(error))}
+
+    def _gpus(self) -> tuple[str, ...]:
+        """Return the UUIDs of all nodes' GPUs that have told them."""
+        ranks = range(1, self.place.world_size)
+        told = [self.read_own(self.paths.rank_gpus(rank)).get("gpus", ()) for rank in ranks]
+        return tuple(dict.fromkeys(itertools.chain(self.reporter.state.gpus, *told)))
+
+    # How it ends
+
+    def _succeeded(self, manifest: Hashes) -> int:
+        now = self.services.clock()
+        self.reporter.update(
+            status=Status.SUCCEEDED, ended=now, exit_code=DONE, error=None, gpus=self._gpus(),
+            manifest={path: dict(hashed) for path, hashed in manifest.items()}, **self._look(),
+        )  # fmt: skip
+        shutil.rmtree(self.paths.inputs, ignore_errors=True)
+        if self.work is not None:
+            shutil.rmtree(self.work.checkpoints, ignore_errors=True)
+        return DONE
+
+    def _end(self, error: BaseException) -> int:
+        if isinstance(error, SupersededError):
+            return self._give_way(error)
+        if isinstance(error, UpstreamPending):
+            return self._wait_for(error)
+        if isinstance(error, InterruptedRun | KeyboardInterrupt):
+            return self._interrupted(error)
+        return self._failed(error)
+
+    def _give_way(self, error: SupersededError) -> int:
+        """Leave the run to a newer start.
+
+        A newer attempt is another job: jobs that wait for this one look for it when they begin,
+        and would never begin if this one had failed.
+        """
+        logger.warning("%s", error)
+        return INTERRUPTED if newer_attempt(self.paths, self.attempt.number) is None else DONE
+
+    def _failed(self, error: BaseException) -> int:
+        """Write down why; an error that is meant for people is one line, others a traceback."""
+        if isinstance(error, AslPipeError | InputError):
+            text = str(error)
+        else:
+            text = redact("".join(traceback.format_exception(error)))
+        logger.error("%s", text)
+        return self._end_as_failed(text, exit_code_of(error))
+
+    def _end_as_failed(self, text: str, code: int) -> int:
+        try:
+            self.reporter.update(
+                status=Status.FAILED, ended=self.services.clock(), exit_code=code,
+                error=redact(text)[-ERROR_CHARACTERS:], gpus=self._gpus(), **self._look(),
+            )  # fmt: skip
+        except SupersededError as superseded:
+            return self._give_way(superseded)
+        except OSError as unwritten:
+            logger.error("the record could not be written: %s", unwritten)
+        return code
+
+    def _interrupted(self, error: BaseException) -> int:
+        """Keep what is there and see to it that the work goes on, if that is what was asked."""
+        if self.place.world_size > 1:  # another process may have got the signal first
+            self.soon(lambda: bool(self._stop_names()))
+        names = self._stop_names()
+        logger.warning("%s: interrupted (%s)", self.job.name, error or ", ".join(names))
+        limit = self.attempt.terms.slurm.get("max_restarts")
+        goes_on = bool(ASKS_TO_GO_ON & set(names))
+        if goes_on and limit is not None and self.restarts >= limit:
+            text = (
+                f"interrupted by {'+'.join(names)} after {limit} restarts; max_restarts is {limit}"
+            )
+            return self._end_as_failed(text, FAILED)
+        try:
+            self.reporter.update(
+                status=Status.INTERRUPTED, ended=self.services.clock(), exit_code=INTERRUPTED,
+                stopped_by=names, gpus=self._gpus(), **self._look(),
+            )  # fmt: skip
+        except SupersededError as superseded:
+            return self._give_way(superseded)
+        except OSError as unwritten:  # no reason not to go on from the checkpoint
+            logger.error("the record could not be written: %s", unwritten)
+        if not goes_on:
+            return INTERRUPTED
+        self.reporter.end()  # nothing may be written from the moment the next start is possible
+        return go_on_later(self, self.restarts)
+
+    def _wait_for(self, pending: UpstreamPending) -> int:
+        """Begin when what this job needs is there: its maker has become another job meanwhile."""
+        logger.info("%s", pending)
+        try:
+            self.reporter.update(status=Status.INTERRUPTED, ended=self.services.clock())
+        except SupersededError as superseded:
+            return self._give_way(superseded)
+        except OSError as unwritten:
+            logger.error("the record could not be written: %s", unwritten)
+        self.reporter.end()
+        return hand_over_again(self, self.restarts, after=pending.job_ids)
+
+    # While it runs
+
+    def _look(self) -> dict[str, object]:
+        """Return what a heartbeat says besides that it beats."""
+        return {} if self.progress is None else as_fields(self.progress.read())
+
+    def _tell_peers(self, fingerprint: str, *, done: bool) -> None:
+        if self.place.world_size > 1:
+            content = {**self.start, "fingerprint": fingerprint, "done": done}
+            write_json(self.paths.ready, content)
+
+    def _look_at_peers(self) -> None:
+        """End the job when another of its processes has failed: this one may wait for it."""
+        if self.signals.handler.quiet:
+            return  # it is ending already
+        for rank in range(1, self.place.world_size):
+            left = self.read_own(self.paths.rank_error(rank))
+            if left:
+                text = f"process {rank} on {left.get('host')} failed:\n{left.get('error')}"
+                logger.error("%s", text)
+                code = self._end_as_failed(text, FAILED)
+                if self.work is not None:
+                    with contextlib.suppress(OSError), Journal.open(self.work.journal) as journal:
+                        journal.tags({"exit_code": str(code)})
+                        journal.end("FAILED", text.splitlines()[0])
+                os._exit(code)
+
+
+def _ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
