@@ -90,7 +90,7 @@ def held_out_files(folder: Path) -> dict[int, Path]:
     Args:
         folder: Output of the pre-training.
     """
-    found = [(_NAME.fullmatch(p.name), p) for p in (folder / HELD_OUT_FOLDER).glob("*")]
+    found = [(_NAME.fullmatch(p.name), p) for p in folder.glob("*")]
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 

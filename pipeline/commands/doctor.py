@@ -24,7 +24,7 @@ def doctor(
 
     Example: asl-pipe doctor --stage pretrain --wait 300
     """
-    from pipeline.config.cluster import STAGES, load_slurm
+    from pipeline.config.cluster import load_slurm
     from pipeline.config.suggest import unknown_name
     from pipeline.doctor.checks import Finding, Level, examine, worst
     from pipeline.doctor.machine import Machine
@@ -32,6 +32,7 @@ def doctor(
     from pipeline.errors import UserError
     from pipeline.project import find_project
     from pipeline.schedulers.slurm.scheduler import SlurmScheduler
+    from pipeline.stages.table import STAGES
 
     if stage not in STAGES:
         raise UserError(unknown_name("stage", stage, STAGES))

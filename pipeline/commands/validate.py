@@ -21,13 +21,11 @@ def validate(
     from pipeline.config.cluster import load_resources
     from pipeline.config.params import load_params
     from pipeline.project import find_project
+    from pipeline.stages.table import RUN_BY_JOBS
     from pipeline.tables.paper import load_paper
 
     project = find_project(Path.cwd(), suite)
     params = load_params(project.params_file, load_paper().references())
     load_resources(project.cluster_file, "pretrain")
-    counted = ", ".join(f"{len(params.section(s))} {s}" for s in ("prepare", "pretrain", *TRANSFER))
+    counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")
-
-
-TRANSFER = ("linprobe", "finetune", "detect", "segment", "analyze")

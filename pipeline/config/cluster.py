@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from asl_core.recipes.optimisation import Resources
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, read_yaml, validate
-
-STAGES = (
-    "prepare", "pretrain", "linprobe", "finetune", "detect", "segment", "analyze", "report",
-)  # fmt: skip
+from pipeline.stages.table import STAGES
 
 WARNING_SECONDS = 120
 """Long enough to finish a step and write a checkpoint; short limits get a quarter of themselves."""
@@ -141,20 +138,9 @@ for _declared in (Resources, SlurmResources):
     _declared.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
-class Local(BaseModel):
-    """Resources of the stages that run on this machine; `default` holds for all of them."""
-
-    model_config = STRICT
-
-    default: Resources = Resources()
-    prepare: Resources = Resources()
-    pretrain: Resources = Resources()
-    linprobe: Resources = Resources()
-    finetune: Resources = Resources()
-    detect: Resources = Resources()
-    segment: Resources = Resources()
-    analyze: Resources = Resources()
-    report: Resources = Resources()
+_STAGES: dict[str, Any] = {name: (Resources, Resources()) for name in ("default", *STAGES)}
+Local = create_model("Local", __config__=STRICT, **_STAGES)
+"""Resources of the stages that run on this machine; `default` holds for all of them."""
 
 
 class Cluster(BaseModel):
@@ -162,7 +148,7 @@ class Cluster(BaseModel):
 
     model_config = STRICT
 
-    local: Local = Local()
+    local: Local = Local()  # type: ignore[valid-type]
     slurm: dict[str, dict[str, Any]] = {}
 
 

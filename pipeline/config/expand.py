@@ -12,10 +12,9 @@ import yaml
 
 from pipeline.config.files import each, read_yaml
 from pipeline.errors import UserError
+from pipeline.stages.table import EVALUATIONS
 
 SUITE_FILE = "suite.yaml"
-SEEDED = ("linprobe", "finetune", "detect", "segment", "analyze")
-"""Sections whose entries follow the experiments'; their own seeds stay what they are."""
 
 
 def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -64,7 +63,8 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             experiments[name] = {**fields, "seed": seed} if seed else fields
             names.setdefault(key, []).append(name)
     expanded["experiments"] = experiments
-    for section in SEEDED:
+    for section in (str(stage.section) for stage in EVALUATIONS):
+        # entries follow the experiments'; their own seeds stay what they are
         entries: dict[str, Any] = {}
         for key, item in each(content.get(section)):
             for name in names.get(key, [key]):

@@ -6,24 +6,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from asl_core.recipes import datasets as sources
 from asl_core.recipes.catalogue import RECIPES
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
-from asl_core.recipes.transfer import (
-    Detection,
-    FineTune,
-    LinearProbe,
-    Segmentation,
-    TokenAnalysis,
-)
 from pipeline.config.expand import SUITE_FILE, expansion_of
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, read_yaml, validate
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
+from pipeline.stages.table import EVALUATIONS, RUN_BY_JOBS, STAGES
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 """Names become parts of DVC stage names, dotted keys, paths and shell words."""
@@ -38,15 +32,9 @@ SOURCES: dict[str, type[Any]] = {
     "ade20k": sources.Ade20k,
     "union": sources.Union_,
 }
-TRANSFER: dict[str, type[Any]] = {
-    "linprobe": LinearProbe,
-    "finetune": FineTune,
-    "detect": Detection,
-    "segment": Segmentation,
-    "analyze": TokenAnalysis,
-}
 
-for _declared in (Optimisation, ImportedRecipe, Vit, TokenAnalysis, sources.Packing):
+_EVALUATED = {stage.name: stage.recipe for stage in EVALUATIONS}
+for _declared in (Optimisation, ImportedRecipe, Vit, sources.Packing, *_EVALUATED.values()):
     # Pydantic reads this attribute off plain dataclasses and their subclasses; set here, so that
     # asl_core stays free of Pydantic.
     _declared.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
@@ -59,7 +47,10 @@ else:
 
 
 class Params(BaseModel):
-    """A suite: which data, which experiments, which transfer tasks on each of them."""
+    """A suite: which data, which experiments, and a section for each stage that measures them.
+
+    A suite need not write the sections that it does not use.
+    """
 
     model_config = STRICT
 
@@ -70,23 +61,19 @@ class Params(BaseModel):
     """Tables of the paper that the suite fills."""
     datasets: dict[str, Dataset]
     experiments: dict[str, Recipe]
-    linprobe: dict[str, LinearProbe]
-    finetune: dict[str, FineTune]
-    detect: dict[str, Detection]
-    segment: dict[str, Segmentation]
-    analyze: dict[str, TokenAnalysis]
     rows: dict[str, str] = {}
     """Experiment -> its `row`, for those that name one."""
 
     def section(self, stage: str) -> Mapping[str, Any]:
         """Return the entries that a stage runs on, by key."""
-        return getattr(self, SECTIONS[stage])
+        return getattr(self, str(STAGES[stage].section))
 
 
-SECTIONS = {"prepare": "datasets", "pretrain": "experiments", **{name: name for name in TRANSFER}}
-"""Stage -> the section of params.yaml that lists its runs."""
-
-_ADAPTER: TypeAdapter[Params] = TypeAdapter(Params)
+_SECTIONS: dict[str, Any] = {
+    str(stage.section): (dict[str, stage.recipe], {}) for stage in EVALUATIONS
+}
+_SUITE = create_model("Suite", __base__=Params, **_SECTIONS)
+_ADAPTER: TypeAdapter[Params] = TypeAdapter(_SUITE)
 
 
 def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
@@ -126,7 +113,7 @@ def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
 
 
 def _check_names(raw: Mapping[str, Any], problems: Problems) -> None:
-    for section in SECTIONS.values():
+    for section in (str(stage.section) for stage in RUN_BY_JOBS):
         for key, _ in each(raw.get(section)):
             if not (isinstance(key, str) and NAME.fullmatch(key)):
                 problems.add(
@@ -196,11 +183,12 @@ def _check_members(raw: dict[str, Any], problems: Problems) -> None:
 
 
 def _check_references(params: Params, problems: Problems, tables: Collection[str] | None) -> None:
-    for stage, section in SECTIONS.items():
-        if stage == "prepare":
+    for stage in RUN_BY_JOBS:
+        section = str(stage.section)
+        if "dataset" not in stage.inputs:
             continue
-        for key, item in params.section(stage).items():
-            if stage in TRANSFER and key not in params.experiments:
+        for key, item in params.section(stage.name).items():
+            if stage.evaluates and key not in params.experiments:
                 line = unknown_name("experiment", key, params.experiments)
                 problems.add((section, key), line)
             if item.dataset not in params.datasets:
@@ -221,29 +209,31 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
 
 def _check_sizes(params: Params, problems: Problems) -> None:
     """Refuse inputs of transfer tasks that are no whole patches of the encoder they get."""
-    for section, field in (("linprobe", "image_size"), ("finetune", "image_size"),
-                           ("detect", "image_size"), ("segment", "crop_size")):  # fmt: skip
-        for key, item in getattr(params, section).items():
-            side = getattr(item, field)
+    for stage in EVALUATIONS:
+        if stage.input_side is None:
+            continue
+        for key, item in params.section(stage.name).items():
+            side = getattr(item, stage.input_side)
             if side is None or key not in params.experiments:
                 continue
             patch = params.experiments[key].model.patch_size
-            multiple = 2 * patch if section == "detect" else patch
+            multiple = stage.whole_patches * patch
             if side % multiple:
                 problems.add(
-                    (section, key, field),
+                    (str(stage.section), key, stage.input_side),
                     f"got {side}, expected a multiple of {multiple}: patches of {key} have {patch} "
-                    f"pixels{', and detection wants an even number' * (section == 'detect')}",
+                    f"pixels{', and this stage wants an even number' * (stage.whole_patches == 2)}",
                 )
 
 
 def _check_decay(params: Params, problems: Problems) -> None:
     """Refuse decay by layer where there is none, and where it would scale another schedule."""
-    for section in ("experiments", "linprobe", "detect", "finetune", "segment"):
-        for key, item in getattr(params, section).items():
+    for stage in RUN_BY_JOBS:
+        section = str(stage.section)
+        for key, item in params.section(stage.name).items():
             if getattr(item, "layer_decay", None) is None:
                 continue
-            if section not in ("finetune", "segment"):
+            if not stage.layer_decay:
                 problems.add((section, key, "layer_decay"), "has no effect here; remove it")
             elif item.weight_decay_end is not None:
                 problems.add(
@@ -255,7 +245,7 @@ def _check_decay(params: Params, problems: Problems) -> None:
 def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:
     """Return the valid keys of the mapping at a location of params.yaml."""
     if not location:
-        return [name for name in Params.model_fields if name != "rows"]
+        return [name for name in _SUITE.model_fields if name != "rows"]
     item: Any = raw
     for part in location:
         item = item[part]
@@ -266,5 +256,5 @@ def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:
     elif section == "datasets":
         declared = SOURCES.get(item.get("source"))
     else:
-        declared = TRANSFER[str(section)]
+        declared = next(stage.recipe for stage in EVALUATIONS if stage.section == section)
     return [*(f.name for f in dataclasses.fields(declared)), *extra] if declared else extra

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.config.cluster import STAGES, SlurmResources, load_slurm
+from pipeline.config.cluster import SlurmResources, load_slurm
 from pipeline.doctor.node_probe import (
     FIRST_COUNT,
     count_gpus,
@@ -22,6 +22,7 @@ from pipeline.doctor.node_probe import (
 )
 from pipeline.project import Project
 from pipeline.schedulers.port import Cluster, SchedulerError
+from pipeline.stages.table import STAGES
 
 SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 EARLY_S = 60

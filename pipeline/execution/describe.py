@@ -12,6 +12,7 @@ from pipeline.config.params import Params
 from pipeline.execution.inputs import dataset_digest
 from pipeline.results.port import Identity
 from pipeline.stages.request import StageRequest
+from pipeline.stages.table import MEASURED, PRETRAIN, REPORT, STAGES
 from pipeline.tables.collect import experiments_of
 from pipeline.tables.paper import load_paper
 
@@ -45,7 +46,7 @@ def describe_run(
             **_place(params, request),
         }
     )  # fmt: skip
-    if request.stage != "report":
+    if request.stage != REPORT.name:
         journal.params(curated_params(request.recipe))
     if "encoder" in request.inputs:
         journal.tags({"encoder_fingerprint": _fingerprint(request.inputs["encoder"])})
@@ -57,7 +58,7 @@ def describe_run(
 def _place(params: Params, request: StageRequest) -> dict[str, str]:
     """Return the tables that a suite's experiments are shown in, and the experiment's row there."""
     found = next((each for each in experiments_of(params) if each.key == request.key), None)
-    if found is None or request.stage == "prepare" or not params.tables:
+    if found is None or STAGES[request.stage] not in MEASURED or not params.tables:
         return {}
     row = found.row or load_paper().method_label(found.recipe)
     return {"table": ", ".join(params.tables), "row": row}
@@ -71,9 +72,10 @@ def _describe_dataset(journal: Journal, folder: Path, md5: str | None) -> None:
 
 
 def _fingerprint(encoder: Path) -> str:
-    """Return the fingerprint of the run that made an encoder, from the metrics beside it."""
+    """Return the fingerprint of the run that made an encoder, from its metrics file."""
+    suite, key = encoder.parents[2], encoder.name
     try:
-        return json.loads(encoder.with_name(f"{encoder.name}.json").read_text())["fingerprint"]
+        return json.loads((suite / str(PRETRAIN.metrics_path(key))).read_text())["fingerprint"]
     except (OSError, ValueError, KeyError):
         return "unknown"
 

@@ -8,8 +8,8 @@ from asl_core.exchange.origin import Form
 from pipeline.config.params import load_params
 from pipeline.errors import UserError
 from pipeline.execution.inputs import recipe_of
-from pipeline.jobs.folder import OutputPaths
 from pipeline.project import Project
+from pipeline.stages.table import PRETRAIN
 
 SUFFIXES = {Form.timm: (".safetensors",), Form.mae: (".pth", ".pt")}
 """Form -> what its files end in, the usual first; readers go by it."""
@@ -39,8 +39,8 @@ def export_experiment(
         UserError: No such experiment, it has no encoder yet, or the file's name will not do.
         InputError: The encoder is damaged.
     """
-    recipe_of(load_params(project.params_file), "pretrain", key)
-    folder = OutputPaths.of(project.suite, "pretrain", key).folder
+    recipe_of(load_params(project.params_file), PRETRAIN.name, key)
+    folder = project.suite / PRETRAIN.output_paths(key)["encoder"]
     if not folder.is_dir():
         raise UserError(
             f"{project.shown(folder)} does not exist; `dvc repro pretrain@{key}` makes it"

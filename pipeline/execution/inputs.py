@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from asl_core.recipes.imported import ImportedRecipe
-from pipeline.config.cluster import STAGES
-from pipeline.config.params import SECTIONS, Params
+from pipeline.config.params import Params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.project import Project
+from pipeline.stages.table import PREPARE, PRETRAIN, REPORT, STAGES, Stage
 
 
-def stage_name(stage: str, key: str) -> str:
-    """Return the name that dvc.yaml has for a run: `pretrain@asl`, or `report`."""
-    return stage if stage == "report" else f"{stage}@{key}"
+def find_stage(name: str) -> Stage:
+    """Return the row of a stage.
+
+    Raises:
+        UserError: There is no such stage.
+    """
+    if name not in STAGES:
+        raise UserError(unknown_name("stage", name, STAGES))
+    return STAGES[name]
 
 
 def recipe_of(params: Params, stage: str, key: str) -> Any:
@@ -24,15 +30,14 @@ def recipe_of(params: Params, stage: str, key: str) -> Any:
     Raises:
         UserError: No such stage, or the suite has no such entry for it.
     """
-    if stage not in STAGES:
-        raise UserError(unknown_name("stage", stage, STAGES))
-    if stage == "report":
+    found = find_stage(stage)
+    if found.section is None:
         return params
     section = params.section(stage)
     if key not in section:
-        kind = "dataset" if stage == "prepare" else "experiment"
+        kind = "experiment" if found.evaluates or found is PRETRAIN else "dataset"
         line = unknown_name(f"{kind} of stage {stage} in suite {params.suite}:", key, section)
-        raise UserError(f"{line}; add it under `{SECTIONS[stage]}` of params.yaml or use another")
+        raise UserError(f"{line}; add it under `{found.section}` of params.yaml or use another")
     return section[key]
 
 
@@ -42,22 +47,20 @@ def find_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str
     Raises:
         UserError: One of them has not been made yet; says which command makes it.
     """
-    if stage == "prepare":
+    if stage == PREPARE.name:
         return {"data_root": data_root(project)}
-    if stage == "report":
+    if stage == REPORT.name:
         return {"suite": project.suite}
     if isinstance(recipe, ImportedRecipe):
         return {"imported": _imported_encoder(project, key, recipe)}
-    inputs = {"dataset": project.suite / "data" / recipe.dataset}
-    makers = {"dataset": f"prepare@{recipe.dataset}"}
-    if stage != "pretrain":
-        inputs["encoder"] = project.suite / "runs" / "pretrain" / key
-        makers["encoder"] = f"pretrain@{key}"
+    found = STAGES[stage]
+    inputs = {role: project.suite / path for role, path in found.input_paths(key, recipe).items()}
     for role, path in inputs.items():
         if not path.is_dir():
+            maker = f"prepare@{recipe.dataset}" if role == "dataset" else f"pretrain@{key}"
             raise UserError(
-                f"{stage_name(stage, key)} needs {project.shown(path)}, which does not exist; "
-                f"`dvc repro {makers[role]}` makes it"
+                f"{found.run_name(key)} needs {project.shown(path)}, which does not exist; "
+                f"`dvc repro {maker}` makes it"
             )
     return inputs
 
@@ -84,7 +87,7 @@ def untracked_inputs(project: Project, stage: str, key: str, recipe: Any) -> dic
     Raises:
         UserError: It is not there.
     """
-    if stage != "pretrain" or not isinstance(recipe, ImportedRecipe):
+    if stage != PRETRAIN.name or not isinstance(recipe, ImportedRecipe):
         return {}
     if Path(recipe.path).is_absolute():
         return {}  # the same file on every machine

@@ -6,7 +6,6 @@ What becomes of the files is the caller's matter.
 
 import contextlib
 import fcntl
-import importlib
 import os
 import resource
 import shutil
@@ -25,23 +24,20 @@ from pipeline.config.canonical import canonical_json
 from pipeline.config.params import Params
 from pipeline.errors import AslPipeError, NotFinishedError
 from pipeline.execution.describe import describe_run
-from pipeline.execution.inputs import stage_name
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.jobs.fence import SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.record import JobRecord, write_record
 from pipeline.results.port import Identity
 from pipeline.stages.request import StageFunction, StageRequest
+from pipeline.stages.table import REPORT, STAGES
 from pipeline.tracking.small_files import weights_in
 from pipeline.writing import write_json
-
-WITHOUT_JOURNAL = ("prepare", "report")
-"""Outputs of these hold no journal: made again from the same, they stay the same bytes."""
 
 
 def load_stage(stage: str) -> StageFunction:
     """Import a stage's module; this is where torch is loaded."""
-    return importlib.import_module(f"pipeline.stages.{stage}").run
+    return STAGES[stage].load().run
 
 
 class BusyError(NotFinishedError):
@@ -65,7 +61,7 @@ class StageRun:
         last_tags: What its journal says at the end; given the error with which it ends, if any.
         before_checkpoint: See `StageRequest`.
         begun: Called when the journal says which run it is.
-        out: Where outputs go; `job.out` if absent.
+        out: Where outputs go, a folder for each role; `job.out` if absent.
         locks: Keep other processes of this machine out. A job does without: a process that the
             scheduler has given up would keep it waiting; it has a fence.
     """
@@ -87,7 +83,7 @@ class StageRun:
 
     @property
     def name(self) -> str:
-        return stage_name(self.stage, self.key)
+        return STAGES[self.stage].run_name(self.key)
 
     def begin(self) -> JobRecord:
         """Return the record of this run as it begins."""
@@ -97,9 +93,12 @@ class StageRun:
         )  # fmt: skip
 
     def request(self, out: Path, journal: Journal) -> StageRequest:
-        """Return what the stage is given."""
+        """Return what the stage is given; makes the folders of its outputs."""
+        outputs = {role: out / role for role in STAGES[self.stage].outputs}
+        for folder in outputs.values():
+            folder.mkdir(parents=True)
         return StageRequest(
-            self.stage, self.key, self.recipe, self.inputs, self.job.folder, out, journal,
+            self.stage, self.key, self.recipe, self.inputs, self.job.folder, outputs, journal,
             self.resources, self.before_checkpoint,
         )  # fmt: skip
 
@@ -123,7 +122,6 @@ def perform(
     lock = _exclusive(job, run.name) if run.locks else contextlib.nullcontext()
     with lock, Journal.open(job.journal) as journal:
         shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
         request = run.request(out, journal)
         write_record(job.record, record)
         describe_run(request, run.params, run.identity, run.tags)
@@ -139,8 +137,8 @@ def perform(
         _name_small_files(request)
         journal.tags(run.last_tags(None))
         journal.end("FINISHED")
-    if run.stage not in WITHOUT_JOURNAL:
-        shutil.copytree(job.journal, out / "journal")
+    if run.stage != REPORT.name:  # made again from the same, that one stays the same bytes
+        shutil.copytree(job.journal, request.out / "journal")
     return record
 
 
@@ -223,7 +221,7 @@ def _node() -> str | None:
 def _helper_journal(folder: Path) -> Iterator[Journal]:
     """Open a journal of no consequence: the first process alone keeps records and publishes."""
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "out").mkdir(parents=True)
+    folder.mkdir(parents=True)
     try:
         with Journal.open(folder / "journal") as journal, stop_signals_raise():
             yield journal
@@ -249,7 +247,7 @@ def _end_badly(run: StageRun, journal: Journal, record: JobRecord, error: BaseEx
 
 def _name_small_files(request: StageRequest) -> None:
     """Write config.json, and note it and the weights: who shows the run waits for them."""
-    if request.stage != "report":
+    if request.stage != REPORT.name:
         (request.out / "config.json").write_text(canonical_json(request.recipe), encoding="utf-8")
         request.journal.artifact("config.json")
     for path in weights_in(request.out):

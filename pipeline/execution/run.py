@@ -18,7 +18,7 @@ from pipeline.config.cluster import load_resources
 from pipeline.config.params import Params, load_params
 from pipeline.errors import NotFinishedError, TrackingError
 from pipeline.execution.gpus import Gpus
-from pipeline.execution.inputs import find_inputs, recipe_of, stage_name
+from pipeline.execution.inputs import find_inputs, recipe_of
 from pipeline.execution.perform import (
     BusyError,
     StageRun,
@@ -29,12 +29,13 @@ from pipeline.execution.perform import (
     write_metrics,
 )
 from pipeline.execution.publish import publish
-from pipeline.jobs.folder import JobFolder, OutputPaths
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.record import JobRecord, read_record
 from pipeline.project import Project
 from pipeline.results.documents import Hashes
 from pipeline.results.port import CodeHistory, Identity, ResultCache
 from pipeline.stages.request import StageFunction
+from pipeline.stages.table import STAGES
 from pipeline.tracking.port import Tracker
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def run_stage(
     resources = load_resources(project.cluster_file, stage)
     inputs = find_inputs(project, stage, key, recipe)
     set_threads(resources)
-    name = stage_name(stage, key)
+    row = STAGES[stage]
+    name = row.run_name(key)
     identity = services.cache.identify(project.suite, name)
     rank = int(os.environ.get("RANK", "0"))
     if services.find_job_result is not None and rank == 0:
@@ -98,7 +100,7 @@ def run_stage(
         identity=identity, job=job,
         tags=services.code.tags(project.root) | services.gpus().tags() if rank == 0 else {},
         begun=partial(
-            _begin_to_show, services.tracker, job, OutputPaths.of(project.suite, stage, key).folder
+            _begin_to_show, services.tracker, job, row.details(project.suite, key)
         ),
     )  # fmt: skip
     if rank > 0:
@@ -114,7 +116,7 @@ def run_stage(
             _show(services.tracker, run.job)
         raise
     _publish(project, run, record)
-    _show(services.tracker, run.job, OutputPaths.of(project.suite, stage, key).folder)
+    _show(services.tracker, run.job, row.details(project.suite, key))
     return record
 
 
@@ -132,7 +134,7 @@ def _adopt(
     Raises:
         NotFinishedError: The inputs changed while it was waited for.
     """
-    _check_unchanged(cache, project.suite, stage_name(stage, key), identity)
+    _check_unchanged(cache, project.suite, STAGES[stage].run_name(key), identity)
     cache.link(project.root, outputs, project.suite)
     done = read_record(JobFolder.of(project.scratch, identity.fingerprint).record)
     return done or JobRecord(
@@ -158,10 +160,13 @@ def _publish(project: Project, run: StageRun, record: JobRecord) -> None:
 
     The checkpoints stay until DVC has them too: it may yet fail to, on a full disk for instance.
     """
-    output = OutputPaths.of(project.suite, run.stage, run.key)
-    publish(run.job.out, output.folder)
-    if output.metrics is not None:
-        write_metrics(output.metrics, run, record)
+    stage = STAGES[run.stage]
+    for role, path in stage.output_paths(run.key).items():
+        publish(run.job.out / role, project.suite / path)
+    run.job.out.rmdir()
+    metrics = stage.metrics_path(run.key)
+    if metrics is not None:
+        write_metrics(project.suite / metrics, run, record)
 
 
 def _drop_checkpoints(project: Project, cache: ResultCache) -> None:
@@ -187,6 +192,6 @@ def _show(tracker: Tracker | None, job: JobFolder, out: Path | None = None) -> N
     if tracker is None:
         return
     try:
-        tracker.ingest(job.journal, out or job.out)
+        tracker.ingest(job.journal, out or job.details)
     except TrackingError as error:
         logger.warning("not shown in MLflow (asl-pipe sync tries again): %s", error)

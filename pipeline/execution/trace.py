@@ -1,6 +1,5 @@
 """Where a table's number came from, and whether it still holds. Changes nothing."""
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
 from pipeline.project import Project
 from pipeline.results.port import ResultCache
-from pipeline.stages.request import Reevaluation, StoredRun
+from pipeline.stages.request import StoredRun
+from pipeline.stages.table import STAGES
 from pipeline.tables.collect import Suite, collect
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.lock import read_lock
@@ -83,8 +83,8 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
         path = link.metrics.relative_to(suite.folder)
         yield "metrics", f"{path}: {metric} = {result.metrics.get(metric)!r}"
     yield "DVC", f"{result.state} in dvc.lock, key {result.fingerprint or 'unknown'}"
-    outputs = link.folder.relative_to(suite.folder).as_posix()
-    yield "output", f"{outputs} {result.md5 or 'not recorded'}"
+    for path, md5 in result.outputs.items():
+        yield "output", f"{path} {md5 or 'not recorded'}"
     for path, md5 in result.inputs.items():
         yield "input", f"{path} {md5}"
     page = None if result.fingerprint is None else run_page(suite.root, result.fingerprint)
@@ -158,11 +158,9 @@ def verify(
 
 
 def _check_files(suite: Suite, link: Link, digest: Callable[[str], str | None]) -> Iterator[Check]:
-    stage, key = link.result.stage, link.result.key
-    lock = read_lock(suite.folder)
-    recorded: dict[str, str | None] = dict(link.result.inputs)
-    recorded[f"runs/{stage}/{key}"] = link.result.md5
-    recorded[f"runs/{stage}/{key}.json"] = lock.digest(link.name, f"runs/{stage}/{key}.json")
+    metrics = str(STAGES[link.result.stage].metrics_path(link.result.key))
+    recorded: dict[str, str | None] = {**link.result.inputs, **link.result.outputs}
+    recorded[metrics] = read_lock(suite.folder).digest(link.name, metrics)
     for path, expected in recorded.items():
         found = digest(path)
         if expected is None:
@@ -178,16 +176,14 @@ def _check_files(suite: Suite, link: Link, digest: Callable[[str], str | None]) 
 def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) -> Check:
     resources = load_resources(project.cluster_file, link.result.stage)
     set_threads(resources)
-    # this is where torch is loaded
-    reevaluate: Reevaluation = importlib.import_module("pipeline.stages.reevaluate").reevaluate
-    recipe, stage = link.result.recipe, link.result.stage
-    encoder = None if stage == "pretrain" else suite.run_folder("pretrain", link.result.key)
+    stage, key, recipe = STAGES[link.result.stage], link.result.key, link.result.recipe
     run = StoredRun(
-        stage=stage, recipe=recipe, folder=link.folder, encoder=encoder,
-        dataset=suite.folder / "data" / getattr(recipe, "dataset", ""), resources=resources,
+        recipe=recipe, folder=link.folder, resources=resources,
+        inputs={r: suite.folder / path for r, path in stage.input_paths(key, recipe).items()},
     )  # fmt: skip
     what = f"{link.name} {traced.metric}"
-    again, stored = reevaluate(run).get(traced.metric), link.result.metrics[traced.metric]
+    numbers = stage.load().reevaluate(run)  # this is where torch is loaded
+    again, stored = numbers.get(traced.metric), link.result.metrics[traced.metric]
     if again is None:
         return Check(what, False, f"{stored!r} was measured on the way and cannot be again")
     both = f"stored {stored!r}, now {again!r}, difference {again - stored:.3g}"

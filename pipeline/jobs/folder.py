@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.stages.request import DETAILS
+
 NODE_PREFIX = "node-"
 
 
@@ -30,6 +32,11 @@ class JobFolder:
     @property
     def out(self) -> Path:
         return self.folder / "out"
+
+    @property
+    def details(self) -> Path:
+        """The outputs that people look at, while they are here."""
+        return self.out / DETAILS
 
     @property
     def journal(self) -> Path:
@@ -119,20 +126,3 @@ class JobFolder:
     def rank_gpus(self, rank: int) -> Path:
         """Return where a process other than the first says which GPUs its node has."""
         return self.folder / f"rank-{rank}.gpus.json"
-
-
-@dataclass(frozen=True)
-class OutputPaths:
-    """Where a suite keeps the outputs of a stage run: the outs and metrics of dvc.yaml."""
-
-    folder: Path
-    metrics: Path | None
-
-    @classmethod
-    def of(cls, suite: Path, stage: str, key: str) -> "OutputPaths":
-        """Return the output folder and the metrics file, where the stage has one."""
-        if stage == "prepare":
-            return cls(suite / "data" / key, None)
-        if stage == "report":
-            return cls(suite / "reports", None)
-        return cls(suite / "runs" / stage / key, suite / "runs" / stage / f"{key}.json")

@@ -1,14 +1,25 @@
-"""Code as it was when a job was submitted: `.asl/code/<digest>`, one copy for all its jobs."""
+"""The project's code, read once: its identity for DVC, and the copy that jobs run from.
+
+The identity of a stage's code is one small text under `code/` in the suite's folder, a line for
+each module that the stage may run; `pipeline.results.closure` says what a line stands for.
+"""
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import secrets
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-PACKAGES = ("asl_core", "pipeline")
+from pipeline.config.params import METHODS, SOURCES
+from pipeline.errors import UserError
+from pipeline.results.closure import PACKAGES, Codebase
+from pipeline.stages.table import CODE_FOLDER, PREPARE, PRETRAIN, STAGES, Stage
+from pipeline.writing import write_bytes
+
 _DIGITS = 24
 
 
@@ -17,12 +28,12 @@ class Code:
     """Every file of the project's packages, read at one moment.
 
     Attributes:
-        files: Path relative to the root -> content.
+        files: Path relative to the packages' root -> content.
     """
 
     files: dict[str, bytes]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Name of this code; other content, another name."""
         total = hashlib.sha256()
@@ -30,24 +41,94 @@ class Code:
             total.update(f"{path}\0{hashlib.sha256(self.files[path]).hexdigest()}\n".encode())
         return total.hexdigest()[:_DIGITS]
 
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """Path under the suite's folder -> the text that stands for a stage's code.
 
-def read_code(root: Path) -> Code:
-    """Read the packages of a project, without compiled files and what editors leave."""
+        Raises:
+            UserError: A file is no Python, or a declaration in it is wrong.
+        """
+        codebase = Codebase(self.files)
+        return {
+            f"{CODE_FOLDER}/{stage.name}{'' if variant is None else f'-{variant}'}.txt":
+                codebase.code_text(stage.module, variant)
+            for stage in STAGES.values()
+            for variant in _variants(stage)
+        }  # fmt: skip
+
+
+def _variants(stage: Stage) -> list[str | None]:
+    """Return the keys by which a stage loads code by name; None where it does not."""
+    if stage is PRETRAIN:
+        return list(METHODS)
+    return list(SOURCES) if stage is PREPARE else [None]
+
+
+def code_root(folder: Path) -> Path | None:
+    """Return the nearest folder above that holds the packages; None where they are installed."""
+    for above in (folder, *folder.parents):
+        if all((above / package / "__init__.py").is_file() for package in PACKAGES):
+            return above
+    return None
+
+
+def read_code(folder: Path) -> Code:
+    """Read the packages that a project holds, or, where it holds none, the installed ones.
+
+    Compiled files and what editors leave are passed over.
+
+    Args:
+        folder: Of the project or of one of its suites.
+    """
+    root = code_root(folder)
     files: dict[str, bytes] = {}
     for package in PACKAGES:
-        for folder, folders, names in os.walk(root / package, followlinks=True):
+        top = root / package if root is not None else _installed(package)
+        for parent, folders, names in os.walk(top, followlinks=True):
             folders[:] = sorted(name for name in folders if not _is_no_code(name))
             for name in sorted(names):
-                path = Path(folder, name)
+                path = Path(parent, name)
                 if _is_no_code(name) or not path.is_file():  # a link that leads nowhere, a pipe
                     continue
                 with contextlib.suppress(FileNotFoundError):  # gone since the folder was listed
-                    files[path.relative_to(root).as_posix()] = path.read_bytes()
+                    files[f"{package}/{path.relative_to(top).as_posix()}"] = path.read_bytes()
     return Code(files)
+
+
+def _installed(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the package {package} is neither in the project nor installed")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _is_no_code(name: str) -> bool:
     return name.startswith((".", "__pycache__")) or name.endswith((".pyc", ".pyo", ".tmp"))
+
+
+def refresh_identities(suite: Path, code: Code | None = None) -> list[str]:
+    """Bring `code/` of a suite up to the code as it is; return the files that changed.
+
+    Files that are right stay untouched, so that DVC's outputs do. Others are replaced and not
+    written over: DVC may share them with its cache.
+
+    Raises:
+        UserError: A file is no Python, or a declaration in it is wrong.
+    """
+    wanted = (code or read_code(suite)).identities
+    folder, changed = suite / CODE_FOLDER, []
+    folder.mkdir(exist_ok=True)
+    for path, text in wanted.items():
+        with contextlib.suppress(OSError):
+            if (suite / path).read_text(encoding="utf-8") == text:
+                continue
+        write_bytes(suite / path, text.encode())
+        changed.append(path)
+    for left in folder.glob("*.txt"):
+        if f"{CODE_FOLDER}/{left.name}" not in wanted:
+            left.unlink(missing_ok=True)
+            changed.append(f"{CODE_FOLDER}/{left.name}")
+    return changed
 
 
 def code_folder(scratch: Path, digest: str) -> Path:
@@ -56,7 +137,7 @@ def code_folder(scratch: Path, digest: str) -> Path:
 
 
 def freeze(code: Code, scratch: Path) -> str:
-    """Write code, unless it is there, and return its digest.
+    """Write code and its identity, unless they are there, and return the digest.
 
     The folder is there whole or not at all; its files are read-only.
 
@@ -73,8 +154,9 @@ def freeze(code: Code, scratch: Path) -> str:
     except PermissionError:  # another user's
         return code.digest
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    texts = {path: text.encode() for path, text in code.identities.items()}
     try:
-        for path, content in code.files.items():
+        for path, content in {**code.files, **texts}.items():
             file = part / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ from asl_core.data.views import normalise
 from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import load_encoder
 from pipeline.stages.pictures import save_figure
-from pipeline.stages.request import StageRequest
+from pipeline.stages.request import StageRequest, StoredRun
 
 
 def run(request: StageRequest) -> dict[str, float]:
@@ -43,7 +44,7 @@ def run(request: StageRequest) -> dict[str, float]:
     pictured = normalise(tokens.images, dataset.manifest.mean, dataset.manifest.std)
     _draw_attention(request, tokens, cls_attention(encoder.cpu().eval(), pictured))
     metrics = tokens.metrics
-    if files := held_out_files(request.inputs["encoder"]):
+    if files := _held_out(request.inputs):
         reports = measure_contrast(files, request.recipe, request.resources)
         branches = {name: _numbers(report) for name, report in reports.items()}
         # the branch of the encoder that is exported, and which MAE has too, comes first
@@ -51,6 +52,21 @@ def run(request: StageRequest) -> dict[str, float]:
         _draw_contrast(request, reports)
         metrics = metrics | reports["ori"].metrics
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def reevaluate(run: StoredRun) -> dict[str, float]:
+    """Measure once more."""
+    encoder = load_encoder(run.inputs["encoder"])
+    dataset = PackedDataset(run.inputs["dataset"], "test")
+    metrics = analyse_tokens(encoder, dataset, run.recipe, run.resources).metrics
+    if files := _held_out(run.inputs):
+        metrics = metrics | measure_contrast(files, run.recipe, run.resources)["ori"].metrics
+    return metrics
+
+
+def _held_out(inputs: dict[str, Path]) -> dict[int, Path]:
+    """Return the predictions that were kept while the encoder was trained, by step."""
+    return held_out_files(inputs["held_out"])
 
 
 def _numbers(report: ContrastReport) -> dict[str, Any]:

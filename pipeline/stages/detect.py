@@ -14,18 +14,20 @@ from asl_core import distributed
 from asl_core.data.masks import decode_masks
 from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
 from asl_core.transfer.detection.evaluate import CocoResults, IouType, precision_by_recall
 from asl_core.transfer.detection.train import (
+    build_detector,
     evaluate_detector,
     instance_dataset,
     train_detector,
 )
 from pipeline.stages.pictures import save_figure, save_image_grid
-from pipeline.stages.request import StageRequest
+from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.stored import load_stored
+from pipeline.stages.training import begin_training
 
+WEIGHTS = "detector.safetensors"
 DRAWN_IMAGES, DRAWN_SIDE, DRAWN_SCORE = 8, 160, 0.5
 """How many pictures, their longest side in pixels, and the least score of a detection in them."""
 COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6",
@@ -34,26 +36,30 @@ COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#4
 
 def run(request: StageRequest) -> dict[str, float]:
     """Train the detector; write its weights, the test split's detections, and pictures."""
-    distributed.initialise_from_environment(pick_device(request.resources))
-    context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"detect {request.key}",
-        request.before_checkpoint,
-    )  # fmt: skip
+    context = begin_training(request)
     dataset = request.inputs["dataset"]
     model = train_detector(request.recipe, request.inputs["encoder"], dataset, context)
     metrics, results = evaluate_detector(model, request.recipe, dataset, request.resources)
     if distributed.rank() > 0:
         return {}
-    save_weights(request.out / "detector.safetensors", model.state_dict())
+    save_weights(request.out / WEIGHTS, model.state_dict())
     (request.out / "detections.json").write_text(json.dumps(results) + "\n")
     draw_detections(
         request.out / "pictures/detections.png", PackedDataset(dataset, "test"), results
     )
     draw_precision(request.out / "pictures/precision_recall.png", dataset, results)
-    for path in ("detector.safetensors", "detections.json", "pictures/detections.png",
+    for path in (WEIGHTS, "detections.json", "pictures/detections.png",
                  "pictures/precision_recall.png"):  # fmt: skip
         request.journal.artifact(path)
     return metrics
+
+
+def reevaluate(run: StoredRun) -> dict[str, float]:
+    """Detect in the test images once more with the stored weights."""
+    dataset = run.inputs["dataset"]
+    model = build_detector(run.recipe, run.inputs["encoder"], instance_dataset(dataset, "train"))
+    load_stored(model, run.folder / WEIGHTS)
+    return evaluate_detector(model, run.recipe, dataset, run.resources)[0]
 
 
 def draw_precision(path: Path, dataset: Path, results: CocoResults) -> None:

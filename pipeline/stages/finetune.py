@@ -1,31 +1,35 @@
 """Fine-tune a pre-trained encoder end to end."""
 
-from asl_core import distributed
-from asl_core.data.shards import PackedDataset
-from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
-from asl_core.transfer.finetune import finetune
-from pipeline.stages.mistakes import save_worst_mistakes
-from pipeline.stages.pictures import save_confusion_matrix
-from pipeline.stages.request import StageRequest
+from asl_core.transfer.classification import Predictions
+from asl_core.transfer.features import labelled_dataset
+from asl_core.transfer.finetune import build_classifier, classify, finetune
+from pipeline.stages.classification import picture_classification
+from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.stored import load_stored
+from pipeline.stages.training import begin_training
+
+WEIGHTS = "classifier.safetensors"
 
 
 def run(request: StageRequest) -> dict[str, float]:
     """Train the classifier; write its weights and the confusion matrix."""
-    distributed.initialise_from_environment(pick_device(request.resources))
-    context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"finetune {request.key}",
-        request.before_checkpoint,
-    )  # fmt: skip
     model, predictions = finetune(
-        request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
-    )
-    save_weights(request.out / "classifier.safetensors", model.state_dict())
-    test = PackedDataset(request.inputs["dataset"], "test")
-    classes = list(test.manifest.classes or ())
-    save_confusion_matrix(request.out / "pictures/confusion.png", predictions.confusion(), classes)
-    save_worst_mistakes(request.out / "pictures/worst_mistakes.png", predictions, test)
-    for picture in ("confusion", "worst_mistakes"):
-        request.journal.artifact(f"pictures/{picture}.png")
-    return {"ft_acc1": predictions.accuracy(1), "ft_acc5": predictions.accuracy(5)}
+        request.recipe, request.inputs["encoder"], request.inputs["dataset"],
+        begin_training(request),
+    )  # fmt: skip
+    save_weights(request.out / WEIGHTS, model.state_dict())
+    picture_classification(request, predictions)
+    return _metrics(predictions)
+
+
+def reevaluate(run: StoredRun) -> dict[str, float]:
+    """Classify the test images once more with the stored weights."""
+    train, test = (labelled_dataset(run.inputs["dataset"], split) for split in ("train", "test"))
+    model = build_classifier(run.recipe, run.inputs["encoder"], train)
+    load_stored(model, run.folder / WEIGHTS)
+    return _metrics(classify(model, test, run.recipe.precision, run.resources))
+
+
+def _metrics(predictions: Predictions) -> dict[str, float]:
+    return {f"ft_acc{k}": predictions.accuracy(k) for k in (1, 5)}

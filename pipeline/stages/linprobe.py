@@ -1,40 +1,41 @@
 """Linear probe of a pre-trained encoder."""
 
-from asl_core import distributed
-from asl_core.data.shards import PackedDataset
-from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
+from asl_core.modules.encoder import load_encoder
 from asl_core.modules.weights import save_weights
 from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.classification import Predictions
-from asl_core.transfer.linprobe import linprobe
-from pipeline.stages.mistakes import save_worst_mistakes
-from pipeline.stages.pictures import save_confusion_matrix
-from pipeline.stages.request import StageRequest
+from asl_core.transfer.features import labelled_dataset
+from asl_core.transfer.linprobe import ProbeHeads, evaluate_probe, linprobe
+from pipeline.stages.classification import picture_classification
+from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.stored import load_stored
+from pipeline.stages.training import begin_training
+
+WEIGHTS = "probe.safetensors"
 
 
 def run(request: StageRequest) -> dict[str, float]:
     """Train the probe; write its weights and the confusion matrix."""
-    distributed.initialise_from_environment(pick_device(request.resources))
-    context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"linprobe {request.key}",
-        request.before_checkpoint,
-    )  # fmt: skip
     heads, by_pooling = linprobe(
-        request.recipe, request.inputs["encoder"], request.inputs["dataset"], context
-    )
-    save_weights(request.out / "probe.safetensors", heads.state_dict())
-    predictions = by_pooling[request.recipe.pooling]
-    test = PackedDataset(request.inputs["dataset"], "test")
-    classes = list(test.manifest.classes or ())
-    save_confusion_matrix(request.out / "pictures/confusion.png", predictions.confusion(), classes)
-    save_worst_mistakes(request.out / "pictures/worst_mistakes.png", predictions, test)
-    for picture in ("confusion", "worst_mistakes"):
-        request.journal.artifact(f"pictures/{picture}.png")
-    return probe_metrics(request.recipe, by_pooling)
+        request.recipe, request.inputs["encoder"], request.inputs["dataset"],
+        begin_training(request),
+    )  # fmt: skip
+    save_weights(request.out / WEIGHTS, heads.state_dict())
+    picture_classification(request, by_pooling[request.recipe.pooling])
+    return _metrics(request.recipe, by_pooling)
 
 
-def probe_metrics(recipe: LinearProbe, by_pooling: dict[str, Predictions]) -> dict[str, float]:
+def reevaluate(run: StoredRun) -> dict[str, float]:
+    """Classify the test images once more with the stored weights."""
+    encoder = load_encoder(run.inputs["encoder"], image_size=run.recipe.image_size)
+    num_classes = labelled_dataset(run.inputs["dataset"], "train").num_classes
+    heads = ProbeHeads(run.recipe, encoder.vit.embed_dim, num_classes)
+    load_stored(heads, run.folder / WEIGHTS)
+    by_pooling = evaluate_probe(heads, encoder, run.recipe, run.inputs["dataset"], run.resources)
+    return _metrics(run.recipe, by_pooling)
+
+
+def _metrics(recipe: LinearProbe, by_pooling: dict[str, Predictions]) -> dict[str, float]:
     """Return the accuracies of the recipe's pooling, and of each where both are probed."""
     metrics = {f"lp_acc{k}": by_pooling[recipe.pooling].accuracy(k) for k in (1, 5)}
     if recipe.both_poolings:

@@ -1,5 +1,7 @@
 """Pack a dataset's source into shards; writes under the stage's output folder only."""
 
+import shutil
+
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
@@ -18,16 +20,18 @@ _PREVIEW_SIDE = 128
 
 def run(request: StageRequest) -> dict[str, float]:
     """Pack the dataset, draw its first images, and record its identity."""
-    manifest = prepare(request.recipe, request.inputs["data_root"], request.out, name=request.key)
+    folder = request.outputs["dataset"]
+    manifest = prepare(request.recipe, request.inputs["data_root"], folder, name=request.key)
     for split, digest in manifest.digests.items():
         request.journal.dataset(request.key, digest, request.recipe.source, split)
-    dataset = PackedDataset(request.out, "train")
+    dataset = PackedDataset(folder, "train")
     (request.out / "pictures").mkdir(exist_ok=True)
     write_png(draw_preview(dataset), str(request.out / "pictures/samples.png"))
     request.journal.artifact("pictures/samples.png")
+    shutil.copy(folder / "manifest.json", request.out / "manifest.json")
     request.journal.artifact("manifest.json")
     return _counts(manifest) | {
-        "size_mb": sum(path.stat().st_size for path in request.out.glob("*.*")) / 1e6
+        "size_mb": sum(path.stat().st_size for path in folder.glob("*.*")) / 1e6
     }
 
 

@@ -11,20 +11,27 @@ import torch
 from asl_core import distributed
 from asl_core.analysis.cost import measure_cost
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
-from asl_core.pretrain import own_accuracy, picture_reconstructions, picture_views, pretrain
+from asl_core.pretrain import (
+    build_method,
+    own_accuracy,
+    picture_reconstructions,
+    picture_views,
+    pretrain,
+)
 from asl_core.protocol import Classifying, Reconstructing
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from pipeline.stages.pictures import save_image_grid
-from pipeline.stages.request import StageRequest
+from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.stored import load_stored
+from pipeline.stages.training import begin_training
 
+WEIGHTS = "method.safetensors"
 RECONSTRUCTIONS = "pictures/reconstructions"
 """Folder of the same test images, reconstructed at each snapshot: `step-000390.png`."""
 VIEWS = "pictures/views.png"
@@ -34,18 +41,14 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the method; write encoder, whole method, predictions of test images, pictures."""
     if isinstance(request.recipe, ImportedRecipe):
         return _take_over(request)
-    distributed.initialise_from_environment(pick_device(request.resources))
-    context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}",
-        request.before_checkpoint,
-    )  # fmt: skip
     method = pretrain(
-        request.recipe, request.inputs["dataset"], context, at_snapshot=partial(_snapshot, request)
-    )
+        request.recipe, request.inputs["dataset"], begin_training(request),
+        at_snapshot=partial(_snapshot, request),
+    )  # fmt: skip
     if distributed.rank() > 0:
         return {}
-    save_encoder(request.out, method.encoder_state(), request.recipe.model)
-    save_weights(request.out / "method.safetensors", method.state_dict())
+    save_encoder(request.outputs["encoder"], method.encoder_state(), request.recipe.model)
+    save_weights(request.out / WEIGHTS, method.state_dict())
     for path in _pictures(request, method):
         request.journal.artifact(path.relative_to(request.out).as_posix())
     return (
@@ -54,6 +57,22 @@ def run(request: StageRequest) -> dict[str, float]:
         | cost_metrics(request.recipe, request.inputs["dataset"])
         | own_metrics(method, request.recipe, request.inputs["dataset"], request.resources)
     )
+
+
+def reevaluate(run: StoredRun) -> dict[str, float]:
+    """Return what a step costs, and how well a method classifies that is trained to.
+
+    Its losses were measured on the way.
+    """
+    if isinstance(run.recipe, ImportedRecipe):
+        return {}
+    dataset = run.inputs["dataset"]
+    costs = cost_metrics(run.recipe, dataset)
+    if not run.recipe.view_plan().labels:
+        return costs
+    method = build_method(run.recipe, PackedDataset(dataset, "train"))
+    load_stored(method, run.folder / WEIGHTS)
+    return costs | own_metrics(method, run.recipe, dataset, run.resources)
 
 
 def cost_metrics(recipe: Any, dataset: Path) -> dict[str, float]:
@@ -75,8 +94,9 @@ def _pictures(request: StageRequest, method: Any) -> list[Path]:
         path.parent.mkdir(exist_ok=True)
         save_image_grid(path, picture_views(request.recipe, request.inputs["dataset"]))
         return [path]
-    for name in (HELD_OUT_FOLDER, RECONSTRUCTIONS):
-        shutil.copytree(request.work / name, request.out / name)
+    held_out = request.outputs["held_out"]
+    shutil.copytree(request.work / HELD_OUT_FOLDER, held_out, dirs_exist_ok=True)
+    shutil.copytree(request.work / RECONSTRUCTIONS, request.out / RECONSTRUCTIONS)
     steps = sorted((request.out / RECONSTRUCTIONS).glob("*.png"))
     newest = request.out / "pictures/reconstructions.png"
     shutil.copy(steps[-1], newest)
@@ -98,8 +118,10 @@ def _snapshot(request: StageRequest, method: Any, step: int) -> None:
 
 def _take_over(request: StageRequest) -> dict[str, float]:
     """Copy an imported encoder to where a trained one would be."""
-    encoder = adopt_encoder(request.inputs["imported"], request.recipe, request.out)
-    if (request.out / ORIGIN_FILE).exists():
+    folder = request.outputs["encoder"]
+    encoder = adopt_encoder(request.inputs["imported"], request.recipe, folder)
+    if (folder / ORIGIN_FILE).exists():
+        shutil.copy(folder / ORIGIN_FILE, request.out / ORIGIN_FILE)
         request.journal.artifact(ORIGIN_FILE)
     return {"encoder_parameters_m": _count_millions(encoder)}
 

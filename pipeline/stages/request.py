@@ -8,6 +8,9 @@ from typing import Any
 from asl_core.engine.records import Journal
 from asl_core.recipes.optimisation import Resources
 
+DETAILS = "details"
+"""Role of the output that people look at and no stage reads: journal, pictures, own weights."""
+
 
 @dataclass(frozen=True)
 class StageRequest:
@@ -17,12 +20,13 @@ class StageRequest:
         stage: Name of the stage, `pretrain`.
         key: Name of the entry of params.yaml, `asl`.
         recipe: Resolved dataclass of that entry; for `report` the whole `Params`.
-        inputs: Paths by role. `dataset`: data/<name>; `encoder`: runs/pretrain/<key>;
-            `imported`: the folder of an experiment that is not trained here;
+        inputs: Paths by role, as the table of stages has them. `dataset`: data/<name>; `encoder`:
+            runs/encoder/<key>; `held_out`: runs/held_out/<key>; `imported`: the folder of an
+            experiment that is not trained here;
             `prepare` has `data_root`, against which relative paths of a dataset are resolved;
             `report` has `suite`, the suite's folder.
         work: Scratch that survives a kill; checkpoints go to work/"ckpt".
-        out: Empty folder; what is written here becomes the stage's output.
+        outputs: Empty folders by role; what is written there becomes the stage's outputs.
         journal: Where metrics, datasets and pictures are recorded.
         resources: Device, threads, workers.
         before_checkpoint: To be called before each checkpoint; raises if another process has
@@ -34,10 +38,15 @@ class StageRequest:
     recipe: Any
     inputs: dict[str, Path]
     work: Path
-    out: Path
+    outputs: dict[str, Path]
     journal: Journal
     resources: Resources
     before_checkpoint: Callable[[], None] = lambda: None
+
+    @property
+    def out(self) -> Path:
+        """The output that people look at: journal, pictures, numbers in detail."""
+        return self.outputs[DETAILS]
 
 
 StageFunction = Callable[[StageRequest], dict[str, float]]
@@ -49,21 +58,13 @@ class StoredRun:
     """What a stage run left, and what it was made from.
 
     Attributes:
-        stage: `linprobe`.
         recipe: As the stage had it.
-        folder: Its outputs.
-        encoder: Of its experiment; for `pretrain` absent.
-        dataset: The prepared data.
+        folder: What people look at of its outputs.
+        inputs: Paths by role.
         resources: Device, threads, workers of the evaluation.
     """
 
-    stage: str
     recipe: Any
     folder: Path
-    encoder: Path | None
-    dataset: Path
+    inputs: dict[str, Path]
     resources: Resources
-
-
-Reevaluation = Callable[[StoredRun], dict[str, float]]
-"""Computes a stage's metrics again from what it left."""

@@ -10,26 +10,27 @@ from torch import Tensor
 from asl_core import distributed
 from asl_core.data.samples import IGNORED_LABEL
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
 from asl_core.transfer.segmentation.evaluate import SegmentationScores, predict, score
 from asl_core.transfer.segmentation.model import Segmenter
-from asl_core.transfer.segmentation.train import semantic_dataset, train_segmenter
+from asl_core.transfer.segmentation.train import (
+    build_segmenter,
+    semantic_dataset,
+    train_segmenter,
+)
 from pipeline.stages.pictures import save_image_grid
-from pipeline.stages.request import StageRequest
+from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.stored import load_stored
+from pipeline.stages.training import begin_training
 
+WEIGHTS = "segmenter.safetensors"
 PICTURED = 8
 """Test images that are drawn."""
 
 
 def run(request: StageRequest) -> dict[str, float]:
     """Train the segmenter; write its weights, the IoU of each class, and segmentations."""
-    distributed.initialise_from_environment(pick_device(request.resources))
-    context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"segment {request.key}",
-        request.before_checkpoint,
-    )  # fmt: skip
+    context = begin_training(request)
     folder = request.inputs["dataset"]
     model = train_segmenter(request.recipe, request.inputs["encoder"], folder, context)
     test = semantic_dataset(folder, "test")
@@ -37,12 +38,20 @@ def run(request: StageRequest) -> dict[str, float]:
     columns = picture_segmentations(model, test, request)
     if distributed.rank() > 0:
         return {}
-    save_weights(request.out / "segmenter.safetensors", model.state_dict())
+    save_weights(request.out / WEIGHTS, model.state_dict())
     write_class_scores(request.out / "classes.json", scores, test.manifest.semantic_classes or ())
     save_image_grid(request.out / "pictures/segmentations.png", columns)
     for name in ("classes.json", "pictures/segmentations.png"):
         request.journal.artifact(name)
     return scores.metrics()
+
+
+def reevaluate(run: StoredRun) -> dict[str, float]:
+    """Segment the test images once more with the stored weights."""
+    train, test = (semantic_dataset(run.inputs["dataset"], split) for split in ("train", "test"))
+    model = build_segmenter(run.recipe, run.inputs["encoder"], train)
+    load_stored(model, run.folder / WEIGHTS)
+    return score(model, test, run.recipe, run.resources).metrics()
 
 
 def write_class_scores(path: Path, scores: SegmentationScores, classes: tuple[str, ...]) -> None:

@@ -1,4 +1,189 @@
-"""Names that commands show before anything else is loaded."""
+"""The one table of stages: what each reads, what it leaves, how its number is shown.
 
+Everything that asks "which stages are there" asks here. A stage's module, `pipeline.stages.<name>`,
+has `run`, and `reevaluate` where its numbers can be computed again from what it stored; it is
+imported by name, for it loads torch and this table does not.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from asl_core.recipes.transfer import (
+    Detection,
+    FineTune,
+    LinearProbe,
+    Segmentation,
+    TokenAnalysis,
+)
+from pipeline.stages.request import DETAILS
+
+DATASET, ENCODER, HELD_OUT = "data/{dataset}", "runs/encoder/{key}", "runs/held_out/{key}"
+CODE_STAGE = "code"
+"""Writes the digests of the code that the other stages depend on; no run of a suite."""
+CODE_FOLDER = "code"
 REPORT_KEY = "suite"
 """The report has one run in a suite; this is its key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of the DAG.
+
+    Attributes:
+        name: As dvc.yaml and `asl-pipe run` have it; also the name of its module.
+        section: Of params.yaml, whose entries are its runs; None: one run in a suite.
+        recipe: Class of an entry, where all entries have one.
+        evaluates: Whether its entries are named after experiments and measure their encoders.
+        inputs: Role -> path in the suite's folder; what another stage makes.
+        outputs: Role -> path. What other stages read and what only people read are apart.
+        has_metrics: Whether a metrics file lies beside its details.
+        variant: Field of an entry that chooses among code loaded by name: its code is its own.
+        input_side: Field with the side of the pictures that the encoder gets, in pixels.
+        whole_patches: That side must be a multiple of so many patches.
+        layer_decay: Whether rates may decay by layer.
+        captions: Picture under `pictures/` -> what the report says of it.
+        headline: The metrics by which experiments are compared -> title of a chart.
+    """
+
+    name: str
+    section: str | None
+    recipe: type[Any] | None = None
+    evaluates: bool = False
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    has_metrics: bool = True
+    variant: str | None = None
+    input_side: str | None = None
+    whole_patches: int = 1
+    layer_decay: bool = False
+    captions: Mapping[str, str] = field(default_factory=dict)
+    headline: Mapping[str, str] = field(default_factory=dict)
+
+    def run_name(self, key: str) -> str:
+        """Return the name that dvc.yaml has for a run: `pretrain@asl`, or `report`."""
+        return self.name if self.section is None else f"{self.name}@{key}"
+
+    def input_paths(self, key: str, recipe: Any) -> dict[str, str]:
+        """Return the paths of a run's inputs in the suite's folder, by role."""
+        dataset = getattr(recipe, "dataset", "")
+        return {role: path.format(key=key, dataset=dataset) for role, path in self.inputs.items()}
+
+    def output_paths(self, key: str) -> dict[str, str]:
+        """Return the paths of a run's outputs in the suite's folder, by role."""
+        return {role: path.format(key=key) for role, path in self.outputs.items()}
+
+    def details(self, suite: Path, key: str) -> Path:
+        """Return the folder of what people look at."""
+        return suite / self.outputs[DETAILS].format(key=key)
+
+    def metrics_path(self, key: str) -> str | None:
+        """Return the path of a run's metrics file in the suite's folder, where it has one."""
+        return f"{self.outputs[DETAILS].format(key=key)}.json" if self.has_metrics else None
+
+    def code_path(self, recipe: Any) -> str:
+        """Return the path of the text file that stands for the code of a run."""
+        variant = "" if self.variant is None else f"-{getattr(recipe, self.variant)}"
+        return f"{CODE_FOLDER}/{self.name}{variant}.txt"
+
+    @property
+    def module(self) -> str:
+        return f"pipeline.stages.{self.name}"
+
+    def load(self) -> ModuleType:
+        """Import the stage's module; this is where torch is loaded."""
+        return importlib.import_module(self.module)
+
+
+def _evaluation(name: str, recipe: type[Any], **more: Any) -> Stage:
+    """Return the row of a stage that measures encoders."""
+    return Stage(
+        name=name, section=name, recipe=recipe, evaluates=True,
+        **{"inputs": {"dataset": DATASET, "encoder": ENCODER},
+           "outputs": {DETAILS: f"runs/{name}/{{key}}"}, **more},
+    )  # fmt: skip
+
+
+PREPARE = Stage(
+    name="prepare", section="datasets", has_metrics=False, variant="source",
+    outputs={"dataset": "data/{key}", DETAILS: "runs/prepare/{key}"},
+)  # fmt: skip
+PRETRAIN = Stage(
+    name="pretrain", section="experiments", variant="method", inputs={"dataset": DATASET},
+    outputs={"encoder": ENCODER, "held_out": HELD_OUT, DETAILS: "runs/pretrain/{key}"},
+    captions={"reconstructions": "Reconstructions of test images under a fixed mask."},
+)  # fmt: skip
+LINPROBE = _evaluation(
+    "linprobe", LinearProbe, input_side="image_size",
+    captions={
+        "confusion": "Confusion matrix of the linear probe on the test images.",
+        "worst_mistakes": "Test images that the linear probe got most wrong.",
+    },
+    headline={"lp_acc1": "Linear probe, top-1 [%]"},
+)  # fmt: skip
+FINETUNE = _evaluation(
+    "finetune", FineTune, input_side="image_size", layer_decay=True,
+    captions={
+        "confusion": "Confusion matrix after fine-tuning on the test images.",
+        "worst_mistakes": "Test images that were got most wrong after fine-tuning.",
+    },
+    headline={"ft_acc1": "Fine-tuning, top-1 [%]"},
+)  # fmt: skip
+DETECT = _evaluation(
+    "detect", Detection, input_side="image_size", whole_patches=2,
+    captions={
+        "detections": "Detections on test images.",
+        "precision_recall": "Precision by recall of boxes and masks, mean over classes.",
+    },
+    headline={"ap_box": "Box AP", "ap_mask": "Mask AP"},
+)  # fmt: skip
+SEGMENT = _evaluation(
+    "segment", Segmentation, input_side="crop_size", layer_decay=True,
+    captions={"segmentations": "Semantic segmentation of test images."},
+    headline={"miou": "mIoU"},
+)  # fmt: skip
+ANALYZE = _evaluation(
+    "analyze", TokenAnalysis,
+    inputs={"dataset": DATASET, "encoder": ENCODER, "held_out": HELD_OUT},
+    captions={"attention": "Attention of [cls] to the patches in the last block, by head."},
+)  # fmt: skip
+REPORT = Stage(name="report", section=None, has_metrics=False, outputs={DETAILS: "reports"})
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (PREPARE, PRETRAIN, LINPROBE, FINETUNE, DETECT, SEGMENT, ANALYZE, REPORT)
+}
+"""By name, each after those that it needs."""
+
+EVALUATIONS = tuple(stage for stage in STAGES.values() if stage.evaluates)
+MEASURED = (PRETRAIN, *EVALUATIONS)
+"""Stages with a metrics file for each experiment."""
+RUN_BY_JOBS = tuple(stage for stage in STAGES.values() if stage.section is not None)
+"""The report is made where dvc.lock is: it reads all of them."""
+
+
+def stage_of(name: str) -> Stage:
+    """Return the stage of a run's name: `pretrain@asl` -> pretrain."""
+    return STAGES[name.partition("@")[0]]
+
+
+def key_of(name: str) -> str:
+    """Return the key of a run's name: `pretrain@asl` -> asl."""
+    return name.partition("@")[2] or REPORT_KEY
+
+
+def outputs_beside(details: Path) -> list[Path]:
+    """Return the folders of a run's other outputs, given that of its details.
+
+    In a run's scratch they lie side by side under their roles; in a suite where the table says.
+    """
+    if details.name == DETAILS:
+        return sorted(path for path in details.parent.iterdir() if path != details)
+    stage, suite = STAGES.get(details.parent.name), details.parents[2]
+    if stage is None:
+        return []
+    paths = stage.output_paths(details.name)
+    return [suite / path for role, path in paths.items() if role != DETAILS]

@@ -5,13 +5,12 @@ not in dvc.lock.
 """
 
 import logging
-from pathlib import Path
 
 from pipeline.config.params import load_params
 from pipeline.errors import NotFinishedError, UserError
-from pipeline.jobs.folder import OutputPaths
 from pipeline.project import Project
 from pipeline.results.port import ResultCache, StageFacts
+from pipeline.stages.table import key_of, stage_of
 from pipeline.submission.selection import Wanted, choose
 
 logger = logging.getLogger(__name__)
@@ -49,8 +48,8 @@ def adopt(project: Project, cache: ResultCache) -> list[str]:
 
 def files_for_git(names: list[str]) -> list[str]:
     """Return what a commit of adopted runs consists of, relative to the suite's folder."""
-    outputs = [OutputPaths.of(Path(), *name.split("@")) for name in names]
-    return ["dvc.lock", *(o.metrics.as_posix() for o in outputs if o.metrics is not None)]
+    metrics = [stage_of(name).metrics_path(key_of(name)) for name in names]
+    return ["dvc.lock", *(path for path in metrics if path is not None)]
 
 
 def _is_new(facts: StageFacts, cache: ResultCache) -> bool:

@@ -3,15 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.config.params import SECTIONS, Params
+from pipeline.config.params import Params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
-from pipeline.execution.inputs import stage_name
 from pipeline.project import Project
 from pipeline.results.port import ResultCache, StageFacts
-
-SUBMITTED_STAGES = tuple(SECTIONS)
-"""The report is made where dvc.lock is: it reads all of them."""
+from pipeline.stages.table import REPORT, RUN_BY_JOBS, STAGES
 
 
 @dataclass(frozen=True)
@@ -38,17 +35,19 @@ def choose(params: Params, wanted: Wanted) -> list[str]:
         UserError: No such stage or entry.
     """
     if wanted.stage is None:
-        return [stage_name(s, key) for s in SUBMITTED_STAGES for key in params.section(s)]
-    if wanted.stage == "report":
+        return [s.run_name(key) for s in RUN_BY_JOBS for key in params.section(s.name)]
+    if wanted.stage == REPORT.name:
         raise UserError("the report is made where dvc.lock is, not by a job: dvc repro makes it")
-    if wanted.stage not in SUBMITTED_STAGES:
-        raise UserError(unknown_name("stage", wanted.stage, SUBMITTED_STAGES))
+    stage = STAGES.get(wanted.stage)
+    if stage is None:
+        names = [stage.name for stage in RUN_BY_JOBS]
+        raise UserError(unknown_name("stage", wanted.stage, names))
     section = params.section(wanted.stage)
     for key in wanted.names:
         if key not in section:
             kind = f"entry of stage {wanted.stage} in suite {params.suite}:"
             raise UserError(unknown_name(kind, key, section))
-    return [stage_name(wanted.stage, key) for key in wanted.names or section]
+    return [stage.run_name(key) for key in wanted.names or section]
 
 
 def survey(

@@ -15,10 +15,8 @@ from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.params import Params
 from pipeline.errors import UserError
 from pipeline.project import find_project
+from pipeline.stages.table import MEASURED, STAGES
 from pipeline.tables.lock import State, read_lock
-
-TASKS = ("linprobe", "finetune", "detect", "segment", "analyze")
-STAGES = ("pretrain", *TASKS)
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class StageResult:
     metrics: Mapping[str, float]
     scale: str
     fingerprint: str | None
-    md5: str | None
-    """Of runs/<stage>/<key>, as recorded in dvc.lock."""
+    outputs: Mapping[str, str | None]
+    """Path -> md5 of each output, as recorded in dvc.lock."""
     inputs: Mapping[str, str]
     """Path -> md5 of the data and runs it was made from, as recorded in dvc.lock."""
     command: str
@@ -53,6 +51,11 @@ class StageResult:
     def short_fingerprint(self) -> str:
         """First eight characters, enough to find the run."""
         return (self.fingerprint or "")[:8]
+
+    @property
+    def md5(self) -> str | None:
+        """What dvc.lock has for the first output: of a pre-training, the encoder's."""
+        return next(iter(self.outputs.values()), None)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class Suite:
         return self.scale != "paper"
 
     def run_folder(self, stage: str, key: str) -> Path:
-        """Return the output folder of one stage run."""
-        return self.folder / "runs" / stage / key
+        """Return the folder of what people look at of one stage run."""
+        return STAGES[stage].details(self.folder, key)
 
 
 def collect(suite_folder: Path, params: Params) -> Suite:
@@ -90,20 +93,21 @@ def collect(suite_folder: Path, params: Params) -> Suite:
     root = find_project(folder).root
     lock = read_lock(folder)
     results = {}
-    for stage in STAGES:
-        asked = params.experiments if stage == "pretrain" else getattr(params, stage)
-        for key, recipe in asked.items():
-            name = f"{stage}@{key}"
-            content = _metrics(folder / "runs" / stage / f"{key}.json")
-            results[stage, key] = StageResult(
-                stage=stage,
+    for stage in MEASURED:
+        for key, recipe in params.section(stage.name).items():
+            name = stage.run_name(key)
+            content = _metrics(folder / str(stage.metrics_path(key)))
+            results[stage.name, key] = StageResult(
+                stage=stage.name,
                 key=key,
                 recipe=recipe,
                 state=lock.state(name) if content is not None else "missing",
                 metrics=_numbers(content or {}),
                 scale=str((content or {}).get("scale", params.scale)),
                 fingerprint=(content or {}).get("fingerprint"),
-                md5=lock.digest(name, f"runs/{stage}/{key}"),
+                outputs={
+                    path: lock.digest(name, path) for path in stage.output_paths(key).values()
+                },
                 inputs=lock.inputs(name),
                 command=_command(folder, root, name),
             )

@@ -7,7 +7,8 @@ from typing import Any
 from pipeline.config.canonical import as_dict
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
-from pipeline.tables.collect import STAGES, StageResult, Suite
+from pipeline.stages.table import MEASURED
+from pipeline.tables.collect import StageResult, Suite
 
 ABSENT = "-"
 
@@ -67,7 +68,7 @@ def compare(first: Side, second: Side) -> Comparison:
             raise UserError(unknown_name(f"experiment of suite {suite.name}:", name, keys))
     differences: list[Difference] = [*_of_suites(first, second)]
     pairs, states = [], {}
-    for stage in STAGES:
+    for stage in (each.name for each in MEASURED):
         one, other = (suite.results.get((stage, name)) for suite, name in (first, second))
         if one is None and other is None:
             continue
@@ -84,7 +85,7 @@ def _of_suites(first: Side, second: Side) -> Iterator[Difference]:
     (one, name), (other, other_name) = first, second
     if one.scale != other.scale:
         yield Difference("suite", "scale", (one.scale, other.scale))
-    for stage in STAGES:
+    for stage in (each.name for each in MEASURED):
         digests = (_digest(one, stage, name), _digest(other, stage, other_name))
         if ABSENT not in digests and digests[0] != digests[1]:
             yield Difference(stage, "dataset's content", digests)

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from asl_core.data.manifest import Manifest
+from pipeline.stages.table import MEASURED
 from pipeline.tables import render
 from pipeline.tables.cells import Cell, ResultTable
 from pipeline.tables.collect import Suite
@@ -38,15 +39,9 @@ RunLink = Callable[[str], str | None]
 _STATES = {"outdated": "out of date", "unrecorded": "not in dvc.lock"}
 
 _CAPTIONS = {
-    ("pretrain", "reconstructions"): "Reconstructions of test images under a fixed mask.",
-    ("linprobe", "confusion"): "Confusion matrix of the linear probe on the test images.",
-    ("linprobe", "worst_mistakes"): "Test images that the linear probe got most wrong.",
-    ("finetune", "confusion"): "Confusion matrix after fine-tuning on the test images.",
-    ("finetune", "worst_mistakes"): "Test images that were got most wrong after fine-tuning.",
-    ("analyze", "attention"): "Attention of [cls] to the patches in the last block, by head.",
-    ("detect", "detections"): "Detections on test images.",
-    ("detect", "precision_recall"): "Precision by recall of boxes and masks, mean over classes.",
-    ("segment", "segmentations"): "Semantic segmentation of test images.",
+    (stage.name, picture): caption
+    for stage in MEASURED
+    for picture, caption in stage.captions.items()
 }
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.tables.collect import TASKS, Experiment, Suite
+from pipeline.stages.table import EVALUATIONS
+from pipeline.tables.collect import Experiment, Suite
 from pipeline.tables.paper import Paper
 
 
@@ -71,7 +72,7 @@ def _are_replicates(suite: Suite, one: Experiment, other: Experiment) -> bool:
     if one.row != other.row or one.recipe == other.recipe:
         return False
     pairs = [(one.recipe, other.recipe)]
-    for task in TASKS:
+    for task in (stage.name for stage in EVALUATIONS):
         results = [suite.results.get((task, experiment.key)) for experiment in (one, other)]
         if results[0] and results[1]:
             pairs.append((results[0].recipe, results[1].recipe))

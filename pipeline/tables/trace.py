@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
+from pipeline.stages.table import PRETRAIN, STAGES
 from pipeline.tables.cells import Cell, Heading, Line, ResultTable
 from pipeline.tables.collect import StageResult, Suite
 from pipeline.tables.cost import FORWARD, TRAIN, baseline
@@ -129,12 +130,8 @@ def _find_cell(
 
 
 def _follow(suite: Suite, result: StageResult, value: float | None) -> Iterator[Link]:
-    stage, key = result.stage, result.key
-    yield Link(
-        origin(suite, result),
-        suite.run_folder(stage, key),
-        suite.folder / "runs" / stage / f"{key}.json",
-        value,
-    )
-    if stage != "pretrain" and ("pretrain", key) in suite.results:
-        yield from _follow(suite, suite.results["pretrain", key], None)
+    stage, key = STAGES[result.stage], result.key
+    metrics = suite.folder / str(stage.metrics_path(key))
+    yield Link(origin(suite, result), stage.details(suite.folder, key), metrics, value)
+    if stage.evaluates and (PRETRAIN.name, key) in suite.results:
+        yield from _follow(suite, suite.results[PRETRAIN.name, key], None)

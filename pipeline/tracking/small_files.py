@@ -5,6 +5,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from pipeline.stages.table import outputs_beside
+
 WEIGHTS = (".safetensors", ".pt", ".pth")
 """Files that DVC keeps; they are referred to and never copied."""
 
@@ -36,6 +38,7 @@ def texts_beside(out: Path, root: Path) -> dict[str, str]:
     return texts | ({WEIGHTS_TEXT: "".join(lines)} if lines else {})
 
 
-def weights_in(out: Path) -> list[Path]:
-    """Return the files of weights at the top of a folder."""
-    return sorted(path for path in out.glob("*") if path.suffix in WEIGHTS)
+def weights_in(details: Path) -> list[Path]:
+    """Return a run's files of weights: those at the top of its outputs."""
+    folders = [details, *outputs_beside(details)]
+    return sorted(f for folder in folders for f in folder.glob("*") if f.suffix in WEIGHTS)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import NotFinishedError, TrackingError, UserError
-from pipeline.jobs.folder import JobFolder, OutputPaths
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.liveness import is_under_way
 from pipeline.jobs.record import read_record
 from pipeline.project import suite_folders
+from pipeline.stages.table import STAGES
 from pipeline.tracking.link import FILE_NAME, read_link
 from pipeline.tracking.port import Tracker
 from pipeline.tracking.store import StoreRefusedError
@@ -268,16 +269,17 @@ def outputs_of(job: JobFolder, root: Path) -> Path:
     """
     record = read_record(job.record)
     suite = suite_folders(root).get(record.suite) if record is not None else None
-    if record is None or suite is None or job.out.exists():
-        return job.out
-    outputs = OutputPaths.of(suite, record.stage, record.key)
-    if outputs.metrics is None:
-        return outputs.folder
+    stage = STAGES.get(record.stage) if record is not None else None
+    if record is None or suite is None or stage is None or job.out.exists():
+        return job.details
+    details, metrics = stage.details(suite, record.key), stage.metrics_path(record.key)
+    if metrics is None:
+        return details
     try:
-        shown = json.loads(outputs.metrics.read_text(encoding="utf-8")).get("fingerprint")
+        shown = json.loads((suite / metrics).read_text(encoding="utf-8")).get("fingerprint")
     except (OSError, ValueError):
-        return job.out
-    return outputs.folder if shown == record.fingerprint else job.out
+        return job.details
+    return details if shown == record.fingerprint else job.details
 
 
 def _began(first_attempt: Path) -> int:

@@ -9,8 +9,8 @@ from asl_core.engine.records import SYSTEM_PREFIX, Points, Record, points_of, re
 from pipeline.errors import TrackingError
 from pipeline.jobs.folder import NODE_PREFIX
 from pipeline.jobs.liveness import find_status
+from pipeline.stages.table import MEASURED, STAGES
 
-STAGES_WITHOUT_EXPERIMENT = ("prepare", "report")
 FINAL_PREFIX = "final/"
 
 _UNUSUAL = re.compile(r"[^\w\-. :/]", re.ASCII)
@@ -66,7 +66,7 @@ class TrackedRun:
     @property
     def experiment(self) -> str | None:
         """Name of the experiment it belongs to."""
-        return None if self.stage in STAGES_WITHOUT_EXPERIMENT else self.key
+        return self.key if STAGES.get(self.stage) in MEASURED else None
 
     @property
     def lines(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from pipeline.errors import AslPipeError
 from pipeline.execution.perform import perform, write_metrics
 from pipeline.execution.stop_signals import StopSignals
 from pipeline.jobs.fence import Fence, SupersededError
-from pipeline.jobs.folder import JobFolder, OutputPaths
+from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import ProgressReader
@@ -30,6 +30,7 @@ from pipeline.jobs.state import ERROR_CHARACTERS, JobState, Status, read_state
 from pipeline.results.code import code_folder
 from pipeline.results.documents import Document, Hashes, hashes_of
 from pipeline.results.port import Filing
+from pipeline.stages.table import PRETRAIN, STAGES
 from pipeline.worker.continuation import go_on_later, hand_over_again
 from pipeline.worker.process import (
     DONE,
@@ -175,11 +176,12 @@ class Lead(JobProcess):
         }
         self.paths.inputs.mkdir(parents=True)
         self.services.cache.link(self.root, hashes, self.paths.inputs)
-        for path, fingerprint in self.attempt.terms.upstream.items():
-            # whose metrics lie beside its outputs is asked by their fingerprint
-            beside = self.paths.inputs / f"{path}.json"
-            if not beside.exists():
-                write_json(beside, {"fingerprint": self._final_fingerprint(fingerprint)})
+        encoder = PRETRAIN.output_paths(self.job.key)["encoder"]
+        if encoder in self.attempt.terms.upstream:  # which run made it is asked of its metrics file
+            made = self._final_fingerprint(self.attempt.terms.upstream[encoder])
+            metrics = self.paths.inputs / str(PRETRAIN.metrics_path(self.job.key))
+            metrics.parent.mkdir(parents=True, exist_ok=True)
+            write_json(metrics, {"fingerprint": made})
 
     def _final_fingerprint(self, fingerprint: str) -> str:
         state = read_state(JobFolder.of(self.paths.scratch, fingerprint))
@@ -196,10 +198,11 @@ class Lead(JobProcess):
 
     def _file(self, document: Document, out: Path) -> Hashes:
         assert self.work is not None
-        outputs = OutputPaths.of(Path(), self.job.stage, self.job.key)
-        places = {outputs.folder.as_posix(): out}
-        if outputs.metrics is not None:
-            places[outputs.metrics.as_posix()] = self.work.metrics
+        stage, key = STAGES[self.job.stage], self.job.key
+        places = {path: out / role for role, path in stage.output_paths(key).items()}
+        metrics = stage.metrics_path(key)
+        if metrics is not None:
+            places[metrics] = self.work.metrics
         self.check_fences()
         return self.services.cache.file(
             Filing(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.tables.collect import STAGES, Suite
+from pipeline.stages.table import MEASURED
+from pipeline.tables.collect import Suite
 from pipeline.tables.replicates import Replicates
 
 PICTURE_WIDTH = 900  # pixels; wider pictures are scaled down
@@ -32,7 +33,7 @@ def pictures(suite: Suite, groups: Sequence[Replicates]) -> dict[tuple[str, str]
     Of replicates the first that has the picture shows it: the others differ by the seed alone.
     """
     found: dict[tuple[str, str], list[Picture]] = {}
-    for stage in STAGES:
+    for stage in (each.name for each in MEASURED):
         folders = [
             [(key, suite.run_folder(stage, key) / "pictures") for key in group.keys
              if (stage, key) in suite.results]

@@ -1,4 +1,4 @@
-"""The test images that a classifier got most wrong, as a picture."""
+"""What a classifier did with the test images, as pictures."""
 
 from pathlib import Path
 
@@ -6,10 +6,21 @@ import matplotlib.pyplot as plt
 
 from asl_core.data.shards import PackedDataset
 from asl_core.transfer.classification import Predictions
-from pipeline.stages.pictures import save_figure
+from pipeline.stages.pictures import save_confusion_matrix, save_figure
+from pipeline.stages.request import StageRequest
 
 WORST = 12
 """Mistakes that are shown."""
+
+
+def picture_classification(request: StageRequest, predictions: Predictions) -> None:
+    """Draw the confusion matrix and the worst mistakes on the test split."""
+    test = PackedDataset(request.inputs["dataset"], "test")
+    pictures, classes = request.out / "pictures", list(test.manifest.classes or ())
+    save_confusion_matrix(pictures / "confusion.png", predictions.confusion(), classes)
+    save_worst_mistakes(pictures / "worst_mistakes.png", predictions, test)
+    for picture in ("confusion", "worst_mistakes"):
+        request.journal.artifact(f"pictures/{picture}.png")
 
 
 def save_worst_mistakes(path: Path, predictions: Predictions, dataset: PackedDataset) -> None:

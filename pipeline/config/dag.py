@@ -1,0 +1,101 @@
+"""dvc.yaml of a suite, written out from the table of stages.
+
+Every suite has the same but for the way to the code. Commands, parameters and paths are alike, so
+that a run which two suites share has one key in DVC's run-cache and is made once.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.stages.table import (
+    CODE_FOLDER,
+    CODE_STAGE,
+    EVALUATIONS,
+    MEASURED,
+    REPORT,
+    RUN_BY_JOBS,
+    Stage,
+)
+
+FILE_NAME = "dvc.yaml"
+
+_HEAD = """\
+# The DAG of this suite, the same in every suite; written by `asl-pipe expand` from the table of
+# stages. What each stage's code means stands in one small file under code/: nothing else here
+# names modules.
+"""
+
+
+def dag_text(code: Sequence[str]) -> str:
+    """Return the text of a suite's dvc.yaml.
+
+    Args:
+        code: Folders of the packages as seen from the suite; none where they are installed and not
+            part of the project: DVC cannot watch them then, and looks at them each time.
+    """
+    sections = ", ".join(f"{stage.section}: {{}}" for stage in EVALUATIONS)
+    blocks = [
+        f"{_HEAD}vars:\n  - {{{sections}}}  # sections that params.yaml need not write\nstages:",
+        _code_block(code),
+        *(_block(stage) for stage in RUN_BY_JOBS),
+        _report_block(),
+    ]
+    return "\n\n".join(blocks).replace("stages:\n\n", "stages:\n") + "\n"
+
+
+def code_folders(suite: Path, root: Path | None, packages: Sequence[str]) -> list[str]:
+    """Return the packages' folders as seen from a suite's; none where there is no such root."""
+    if root is None:
+        return []
+    above = "../" * len(suite.relative_to(root).parts)
+    return [f"{above}{package}" for package in packages]
+
+
+def _code_block(code: Sequence[str]) -> str:
+    watched = f"deps: [{', '.join(code)}]" if code else "always_changed: true"
+    return (
+        f"  {CODE_STAGE}:\n"
+        f"    cmd: asl-pipe run {CODE_STAGE}\n"
+        f"    {watched}\n"
+        f"    outs: [{CODE_FOLDER}]"
+    )
+
+
+def _block(stage: Stage) -> str:
+    variant = "" if stage.variant is None else f"-${{item.{stage.variant}}}"
+    deps = [_templated(path) for path in stage.inputs.values()]
+    deps.append(f"{CODE_FOLDER}/{stage.name}{variant}.txt")
+    scale = "scale, " if stage in MEASURED else ""
+    lines = [
+        f"  {stage.name}:",
+        f"    foreach: ${{{stage.section}}}",
+        "    do:",
+        f"      cmd: asl-pipe run {stage.name} ${{key}}",
+        f'      params: [{scale}"{stage.section}.${{key}}"]',
+        f"      deps: {_flow(deps)}",
+        f"      outs: {_flow([_templated(path) for path in stage.outputs.values()])}",
+    ]
+    metrics = stage.metrics_path("${key}")
+    if metrics is not None:
+        lines.append(f'      metrics: [{{"{metrics}": {{cache: false}}}}]')
+    return "\n".join(lines)
+
+
+def _report_block() -> str:
+    return (
+        f"  {REPORT.name}:\n"
+        f"    cmd: asl-pipe run {REPORT.name}\n"
+        "    params: [{params.yaml: null}]  # all of it\n"
+        f"    deps: [runs, {CODE_FOLDER}/{REPORT.name}.txt]  # runs of all others: it comes last\n"
+        f"    outs: [{', '.join(REPORT.outputs.values())}]"
+    )
+
+
+def _templated(path: str) -> str:
+    """Return a path of the table with DVC's variables."""
+    return re.sub(r"\{(\w+)\}", lambda m: "${key}" if m[1] == "key" else f"${{item.{m[1]}}}", path)
+
+
+def _flow(paths: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{path}"' for path in paths) + "]"
