@@ -91,7 +91,8 @@ class Codebase:
             found[name] = module.digest
             found |= module.data
             waiting += module.imports
-            for key in [variant] if variant in module.entries else module.entries:
+            only = [key for key in module.entries if key == variant]
+            for key in only or module.entries:
                 digest, targets = module.entries[key]
                 found[f"{name} -> {key}"] = digest
                 waiting += targets

@@ -3,6 +3,9 @@
 Not counted: layout, comments, docstrings and other bare strings, `pass`, annotations of functions
 and of their local variables, the body of `if TYPE_CHECKING:`, and the table `DYNAMIC_IMPORTS` of
 a module (`pipeline.results.closure` follows it). All else counts: order, names, class bodies.
+
+Python 3.11 to 3.13 give one digest, but for what they understand differently: escapes in the format
+of a raw f-string, those after its colon.
 """
 
 import ast
@@ -116,7 +119,7 @@ def _kept(body: list[Any], in_function: bool, trusts_flag: Callable[[], bool]) -
                 yield statement
 
 
-def _unannotated(target: ast.Attribute | ast.Subscript) -> ast.AnnAssign:
+def _unannotated(target: ast.Name | ast.Attribute | ast.Subscript) -> ast.AnnAssign:
     return ast.AnnAssign(target=target, annotation=ast.Constant(value=None), simple=0)
 
 
