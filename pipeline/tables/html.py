@@ -36,6 +36,8 @@ from pipeline.tables.replicates import Replicates, experiment_labels, find_repli
 RunLink = Callable[[str], str | None]
 """Fingerprint -> address of the tracked run, None where there is none."""
 
+PACKAGE_DATA = ("templates/*.j2", "templates/*.css")
+
 _STATES = {"outdated": "out of date", "unrecorded": "not in dvc.lock"}
 
 _CAPTIONS = {

@@ -14,6 +14,7 @@ from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 
 Value = str | int | float | bool
+PACKAGE_DATA = ("paper.yaml",)
 FLOPS = "FLOPs"
 """Header of the paper's column of training cost."""
 

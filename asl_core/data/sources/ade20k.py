@@ -18,19 +18,20 @@ from asl_core.data.sources.files import (
 )
 from asl_core.data.sources.source import Item, Rejected, Source, Split, SplitName
 from asl_core.errors import InputError
+from asl_core.recipes.datasets import Ade20k
 
 _NEEDED = "an ade20k source has images/ and annotations/, each with training/ and validation/"
 _FOLDERS: dict[SplitName, str] = {"train": "training", "test": "validation"}
 _SCENE_PARSE_CLASSES = 150
 
 
-def open_ade20k(folder: Path) -> Source:
+def open_ade20k(recipe: Ade20k, data_root: Path) -> Source:
     """Return the source: label 0 becomes 255 (ignored), 1..K become 0..K-1.
 
     Raises:
         InputError: A folder is missing or empty, or classes.json is broken.
     """
-    require_folder(folder, _NEEDED)
+    folder = require_folder(data_root / recipe.path, _NEEDED)
     classes = _class_names(folder / "classes.json")
     splits: dict[SplitName, Split] = {}
     for split, name in _FOLDERS.items():

@@ -1,26 +1,43 @@
-"""Which function opens which kind of source."""
+"""Which function opens which kind of source; a source is one file and one row here.
 
+Only the file of the source that is opened is imported.
+"""
+
+import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import assert_never
+from typing import Any
 
-from asl_core.data.sources.ade20k import open_ade20k
-from asl_core.data.sources.coco import open_coco
-from asl_core.data.sources.icons import open_icons
-from asl_core.data.sources.imagefolder import open_image_folder
-from asl_core.data.sources.parquet import open_parquet
-from asl_core.data.sources.scenes import open_scenes
 from asl_core.data.sources.source import Source
-from asl_core.data.sources.union import join_sources
-from asl_core.recipes.datasets import (
-    Ade20k,
-    Coco,
-    Dataset,
-    Icons,
-    ImageFolder,
-    Parquet,
-    Scenes,
-    Union_,
-)
+from asl_core.recipes.datasets import Dataset
+
+Opener = Callable[[Any, Path], Source]
+"""From a recipe and the folder from which its relative paths are taken.
+
+Raises InputError: what the recipe names is missing or broken.
+"""
+
+DYNAMIC_IMPORTS: dict[str, str | tuple[str, ...]] = {
+    "scenes": "asl_core.data.sources.scenes:open_scenes",
+    "icons": "asl_core.data.sources.icons:open_icons",
+    "parquet": "asl_core.data.sources.parquet:open_parquet",
+    "imagefolder": "asl_core.data.sources.imagefolder:open_image_folder",
+    "coco": "asl_core.data.sources.coco:open_coco",
+    "ade20k": "asl_core.data.sources.ade20k:open_ade20k",
+    "union": (
+        "asl_core.data.sources.union:open_union",
+        "asl_core.data.sources.scenes",
+        "asl_core.data.sources.icons",
+        "asl_core.data.sources.parquet",
+        "asl_core.data.sources.imagefolder",
+        "asl_core.data.sources.coco",
+        "asl_core.data.sources.ade20k",
+    ),
+}
+"""`source` of a recipe -> its opener, then the modules that it may open in turn.
+
+A literal: the identity of a prepared dataset is found by reading it.
+"""
 
 
 def open_source(recipe: Dataset, data_root: Path) -> Source:
@@ -29,25 +46,11 @@ def open_source(recipe: Dataset, data_root: Path) -> Source:
     Raises:
         InputError: What the recipe names is missing or broken.
     """
-    match recipe:
-        case Scenes():
-            return open_scenes(recipe)
-        case Icons():
-            return open_icons(recipe)
-        case Parquet():
-            return open_parquet(recipe, data_root / recipe.path)
-        case ImageFolder():
-            return open_image_folder(data_root / recipe.path)
-        case Coco():
-            return open_coco(data_root / recipe.path, recipe.val_joins_training)
-        case Ade20k():
-            return open_ade20k(data_root / recipe.path)
-        case Union_():
-            return join_sources(
-                {
-                    f"{number}-{member.source}": open_source(member, data_root)
-                    for number, member in enumerate(recipe.members)
-                }
-            )
-        case _:
-            assert_never(recipe)
+    return find_opener(recipe.source)(recipe, data_root)
+
+
+def find_opener(source: str) -> Opener:
+    """Import the file of a source and return the function that opens it."""
+    entry = DYNAMIC_IMPORTS[source]
+    module, _, name = (entry if isinstance(entry, str) else entry[0]).partition(":")
+    return getattr(importlib.import_module(module), name)

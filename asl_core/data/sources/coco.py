@@ -17,6 +17,7 @@ from asl_core.data.sources.files import (
 )
 from asl_core.data.sources.source import EncodedInstances, Item, Rejected, Source, Split, SplitName
 from asl_core.errors import InputError
+from asl_core.recipes.datasets import Coco
 
 _NEEDED = "a coco source has train2017/, val2017/ and annotations/instances_*2017.json"
 _FOLDERS: dict[SplitName, str] = {"train": "train2017", "test": "val2017"}
@@ -27,22 +28,18 @@ _KEYS = {
 }
 
 
-def open_coco(folder: Path, val_joins_training: bool = False) -> Source:
+def open_coco(recipe: Coco, data_root: Path) -> Source:
     """Return the source; category ids become contiguous labels in order of id.
 
     Files of train2017 that the JSON does not name join the training split for pre-training;
-    those of val2017 are left out.
-
-    Args:
-        folder: The data set.
-        val_joins_training: Whether all pictures of val2017 join it likewise; the test split is then
-            empty.
+    those of val2017 are left out. If the recipe says so, all pictures of val2017 join it likewise;
+    the test split is then empty.
 
     Raises:
         InputError: A folder or file is missing or empty, a JSON file is broken, or names images
             that are not there.
     """
-    require_folder(folder, _NEEDED)
+    folder = require_folder(data_root / recipe.path, _NEEDED)
     splits: dict[SplitName, Split] = {}
     notes: list[str] = []
     names: dict[SplitName, dict[int, str]] = {}
@@ -55,16 +52,16 @@ def open_coco(folder: Path, val_joins_training: bool = False) -> Source:
         unlisted = _compare_files(image_folder, json_path, content["images"])
         used = list(unlisted) if split == "train" else []
         if unlisted:
-            kept = split == "train" or val_joins_training
+            kept = split == "train" or recipe.val_joins_training
             fate = "serve pre-training only" if kept else "are not used"
             notes.append(f"{len(unlisted)} images of {images} are not in {json_path.name}: {fate}.")
-        if split == "train" and val_joins_training:
+        if split == "train" and recipe.val_joins_training:
             val = visible_files(require_folder(folder / _FOLDERS["test"], _NEEDED))
             notes.append(f"{len(val)} images of val2017 are pre-trained on: no test set any more.")
             used += val
         count = len(content["images"]) + len(used)
         splits[split] = Split(count, partial(_items, image_folder, content, used))
-        if split == "test" and val_joins_training:
+        if split == "test" and recipe.val_joins_training:
             splits[split] = Split(0, lambda: iter(()))
         licence = licence or _licence(content)
     if names["train"] != names["test"]:

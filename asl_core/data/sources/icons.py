@@ -1,6 +1,7 @@
 """Icons: one centred digit on a photograph, and its class."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from asl_core.data.sources import digits
 from asl_core.data.sources.source import Item, Source, Split, SplitName
@@ -10,8 +11,8 @@ from asl_core.recipes.datasets import Icons
 _SMALLEST, _LARGEST = 0.6, 0.9  # side of the object as a share of the image's
 
 
-def open_icons(recipe: Icons) -> Source:
-    """Return the source; nothing is drawn before its items are asked for."""
+def open_icons(recipe: Icons, _data_root: Path) -> Source:
+    """Return the source; nothing is drawn before its items are asked for, no file is read."""
     return Source(
         splits={
             "train": Split(recipe.train, lambda: _draw_split(recipe, "train", recipe.train)),

@@ -7,17 +7,18 @@ from pathlib import Path
 from asl_core.data.sources.files import item_or_rejected, require_folder, visible_files
 from asl_core.data.sources.source import Item, Rejected, Source, Split
 from asl_core.errors import InputError
+from asl_core.recipes.datasets import ImageFolder
 
 _NEEDED = "an imagefolder source has train/<class>/* and val/<class>/*"
 
 
-def open_image_folder(folder: Path) -> Source:
+def open_image_folder(recipe: ImageFolder, data_root: Path) -> Source:
     """Return the source; the classes are the sorted folders of train/.
 
     Raises:
         InputError: A folder is missing or empty, or val/ has a class that train/ lacks.
     """
-    require_folder(folder, _NEEDED)
+    folder = require_folder(data_root / recipe.path, _NEEDED)
     train = require_folder(folder / "train", _NEEDED)
     validation = require_folder(folder / "val", _NEEDED)
     classes = _class_folders(train)

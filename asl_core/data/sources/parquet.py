@@ -17,13 +17,13 @@ _ROWS_AT_A_TIME = 256
 _NEEDED = "a parquet source is a folder with train.parquet and test.parquet"
 
 
-def open_parquet(recipe: Parquet, folder: Path) -> Source:
+def open_parquet(recipe: Parquet, data_root: Path) -> Source:
     """Return the source.
 
     Raises:
         InputError: A file or a column is missing, or a file is no Parquet.
     """
-    require_folder(folder, _NEEDED)
+    folder = require_folder(data_root / recipe.path, _NEEDED)
     files: dict[SplitName, list[Path]] = {
         "train": _find(folder, ("train",)),
         "test": _find_test(folder, recipe),

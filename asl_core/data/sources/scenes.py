@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,8 @@ _MIN_VISIBLE = 0.5  # share of each object that stays visible
 _ATTEMPTS = 20  # positions tried for one object; an object without a place is left out
 
 
-def open_scenes(recipe: Scenes) -> Source:
-    """Return the source; nothing is drawn before its items are asked for."""
+def open_scenes(recipe: Scenes, _data_root: Path) -> Source:
+    """Return the source; nothing is drawn before its items are asked for, no file is read."""
     return Source(
         splits={
             "train": Split(recipe.train, lambda: _draw_split(recipe, "train", recipe.train)),

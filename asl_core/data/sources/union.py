@@ -3,16 +3,26 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
+from asl_core.data.sources.catalogue import open_source
 from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
+from asl_core.recipes.datasets import Union_
 
 
-def join_sources(members: dict[str, Source]) -> Source:
+def open_union(recipe: Union_, data_root: Path) -> Source:
     """Return the members one after the other, train with train and test with test.
 
     Labels, instances and semantic maps survive only where all members have the same classes.
     Images are numbered anew, since the members' own numbers may clash.
+
+    Raises:
+        InputError: What a member names is missing or broken.
     """
+    members = {
+        f"{number}-{member.source}": open_source(member, data_root)
+        for number, member in enumerate(recipe.members)
+    }
     sources = list(members.values())
     classes = _common([source.classes for source in sources])
     things = _common([source.thing_classes for source in sources])
