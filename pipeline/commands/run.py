@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.stages.table import REPORT_KEY
+from pipeline.stages.table import CODE_STAGE, REPORT, REPORT_KEY
 
 if TYPE_CHECKING:
     from pipeline.submission.await_job import Attendance
@@ -23,7 +23,8 @@ def run(
     """Run one stage here; dvc.yaml calls this.
 
     To be called in the folder of a suite. Writes runs/STAGE/NAME and runs/STAGE/NAME.json
-    (prepare: data/NAME; report: reports), and scratch under .asl/. Started again after a kill,
+    (prepare: also data/NAME; pretrain: also runs/encoder/NAME and runs/held_out/NAME; report:
+    reports; code: code), and scratch under .asl/. Started again after a kill,
     it goes on from its newest checkpoint; checkpoints stay until DVC has the result. Where a job
     of Slurm makes this result, it exits with 75 and names the job; with ASL_WAIT=1 in the
     environment it waits for its end. What a job failed to do is run here only with ASL_HERE=1.
@@ -33,11 +34,15 @@ def run(
     from pipeline.execution.gpus import find_gpus
     from pipeline.execution.run import Services, run_stage
     from pipeline.project import find_project
+    from pipeline.results.code import refresh_identities
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
     from pipeline.tables.paper import load_paper
 
     project = find_project(Path.cwd())
+    if stage == CODE_STAGE:
+        refresh_identities(project.suite)
+        return
     first = int(os.environ.get("RANK", "0")) == 0
     tracker = find_tracker(project.root, stage) if first else None
     jobs = find_attendance(project.scratch) if first else None
@@ -84,7 +89,7 @@ def find_tracker(root: Path, stage: str) -> "Tracker | None":
     from pipeline.tracking.mlflow_store import MlflowStore
     from pipeline.tracking.sync import catch_up
 
-    if stage != "report":
+    if stage != REPORT.name:
         return BackgroundTracker()
     store = MlflowStore(root, trust_links=True)
     return store if catch_up(root, store) else None

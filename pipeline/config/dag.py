@@ -36,7 +36,7 @@ def dag_text(code: Sequence[str]) -> str:
     """
     sections = ", ".join(f"{stage.section}: {{}}" for stage in EVALUATIONS)
     blocks = [
-        f"{_HEAD}vars:\n  - {{{sections}}}  # sections that params.yaml need not write\nstages:",
+        f"{_HEAD}vars:\n  - {{{sections}}}  # params.yaml need not write them\nstages:",
         _code_block(code),
         *(_block(stage) for stage in RUN_BY_JOBS),
         _report_block(),

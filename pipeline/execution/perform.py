@@ -6,6 +6,7 @@ What becomes of the files is the caller's matter.
 
 import contextlib
 import fcntl
+import importlib
 import os
 import resource
 import shutil
@@ -37,7 +38,7 @@ from pipeline.writing import write_json
 
 def load_stage(stage: str) -> StageFunction:
     """Import a stage's module; this is where torch is loaded."""
-    return STAGES[stage].load().run
+    return importlib.import_module(STAGES[stage].module).run
 
 
 class BusyError(NotFinishedError):

@@ -1,5 +1,6 @@
 """Where a table's number came from, and whether it still holds. Changes nothing."""
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -182,7 +183,8 @@ def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) ->
         inputs={r: suite.folder / path for r, path in stage.input_paths(key, recipe).items()},
     )  # fmt: skip
     what = f"{link.name} {traced.metric}"
-    numbers = stage.load().reevaluate(run)  # this is where torch is loaded
+    module = importlib.import_module(stage.module)  # this is where torch is loaded
+    numbers = module.reevaluate(run)
     again, stored = numbers.get(traced.metric), link.result.metrics[traced.metric]
     if again is None:
         return Check(what, False, f"{stored!r} was measured on the way and cannot be again")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pipeline.config.dag import code_folders, dag_text
 from pipeline.config.params import METHODS, SOURCES
 from pipeline.errors import UserError
 from pipeline.results.closure import PACKAGES, Codebase
@@ -129,6 +130,11 @@ def refresh_identities(suite: Path, code: Code | None = None) -> list[str]:
             left.unlink(missing_ok=True)
             changed.append(f"{CODE_FOLDER}/{left.name}")
     return changed
+
+
+def dag_of(suite: Path) -> str:
+    """Return the text of a suite's dvc.yaml."""
+    return dag_text(code_folders(suite, code_root(suite), PACKAGES))
 
 
 def code_folder(scratch: Path, digest: str) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.results.code import refresh_identities
 from pipeline.results.documents import (
     Document,
     Hashes,
@@ -52,6 +53,7 @@ class DvcCache:
         """
         from dvc.stage.cache import _get_stage_hash
 
+        refresh_identities(suite)  # out of date it is never used
         with _stages(suite, name) as (_, stages):
             stage = stages[name]
             stage.save_deps()
@@ -78,6 +80,7 @@ class DvcCache:
         Raises:
             UserError: dvc.yaml has no such stage, or an input is missing that no stage makes.
         """
+        refresh_identities(suite)
         with _stages(suite, ", ".join(names), with_lock=True) as (repo, stages):
             return _Survey(repo, stages, anew).of(names)
 

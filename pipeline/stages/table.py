@@ -5,11 +5,9 @@ has `run`, and `reevaluate` where its numbers can be computed again from what it
 imported by name, for it loads torch and this table does not.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from asl_core.recipes.transfer import (
@@ -92,10 +90,6 @@ class Stage:
     @property
     def module(self) -> str:
         return f"pipeline.stages.{self.name}"
-
-    def load(self) -> ModuleType:
-        """Import the stage's module; this is where torch is loaded."""
-        return importlib.import_module(self.module)
 
 
 def _evaluation(name: str, recipe: type[Any], **more: Any) -> Stage:

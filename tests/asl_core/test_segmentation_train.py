@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.stages.reevaluate import reevaluate
 from safetensors.torch import load_file
 
 from asl_core.data.prepare import prepare
@@ -23,7 +24,6 @@ from asl_core.transfer.segmentation.train import (
     train_segmenter,
 )
 from pipeline.stages import segment
-from pipeline.stages.reevaluate import reevaluate
 from pipeline.stages.request import StageRequest, StoredRun
 
 VIT = Vit(image_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from pipeline.stages.reevaluate import reevaluate
 from torchvision.io import decode_image
 
 from asl_core.data.prepare import prepare
@@ -17,7 +18,6 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import Detection
 from pipeline.stages import detect
-from pipeline.stages.reevaluate import reevaluate
 from pipeline.stages.request import StageRequest, StoredRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from miniatures import OTHERS
+from pipeline.stages.reevaluate import reevaluate
 from safetensors.torch import load_file
 
 from asl_core.analysis.cost import count_flops
@@ -24,7 +25,6 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.supervised import SupervisedRecipe
 from pipeline.stages import pretrain
-from pipeline.stages.reevaluate import reevaluate
 from pipeline.stages.request import StageRequest, StoredRun
 
 VIT = Vit(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2,
