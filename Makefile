@@ -32,7 +32,7 @@ repro: $(STAMP)  ## run a suite (SUITE=demo) and print its tables; only what cha
 	@$(RUN) asl-pipe validate $(SUITE)
 	@folder=$(if $(filter demo,$(SUITE)),.,suites/$(SUITE)); \
 	started=$$(date +%s); \
-	$(RUN) dvc repro $$folder/dvc.yaml; \
+	$(RUN) dvc --cd $$folder repro; \
 	echo "the DAG took $$(( $$(date +%s) - started )) s"; \
 	$(RUN) asl-pipe tables $(SUITE)
 

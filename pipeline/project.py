@@ -7,6 +7,8 @@ from pipeline.config.expand import SUITE_FILE
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 
+SUITES = "suites"
+
 
 @dataclass(frozen=True)
 class Project:
@@ -40,12 +42,21 @@ class Project:
 
 def suite_folders(root: Path) -> dict[str, Path]:
     """Return the project's suites by the name of their folder; the root is `demo`."""
-    found = sorted(folder for folder in (root / "suites").glob("*") if _is_suite(folder))
+    found = sorted(folder for folder in (root / SUITES).glob("*") if _is_suite(folder))
     return {"demo": root, **{folder.name: folder for folder in found}}
 
 
 def _is_suite(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("params.yaml", SUITE_FILE))
+
+
+def _find_root(start: Path) -> Path | None:
+    """Return the nearest folder above that is a project of DVC and no suite of another."""
+    for folder in (start, *start.parents):
+        if (folder / ".dvc").is_dir():
+            around = folder.parents[1] if folder.parent.name == SUITES else None
+            return around if around is not None and (around / ".dvc").is_dir() else folder
+    return None
 
 
 def find_project(start: Path, suite: str | None = None) -> Project:
@@ -55,7 +66,7 @@ def find_project(start: Path, suite: str | None = None) -> Project:
         UserError: No project above `start`, no such suite, or `start` is not a suite's folder.
     """
     start = start.resolve()
-    root = next((f for f in (start, *start.parents) if (f / ".dvc").is_dir()), None)
+    root = _find_root(start)
     if root is None:
         raise UserError(f"{start} is not inside a project: no folder above it has .dvc; cd there")
     if suite is not None:

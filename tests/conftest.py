@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipeline.results.suite_project import write_suite_project
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -17,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 CLEANED = ("ASL_", "DVC_", "MLFLOW_", "SLURM_", "GIT_")
 
 COPIED_SUITES = ("cifar10-mini", "coco-mini")
-"""DVC reads every suite of a project for most commands: 10 ms a stage."""
 
 STUB = Path(__file__).with_name("stub_stages.py")
 STUB_PARAMS = """
@@ -107,10 +108,11 @@ def copied_project(dvc_project: Path) -> Path:
     for name in ("asl_core", "pipeline"):
         compiled = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, dvc_project / name, ignore=compiled)
-    results = shutil.ignore_patterns("data", "runs", "reports", "dvc.lock")
     for name in COPIED_SUITES:
         suite = Path("suites", name)
-        shutil.copytree(ROOT / suite, dvc_project / suite, symlinks=True, ignore=results)
+        (dvc_project / suite).mkdir(parents=True)
+        shutil.copy(ROOT / suite / "params.yaml", dvc_project / suite / "params.yaml")
+        write_suite_project(dvc_project / suite, dvc_project)
     return dvc_project
 
 

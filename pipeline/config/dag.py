@@ -1,12 +1,11 @@
-"""dvc.yaml of a suite, written out from the table of stages.
+"""dvc.yaml, written out from the table of stages.
 
-Every suite has the same but for the way to the code. Commands, parameters and paths are alike, so
-that a run which two suites share has one key in DVC's run-cache and is made once.
+Every suite has the same: commands, parameters and paths are alike, so that a run which two suites
+share has one key in DVC's run-cache and is made once.
 """
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.stages.table import (
     CODE_FOLDER,
@@ -18,21 +17,18 @@ from pipeline.stages.table import (
     Stage,
 )
 
-FILE_NAME = "dvc.yaml"
-
 _HEAD = """\
-# The DAG of this suite, the same in every suite; written by `asl-pipe expand` from the table of
-# stages. What each stage's code means stands in one small file under code/: nothing else here
-# names modules.
+# The DAG, the same in every suite; written by `asl-pipe expand` from the table of stages. What
+# each stage's code means stands in one small file under code/.
 """
 
 
 def dag_text(code: Sequence[str]) -> str:
-    """Return the text of a suite's dvc.yaml.
+    """Return the text of dvc.yaml.
 
     Args:
-        code: Folders of the packages as seen from the suite; none where they are installed and not
-            part of the project: DVC cannot watch them then, and looks at them each time.
+        code: Folders of the packages; none where they are installed and not part of the project:
+            DVC cannot watch them then, and the stage `code` looks at them each time.
     """
     sections = ", ".join(f"{stage.section}: {{}}" for stage in EVALUATIONS)
     blocks = [
@@ -42,14 +38,6 @@ def dag_text(code: Sequence[str]) -> str:
         _report_block(),
     ]
     return "\n\n".join(blocks).replace("stages:\n\n", "stages:\n") + "\n"
-
-
-def code_folders(suite: Path, root: Path | None, packages: Sequence[str]) -> list[str]:
-    """Return the packages' folders as seen from a suite's; none where there is no such root."""
-    if root is None:
-        return []
-    above = "../" * len(suite.relative_to(root).parts)
-    return [f"{above}{package}" for package in packages]
 
 
 def _code_block(code: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.config.dag import code_folders, dag_text
+from pipeline.config.dag import dag_text
 from pipeline.config.params import METHODS, SOURCES
 from pipeline.errors import UserError
 from pipeline.results.closure import PACKAGES, Codebase
@@ -133,8 +133,8 @@ def refresh_identities(suite: Path, code: Code | None = None) -> list[str]:
 
 
 def dag_of(suite: Path) -> str:
-    """Return the text of a suite's dvc.yaml."""
-    return dag_text(code_folders(suite, code_root(suite), PACKAGES))
+    """Return the text of a suite's dvc.yaml; where the packages are installed DVC watches none."""
+    return dag_text(PACKAGES if code_root(suite) is not None else ())
 
 
 def code_folder(scratch: Path, digest: str) -> Path:

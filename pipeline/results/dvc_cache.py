@@ -166,7 +166,7 @@ class DvcCache:
             OSError: They could not be written; nothing refers to what was.
         """
         try:
-            with _repo(filing.root) as repo:
+            with _repo(filing.suite) as repo:
                 hashes = {
                     path: _put(repo, place, filing.suite / path)
                     for path, place in filing.outputs.items()

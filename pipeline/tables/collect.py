@@ -144,7 +144,7 @@ def _own_label(key: str, recipe: Any) -> str | None:
 def _command(folder: Path, root: Path, name: str) -> str:
     if folder == root:
         return f"dvc repro {name}"
-    return f"dvc repro {folder.relative_to(root).as_posix()}/dvc.yaml:{name}"
+    return f"dvc --cd {folder.relative_to(root).as_posix()} repro {name}"
 
 
 def _metrics(path: Path) -> dict[str, Any] | None:

@@ -35,11 +35,9 @@ def parent_note(run: TrackedRun) -> str:
 
 def run_note(run: TrackedRun) -> str:
     """Return what made a stage's run, and why it ended if it did not finish."""
-    target = f"{run.stage}@{run.key}"
-    if run.suite != "demo":
-        target = f"suites/{run.suite}/dvc.yaml:{target}"
+    command = "dvc" if run.suite == "demo" else f"dvc --cd suites/{run.suite}"
     note = (
-        f"Stage `{run.stage}@{run.key}` of suite *{run.suite}*; `dvc repro {target}` makes it. "
-        f"Fingerprint `{run.fingerprint}`."
+        f"Stage `{run.stage}@{run.key}` of suite *{run.suite}*; "
+        f"`{command} repro {run.stage}@{run.key}` makes it. Fingerprint `{run.fingerprint}`."
     )
     return f"{note}\n\n{run.status}: {run.message}" if run.message else note

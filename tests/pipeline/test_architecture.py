@@ -13,6 +13,7 @@ from asl_core.recipes.catalogue import RECIPES
 from pipeline.config.cluster import Local
 from pipeline.config.params import METHODS, SOURCES
 from pipeline.results.code import dag_of
+from pipeline.results.suite_project import wanted_files, wanted_links
 from pipeline.stages.table import CODE_STAGE, STAGES
 from pipeline.tables.paper import load_paper
 
@@ -116,10 +117,14 @@ def test_every_source_says_its_own_name() -> None:
 
 
 @pytest.mark.parametrize("suite", sorted(p.parent.name for p in ROOT.glob("suites/*/params.yaml")))
-def test_a_suite_is_params_and_the_dag_that_all_have(suite: str) -> None:
+def test_a_suite_is_params_and_what_follows_from_the_project(suite: str) -> None:
     folder = ROOT / "suites" / suite
-    assert not [path for path in folder.rglob("*") if path.is_symlink()]
-    assert (folder / "dvc.yaml").read_text() == dag_of(folder)
+    for name, target in wanted_links(folder, ROOT).items():
+        assert str((folder / name).readlink()) == target
+    for name, text in wanted_files(folder, ROOT).items():
+        assert not (folder / name).is_symlink()
+        if name != ".dvc/config":  # it follows from what people set in the project's
+            assert (folder / name).read_text() == text
     assert yaml.safe_load((folder / "params.yaml").read_text())["suite"] == suite
 
 

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from pipeline.jobs.snapshot import read_code
 
 import pipeline.results.closure as module_under_test
 from asl_core.data.sources.catalogue import DYNAMIC_IMPORTS, find_opener
 from pipeline.config.params import SOURCES
 from pipeline.errors import UserError
-from pipeline.jobs.snapshot import read_code
 from pipeline.results.closure import (
     Codebase,
     changed_modules,
