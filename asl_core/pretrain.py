@@ -19,8 +19,9 @@ from asl_core.data.views import (
     evaluation_transform,
     normalise,
 )
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, move, pick_device
-from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.loop import fit
 from asl_core.errors import InputError
 from asl_core.forward_batch import refuse_torn_groups
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps

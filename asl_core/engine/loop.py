@@ -6,8 +6,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,16 +17,16 @@ from tqdm import tqdm
 from asl_core import distributed
 from asl_core.engine.checkpoint import CheckpointFolder
 from asl_core.engine.clipping import CLIPPERS
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, distribute, move, pick_device
 from asl_core.engine.loss_watch import LossWatch
 from asl_core.engine.optimizer import build_optimizer, build_schedules, no_decay_groups
-from asl_core.engine.records import Journal
 from asl_core.engine.signals import StopRequest, catch_stop_signals
 from asl_core.engine.state import TrainState
 from asl_core.errors import InterruptedRun, TrainingError
 from asl_core.protocol import Draw, EditsGradients, Step, TakesStatistics
 from asl_core.randomness import derive_seed
-from asl_core.recipes.optimisation import Optimisation, Resources
+from asl_core.recipes.optimisation import Optimisation
 
 logger = logging.getLogger(__name__)
 
@@ -43,26 +41,6 @@ class StepLoader(Protocol):
     def total_steps(self) -> int: ...
 
     def iterate(self, start_step: int) -> Iterator[list[Any]]: ...
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What surrounds a run and changes none of its numbers.
-
-    Attributes:
-        checkpoints: Folder of the run's checkpoints; a run resumes from what it finds there.
-        journal: Where metrics go.
-        resources: Device, threads, how often to checkpoint and to log.
-        label: Name on the progress bar.
-        before_checkpoint: Called by the first process before each one; raises if this process
-            must not write any more.
-    """
-
-    checkpoints: Path
-    journal: Journal
-    resources: Resources
-    label: str = "train"
-    before_checkpoint: Callable[[], None] = lambda: None
 
 
 def fit(
@@ -231,12 +209,13 @@ class _Run:
         if distributed.world_size() > 1:
             stacked = distributed.all_reduce_sum(torch.stack([*means.values()]).float())
             means = dict(zip(means, stacked / distributed.world_size(), strict=True))
-        values = {f"train/{name}": float(value) for name, value in means.items()}
+        stage = self.context.stage
+        values = {f"{stage}/{name}": float(value) for name, value in means.items()}
         now = time.monotonic()
         rate = (state.step - self.last_logged_step) / max(now - self.last_log, 1e-9)
         rates = [group["lr"] / group.get("lr_scale", 1.0) for group in state.optimizer.param_groups]
-        values["train/lr"] = max(rates)
-        values["train/images_per_s"] = rate * self.recipe.batch_size
+        values[f"{stage}/lr"] = max(rates)
+        values[f"{stage}/images_per_s"] = rate * self.recipe.batch_size
         previous_step = self.last_logged_step
         self.last_log, self.last_logged_step = now, state.step
         if distributed.rank() == 0:
@@ -244,10 +223,10 @@ class _Run:
             if not sys.stderr.isatty() and _crosses_milestone(previous_step, state.step, total):
                 logger.info(
                     "%s: step %d of %d, loss %.4f, %.0f images/s, %.0f s left",
-                    self.context.label, state.step, total, values["train/loss"],
-                    values["train/images_per_s"], (total - state.step) / rate,
+                    self.context.label, state.step, total, values[f"{stage}/loss"],
+                    values[f"{stage}/images_per_s"], (total - state.step) / rate,
                 )  # fmt: skip
-        return {"loss": f"{values['train/loss']:.4f}"}
+        return {"loss": f"{values[f'{stage}/loss']:.4f}"}
 
     def check_finite(self, checkpoints: CheckpointFolder) -> None:
         """Stop when a loss since the last check was not finite.

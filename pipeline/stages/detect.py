@@ -14,8 +14,8 @@ from asl_core import distributed
 from asl_core.data.masks import decode_masks
 from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
 from asl_core.transfer.detection.evaluate import CocoResults, IouType, precision_by_recall
 from asl_core.transfer.detection.train import (
@@ -36,7 +36,7 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the detector; write its weights, the test split's detections, and pictures."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"detect {request.key}",
+        request.work / "ckpt", request.journal, request.resources, "detect", request.key,
         request.before_checkpoint,
     )  # fmt: skip
     dataset = request.inputs["dataset"]

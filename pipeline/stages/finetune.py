@@ -2,8 +2,8 @@
 
 from asl_core import distributed
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
 from asl_core.transfer.finetune import finetune
 from pipeline.stages.mistakes import save_worst_mistakes
@@ -15,7 +15,7 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the classifier; write its weights and the confusion matrix."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"finetune {request.key}",
+        request.work / "ckpt", request.journal, request.resources, "finetune", request.key,
         request.before_checkpoint,
     )  # fmt: skip
     model, predictions = finetune(

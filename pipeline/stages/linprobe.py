@@ -2,8 +2,8 @@
 
 from asl_core import distributed
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
 from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.classification import Predictions
@@ -17,7 +17,7 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the probe; write its weights and the confusion matrix."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"linprobe {request.key}",
+        request.work / "ckpt", request.journal, request.resources, "linprobe", request.key,
         request.before_checkpoint,
     )  # fmt: skip
     heads, by_pooling = linprobe(

@@ -11,8 +11,8 @@ import torch
 from asl_core import distributed
 from asl_core.analysis.cost import measure_cost
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
@@ -36,7 +36,7 @@ def run(request: StageRequest) -> dict[str, float]:
         return _take_over(request)
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"pretrain {request.key}",
+        request.work / "ckpt", request.journal, request.resources, "pretrain", request.key,
         request.before_checkpoint,
     )  # fmt: skip
     method = pretrain(
@@ -105,12 +105,12 @@ def _take_over(request: StageRequest) -> dict[str, float]:
 
 
 def final_losses(journal: Path) -> dict[str, float]:
-    """Return the last logged value of every training loss, named `pretrain_<loss>`."""
+    """Return the last logged value of every training loss, by the journal's names."""
     points = effective_points(journal)
     return {
-        key.replace("train/", "pretrain_"): values[-1][1]
+        key: values[-1][1]
         for key, values in points.items()
-        if key.startswith("train/loss") or key == "train/branch_distance"
+        if key.startswith("pretrain/loss") or key == "pretrain/branch_distance"
     }
 
 

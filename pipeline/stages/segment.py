@@ -10,8 +10,8 @@ from torch import Tensor
 from asl_core import distributed
 from asl_core.data.samples import IGNORED_LABEL
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext
 from asl_core.modules.weights import save_weights
 from asl_core.transfer.segmentation.evaluate import SegmentationScores, predict, score
 from asl_core.transfer.segmentation.model import Segmenter
@@ -27,7 +27,7 @@ def run(request: StageRequest) -> dict[str, float]:
     """Train the segmenter; write its weights, the IoU of each class, and segmentations."""
     distributed.initialise_from_environment(pick_device(request.resources))
     context = RunContext(
-        request.work / "ckpt", request.journal, request.resources, f"segment {request.key}",
+        request.work / "ckpt", request.journal, request.resources, "segment", request.key,
         request.before_checkpoint,
     )  # fmt: skip
     folder = request.inputs["dataset"]

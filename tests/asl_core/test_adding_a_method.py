@@ -11,7 +11,7 @@ import torch
 from equations import COMMON, Parity
 from miniatures import MAE, SHORT
 
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal
 from asl_core.held_out import held_out_predictions
 from asl_core.methods import METHODS

@@ -22,7 +22,7 @@ from asl_core import distributed
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.checkpoint import CheckpointFolder
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal, effective_points
 from asl_core.errors import InputError, InterruptedRun
 from asl_core.methods.asl import ArbitrarySelfSupervised

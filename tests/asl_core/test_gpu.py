@@ -11,7 +11,7 @@ from miniatures import ASL, MAE, OTHERS
 
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal, effective_points
 from asl_core.methods import METHODS
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal, effective_points, read_records
 from asl_core.errors import InterruptedRun
 from asl_core.methods import METHODS
