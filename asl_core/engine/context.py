@@ -20,6 +20,8 @@ class RunContext:
         name: Which one of them.
         before_checkpoint: Called by the first process before each one; raises if this process
             must not write any more.
+        replay: Only compute the first steps again, for `witness.first_difference`: begin at step
+            0 whatever the checkpoints are, write none, and end with `ReplayFinished`.
     """
 
     checkpoints: Path
@@ -28,6 +30,7 @@ class RunContext:
     stage: str = "train"
     name: str = ""
     before_checkpoint: Callable[[], None] = lambda: None
+    replay: bool = False
 
     @property
     def label(self) -> str:
