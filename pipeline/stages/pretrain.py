@@ -15,12 +15,12 @@ from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
 from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
-from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
+from asl_core.methods import encoder_adopter
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
 from asl_core.pretrain import own_accuracy, picture_reconstructions, picture_views, pretrain
 from asl_core.protocol import Classifying, Reconstructing
-from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
@@ -98,7 +98,7 @@ def _snapshot(request: StageRequest, method: Any, step: int) -> None:
 
 def _take_over(request: StageRequest) -> dict[str, float]:
     """Copy an imported encoder to where a trained one would be."""
-    encoder = adopt_encoder(request.inputs["imported"], request.recipe, request.out)
+    encoder = encoder_adopter()(request.inputs["imported"], request.recipe, request.out)
     if (request.out / ORIGIN_FILE).exists():
         request.journal.artifact(ORIGIN_FILE)
     return {"encoder_parameters_m": _count_millions(encoder)}

@@ -14,7 +14,7 @@ from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.records import Journal
 from asl_core.held_out import held_out_files, read_held_out
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.modules.encoder import load_encoder
 from asl_core.pretrain import build_method
 from asl_core.protocol import Reconstructing
@@ -84,7 +84,8 @@ def test_every_method_leaves_an_encoder_that_loads_pictures_and_costs(
     tokens = load_encoder(request_.out)(torch.zeros(2, 3, 16, 16))
     assert tokens.shape == (2, 17, 16)
     assert tokens.isfinite().all()
-    reconstructs = issubclass(METHODS[method], Reconstructing)
+    kind: Any = method_class(method)
+    reconstructs = issubclass(kind, Reconstructing)
     picture = "reconstructions" if reconstructs else "views"
     assert (request_.out / f"pictures/{picture}.png").is_file()
     assert bool(held_out_files(request_.out)) == reconstructs
