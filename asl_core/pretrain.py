@@ -19,12 +19,13 @@ from asl_core.data.views import (
     evaluation_transform,
     normalise,
 )
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, move, pick_device
-from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.loop import fit
 from asl_core.errors import InputError
 from asl_core.forward_batch import refuse_torn_groups
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.modules.reconstruction import reconstruction_pictures
 from asl_core.protocol import Classifying, Grouped, RunLength, Scheduled, Views
 from asl_core.randomness import derive_seed, seeded_globals
@@ -47,7 +48,7 @@ def build_method(recipe: Pretraining, dataset: PackedDataset) -> Any:
             "choose one with labels"
         )
     with seeded_globals(derive_seed(recipe.seed, "init")):
-        kind: Any = METHODS[recipe.method]
+        kind = method_class(recipe.method)
         return kind(recipe, manifest.mean, manifest.std, **recipe.head(dataset.num_classes))
 
 

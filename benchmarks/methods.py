@@ -27,7 +27,7 @@ from asl_core.data.samples import Sample
 from asl_core.engine.clipping import CLIPPERS
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.optimizer import build_optimizer, no_decay_groups
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.protocol import Draw, EditsGradients, Grouped, RunLength, Scheduled, TakesStatistics
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.catalogue import RECIPES
@@ -62,7 +62,7 @@ class Contestant:
         torch.manual_seed(0)
         plan = self.recipe.view_plan()
         wanted = {"num_classes": 1000} if plan.labels else {}
-        kind: Any = METHODS[self.recipe.method]
+        kind: Any = method_class(self.recipe.method)
         method = kind(self.recipe, (0.5,) * 3, (0.25,) * 3, **wanted).to(self.device)
         self.method: Any = method
         if isinstance(method, Scheduled):

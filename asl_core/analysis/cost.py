@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from asl_core.engine.devices import autocast
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.protocol import Draw, Views
 from asl_core.recipes.pretraining import Pretraining
 
@@ -54,7 +54,7 @@ def measure_cost(recipe: Pretraining, num_classes: int | None = None) -> Cost:
         num_classes: Of its dataset; of no matter to a method without labels.
     """
     flops = count_flops(recipe, num_classes)
-    method = METHODS[recipe.method](recipe, _GREY, _GREY, **recipe.head(num_classes))
+    method = method_class(recipe.method)(recipe, _GREY, _GREY, **recipe.head(num_classes))
     return Cost(
         flops_forward_g=flops.forward_g,
         flops_train_g=flops.train_g,
@@ -70,7 +70,7 @@ def count_flops(recipe: Pretraining, num_classes: int | None = None) -> Flops:
     know the CPU's, and counts on a GPU what the backward pass computes a second time.
     """
     with torch.device("meta"):
-        method = METHODS[recipe.method](recipe, _GREY, _GREY, **recipe.head(num_classes))
+        method = method_class(recipe.method)(recipe, _GREY, _GREY, **recipe.head(num_classes))
         batch = _images(recipe, _COUNTED)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             loss = method(batch, Draw(0, 0)).loss

@@ -6,8 +6,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,16 +17,17 @@ from tqdm import tqdm
 from asl_core import distributed
 from asl_core.engine.checkpoint import CheckpointFolder
 from asl_core.engine.clipping import CLIPPERS
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, distribute, move, pick_device
 from asl_core.engine.loss_watch import LossWatch
 from asl_core.engine.optimizer import build_optimizer, build_schedules, no_decay_groups
-from asl_core.engine.records import Journal
 from asl_core.engine.signals import StopRequest, catch_stop_signals
 from asl_core.engine.state import TrainState
-from asl_core.errors import InterruptedRun, TrainingError
+from asl_core.engine.witness_writer import WitnessWriter, present_circumstances
+from asl_core.errors import InterruptedRun, ReplayFinished, TrainingError
 from asl_core.protocol import Draw, EditsGradients, Step, TakesStatistics
 from asl_core.randomness import derive_seed
-from asl_core.recipes.optimisation import Optimisation, Resources
+from asl_core.recipes.optimisation import Optimisation
 
 logger = logging.getLogger(__name__)
 
@@ -43,26 +42,6 @@ class StepLoader(Protocol):
     def total_steps(self) -> int: ...
 
     def iterate(self, start_step: int) -> Iterator[list[Any]]: ...
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What surrounds a run and changes none of its numbers.
-
-    Attributes:
-        checkpoints: Folder of the run's checkpoints; a run resumes from what it finds there.
-        journal: Where metrics go.
-        resources: Device, threads, how often to checkpoint and to log.
-        label: Name on the progress bar.
-        before_checkpoint: Called by the first process before each one; raises if this process
-            must not write any more.
-    """
-
-    checkpoints: Path
-    journal: Journal
-    resources: Resources
-    label: str = "train"
-    before_checkpoint: Callable[[], None] = lambda: None
 
 
 def fit(
@@ -88,12 +67,15 @@ def fit(
         at_steps: What the first process calls after the step of that number, before any
             checkpoint of it; must leave model and random numbers as they are.
 
+    A replay does the first steps only, and nothing of what is due between them.
+
     Raises:
         TrainingError: The loss is not finite; names the step, its samples and the newest
             checkpoint, which is from before. Or the memory is not enough.
         InputError: No checkpoint is whole, or another process does not find the chosen one.
         InterruptedRun: A signal asked one of the processes for a stop; all have finished the
             step and a checkpoint was written.
+        ReplayFinished: Of a replay, after the last step that the journal has a witness of.
         OSError: A checkpoint could not be written; the one before is still valid.
     """
     device = pick_device(context.resources)
@@ -102,7 +84,7 @@ def fit(
     schedules = build_schedules(optimizer, recipe, loader.steps_per_epoch, loader.total_steps)
     state = TrainState(model, optimizer)
     checkpoints = CheckpointFolder(context.checkpoints)
-    saved = checkpoints.load_newest()
+    saved = None if context.replay else checkpoints.load_newest()
     if saved is not None:
         state.restore(*saved, device)
         logger.info("%s: resumed after step %d", context.label, state.step)
@@ -110,7 +92,12 @@ def fit(
     context.journal.resume(state.step, loader.total_steps)
     if context.resources.compile:
         model.compile()
-    run = _Run(distribute(model, device), schedules, recipe, context, device, at_steps or {})
+    witness = WitnessWriter(context, loader.total_steps)
+    witness.begin(
+        present_circumstances(context, device, recipe.precision, state.step, loader.total_steps)
+    )
+    network = distribute(model, device)
+    run = _Run(network, schedules, recipe, context, device, at_steps or {}, witness)
     model.train()
     with catch_stop_signals() as stop:
         run.until_done(state, loader, checkpoints, stop)
@@ -130,9 +117,11 @@ class _Run:
         context: RunContext,
         device: torch.device,
         at_steps: Mapping[int, Callable[[], None]],
+        witness: WitnessWriter,
     ) -> None:
         self.network, self.schedules, self.recipe = network, schedules, recipe
         self.context, self.device, self.at_steps = context, device, at_steps
+        self.witness = witness
         self.watch = LossWatch(device)
         self.last_checkpoint = self.last_log = time.monotonic()
         self.last_logged_step = 0
@@ -158,10 +147,14 @@ class _Run:
             for micro_batches in loader.iterate(state.step):
                 self.step_within_memory(state, micro_batches)
                 bar.update()
+                self.witness.write_if_due(state.step, state.model)
                 logs = state.step % every == 0 or state.step == total
                 if logs:
                     self.check_finite(checkpoints)
                     bar.set_postfix(self.log(state, total))
+                if self.context.replay:
+                    self.end_replay_if_due(state, stop)
+                    continue
                 if state.step in self.at_steps and distributed.rank() == 0:
                     self.at_steps[state.step]()
                 self.checkpoint_if_due(state, total, checkpoints, stop)
@@ -213,6 +206,7 @@ class _Run:
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.add_terms(terms)
+        self.witness.note(state.step, terms["loss"])
         self.watch.note(state.step, terms["loss"], [batch.indices for batch in micro_batches])
         if isinstance(state.model, TakesStatistics):
             means = {k: distributed.mean_over_processes(v) for k, v in statistics.items()}
@@ -231,12 +225,13 @@ class _Run:
         if distributed.world_size() > 1:
             stacked = distributed.all_reduce_sum(torch.stack([*means.values()]).float())
             means = dict(zip(means, stacked / distributed.world_size(), strict=True))
-        values = {f"train/{name}": float(value) for name, value in means.items()}
+        stage = self.context.stage
+        values = {f"{stage}/{name}": float(value) for name, value in means.items()}
         now = time.monotonic()
         rate = (state.step - self.last_logged_step) / max(now - self.last_log, 1e-9)
         rates = [group["lr"] / group.get("lr_scale", 1.0) for group in state.optimizer.param_groups]
-        values["train/lr"] = max(rates)
-        values["train/images_per_s"] = rate * self.recipe.batch_size
+        values[f"{stage}/lr"] = max(rates)
+        values[f"{stage}/images_per_s"] = rate * self.recipe.batch_size
         previous_step = self.last_logged_step
         self.last_log, self.last_logged_step = now, state.step
         if distributed.rank() == 0:
@@ -244,10 +239,10 @@ class _Run:
             if not sys.stderr.isatty() and _crosses_milestone(previous_step, state.step, total):
                 logger.info(
                     "%s: step %d of %d, loss %.4f, %.0f images/s, %.0f s left",
-                    self.context.label, state.step, total, values["train/loss"],
-                    values["train/images_per_s"], (total - state.step) / rate,
+                    self.context.label, state.step, total, values[f"{stage}/loss"],
+                    values[f"{stage}/images_per_s"], (total - state.step) / rate,
                 )  # fmt: skip
-        return {"loss": f"{values['train/loss']:.4f}"}
+        return {"loss": f"{values[f'{stage}/loss']:.4f}"}
 
     def check_finite(self, checkpoints: CheckpointFolder) -> None:
         """Stop when a loss since the last check was not finite.
@@ -280,6 +275,23 @@ class _Run:
                 f"{_remedy(checkpoints)}"
             )
 
+    def end_replay_if_due(self, state: TrainState, stop: StopRequest) -> None:
+        """End a replay at its last step, or when a signal asks for a stop.
+
+        Raises:
+            ReplayFinished: It has done what it was to do.
+            InterruptedRun: It was stopped before.
+        """
+        if state.step == self.witness.last_step:
+            raise ReplayFinished(f"{self.context.label}: replayed {state.step} steps")
+        (signal_number,) = distributed.largest(stop.number)
+        if signal_number:
+            stop.share(signal_number)
+            raise InterruptedRun(
+                f"{self.context.label}: replay stopped by {stop.signal_name} after step "
+                f"{state.step}; run the same command to begin it again"
+            )
+
     def checkpoint_if_due(
         self, state: TrainState, total: int, checkpoints: CheckpointFolder, stop: StopRequest
     ) -> None:
@@ -292,6 +304,7 @@ class _Run:
         # weights that a bad step has spoilt must not be kept
         self.check_finite(checkpoints)
         self.check_weights(state, checkpoints)
+        self.witness.write_losses(state.step)
         saved = state.to_dict()
         if distributed.rank() == 0:
             self.context.before_checkpoint()

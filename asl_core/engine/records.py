@@ -5,6 +5,7 @@ A run writes here and nowhere else; whoever tracks runs reads these files later.
 that nobody appends to a line that a crash has torn. Standard library only.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from asl_core.engine.witness import Circumstances, TensorMark
 from asl_core.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -43,7 +45,8 @@ class Record:
     Attributes:
         attempt: Number of the attempt that wrote it, from 0.
         line: Its place in the attempt's file, from 0.
-        kind: open, metrics, params, tags, dataset, artifact, resume, sync or end.
+        kind: open, metrics, params, tags, dataset, artifact, resume, circumstances, witness,
+            sync or end.
         time_ms: When it was written, in milliseconds since 1970 (UTC).
         body: What it says; non-finite numbers are floats again.
     """
@@ -117,6 +120,36 @@ class Journal:
         """
         total = {} if total_steps is None else {"total_steps": int(total_steps)}
         self._write("resume", step=int(step), **total)
+
+    def circumstances(self, circumstances: Circumstances) -> None:
+        """Record where a run's first steps are going to be computed."""
+        self._write("circumstances", **dataclasses.asdict(circumstances))
+
+    def witness(
+        self, step: int, losses: Mapping[int, float], tensors: Mapping[str, TensorMark]
+    ) -> None:
+        """Record the losses of steps, and marks of the model's tensors; `read_witness` reads them.
+
+        Args:
+            step: Optimiser steps done.
+            losses: By step, those since the last such record.
+            tensors: By name, as they are after `step`; none where only losses are to be kept.
+        """
+        self._write(
+            "witness",
+            step=int(step),
+            losses={str(number): _encode(loss) for number, loss in losses.items()},
+            tensors={
+                name: {
+                    "sha256": mark.sha256,
+                    "dtype": mark.dtype,
+                    "shape": [*mark.shape],
+                    "norm": _encode(mark.norm),
+                    "values": [_encode(value) for value in mark.values],
+                }
+                for name, mark in tensors.items()
+            },
+        )
 
     def sync(self) -> None:
         """Make everything written so far survive a crash of the machine."""

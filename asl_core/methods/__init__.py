@@ -1,21 +1,53 @@
-"""Pre-training methods, one file each; the one place where names become classes."""
+"""Pre-training methods, one file each; the one place where names become classes.
 
-from asl_core.methods.asl import ArbitrarySelfSupervised
-from asl_core.methods.ccmim import ContextContrastiveAutoencoder
-from asl_core.methods.cmae import ContrastiveMaskedAutoencoder
-from asl_core.methods.dino import SelfDistillation
-from asl_core.methods.ibot import OnlineTokenizer
-from asl_core.methods.mae import MaskedAutoencoder
-from asl_core.methods.sim import SiameseImageModel
-from asl_core.methods.supervised import SupervisedEncoder
+A method is imported when it is asked for: an edit of one reaches no other.
+"""
 
-METHODS = {
-    "mae": MaskedAutoencoder,
-    "asl": ArbitrarySelfSupervised,
-    "ccmim": ContextContrastiveAutoencoder,
-    "cmae": ContrastiveMaskedAutoencoder,
-    "sim": SiameseImageModel,
-    "dino": SelfDistillation,
-    "ibot": OnlineTokenizer,
-    "supervised": SupervisedEncoder,
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from asl_core.modules.encoder import Encoder
+from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.normalisation import Rgb
+from asl_core.recipes.pretraining import Pretraining
+
+DYNAMIC_IMPORTS: dict[str, str] = {
+    "mae": "asl_core.methods.mae:MaskedAutoencoder",
+    "asl": "asl_core.methods.asl:ArbitrarySelfSupervised",
+    "ccmim": "asl_core.methods.ccmim:ContextContrastiveAutoencoder",
+    "cmae": "asl_core.methods.cmae:ContrastiveMaskedAutoencoder",
+    "sim": "asl_core.methods.sim:SiameseImageModel",
+    "dino": "asl_core.methods.dino:SelfDistillation",
+    "ibot": "asl_core.methods.ibot:OnlineTokenizer",
+    "supervised": "asl_core.methods.supervised:SupervisedEncoder",
+    "imported": "asl_core.methods.imported:adopt_encoder",
 }
+"""Module and name by the value of a recipe's `method`. A literal: the dependencies of a stage are
+read from it without running it."""
+
+
+class MethodClass(Protocol):
+    """What every class of the table is made from: its own recipe, and statistics of the images."""
+
+    def __call__(self, recipe: Pretraining, mean: Rgb, std: Rgb, **head: int) -> Any: ...
+
+
+def method_class(name: str) -> MethodClass:
+    """Import a method that trains.
+
+    Raises:
+        KeyError: No method has this name.
+    """
+    return _load(name)
+
+
+def encoder_adopter() -> Callable[[Path, ImportedRecipe, Path], Encoder]:
+    """Import what takes an encoder over that is not trained here; see `adopt_encoder`."""
+    return _load("imported")
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = DYNAMIC_IMPORTS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from asl_core.errors import InputError
 from asl_core.modules.encoder import ARCHITECTURE_FILE, WEIGHTS_FILE, Encoder, load_encoder
-from asl_core.recipes.imported import ImportedRecipe, encoder_differences
-
-ORIGIN_FILE = "origin.json"
-"""Beside the weights: the file that they came from and how it was read."""
+from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe, encoder_differences
 
 
 def adopt_encoder(folder: Path, recipe: ImportedRecipe, out: Path) -> Encoder:

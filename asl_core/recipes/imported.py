@@ -9,6 +9,9 @@ from asl_core.recipes.models import MODELS, Vit
 ENCODER_FIELDS = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 """What of a `Vit` an encoder without decoder has."""
 
+ORIGIN_FILE = "origin.json"
+"""Beside the weights: the file that they came from and how it was read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedRecipe:

@@ -17,8 +17,9 @@ from asl_core.data.views import (
     finetune_transform,
     normalise,
 )
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, move, pick_device
-from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.forward_batch import refuse_torn_groups
 from asl_core.modules.encoder import Encoder, LayerNorm, encoder_layer_matcher, load_encoder

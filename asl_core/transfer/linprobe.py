@@ -15,7 +15,8 @@ from asl_core.data.loaders import TrainingLoader
 from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import collate_labelled, normalise, train_crop_transform
-from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.context import RunContext
+from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import lars_groups, no_decay_groups
 from asl_core.forward_batch import refuse_single_images
 from asl_core.modules.encoder import Encoder, load_encoder

@@ -8,8 +8,8 @@ from pathlib import Path
 from asl_core.exchange.exporting import export_encoder, usage
 from asl_core.exchange.importing import import_encoder
 from asl_core.exchange.origin import Form, ImportOptions, Origin
-from asl_core.methods.imported import ORIGIN_FILE
 from asl_core.modules.encoder import WEIGHTS_FILE, load_encoder, save_encoder
+from asl_core.recipes.imported import ORIGIN_FILE
 from asl_core.recipes.models import Vit
 
 

@@ -13,7 +13,7 @@ from asl_core.analysis.cost import measure_cost
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
-from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
+from asl_core.methods import encoder_adopter
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
 from asl_core.pretrain import (
@@ -24,7 +24,7 @@ from asl_core.pretrain import (
     pretrain,
 )
 from asl_core.protocol import Classifying, Reconstructing
-from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest, StoredRun
@@ -119,7 +119,7 @@ def _snapshot(request: StageRequest, method: Any, step: int) -> None:
 def _take_over(request: StageRequest) -> dict[str, float]:
     """Copy an imported encoder to where a trained one would be."""
     folder = request.outputs["encoder"]
-    encoder = adopt_encoder(request.inputs["imported"], request.recipe, folder)
+    encoder = encoder_adopter()(request.inputs["imported"], request.recipe, folder)
     if (folder / ORIGIN_FILE).exists():
         shutil.copy(folder / ORIGIN_FILE, request.out / ORIGIN_FILE)
         request.journal.artifact(ORIGIN_FILE)
@@ -127,12 +127,12 @@ def _take_over(request: StageRequest) -> dict[str, float]:
 
 
 def final_losses(journal: Path) -> dict[str, float]:
-    """Return the last logged value of every training loss, named `pretrain_<loss>`."""
+    """Return the last logged value of every training loss, by the journal's names."""
     points = effective_points(journal)
     return {
-        key.replace("train/", "pretrain_"): values[-1][1]
+        key: values[-1][1]
         for key, values in points.items()
-        if key.startswith("train/loss") or key == "train/branch_distance"
+        if key.startswith("pretrain/loss") or key == "pretrain/branch_distance"
     }
 
 

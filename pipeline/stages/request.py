@@ -31,6 +31,7 @@ class StageRequest:
         resources: Device, threads, workers.
         before_checkpoint: To be called before each checkpoint; raises if another process has
             taken this run over.
+        replay: Train the first steps only, to compare them with what another run wrote down.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class StageRequest:
     journal: Journal
     resources: Resources
     before_checkpoint: Callable[[], None] = lambda: None
+    replay: bool = False
 
     @property
     def out(self) -> Path:

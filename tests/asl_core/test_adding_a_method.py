@@ -11,10 +11,10 @@ import torch
 from equations import COMMON, Parity
 from miniatures import MAE, SHORT
 
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal
 from asl_core.held_out import held_out_predictions
-from asl_core.methods import METHODS
+from asl_core.methods import DYNAMIC_IMPORTS, method_class
 from asl_core.modules.encoder import load_encoder, save_encoder
 from asl_core.pretrain import pretrain
 from asl_core.recipes.optimisation import Resources
@@ -33,7 +33,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ...]:
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(block, f"{GUIDE}: {name}", "exec"), module.__dict__)
         modules.append(module)
-    monkeypatch.setitem(METHODS, "lowpass", modules[1].LowPassAutoencoder)
+    monkeypatch.setitem(DYNAMIC_IMPORTS, "lowpass", f"{NAMES[1]}:LowPassAutoencoder")
     return tuple(modules)
 
 
@@ -52,7 +52,7 @@ def test_it_trains_and_is_evaluated_as_any_other(
         method = pretrain(recipe, icons, context)
     save_encoder(tmp_path, method.encoder_state(), recipe.model)
     assert load_encoder(tmp_path)(torch.zeros(2, 3, 16, 16)).isfinite().all()
-    mae = METHODS["mae"](MAE, method.mean, method.std)
+    mae = method_class("mae")(MAE, method.mean, method.std)
     own, pixels = (held_out_predictions(each, icons, 4)["target"] for each in (method, mae))
     assert own.shape == pixels.shape
     assert not torch.allclose(own, pixels, atol=0.1)

@@ -12,7 +12,7 @@ from torch import nn
 from asl_core.data.loaders import TrainingLoader
 from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, LayerNorm, load_encoder, save_encoder

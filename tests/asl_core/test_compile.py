@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.samples import Sample
 from asl_core.engine.devices import autocast
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.modules.masking import Mask, random_mask
@@ -132,7 +132,7 @@ def test_every_method_compiles_once_and_computes_the_same(name: str) -> None:
         batch = collate_views(
             [transform(Sample(i, i, image, label=i % 3)) for i, image in enumerate(images)]
         )
-    kind: Any = METHODS[name]
+    kind: Any = method_class(name)
     wanted = {"num_classes": 3} if plan.labels else {}
     built = []
     for _ in range(2):

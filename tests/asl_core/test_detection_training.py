@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from asl_core.data.prepare import prepare
 from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder

@@ -1,19 +1,17 @@
 """Several processes over gloo train like one."""
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from miniatures import ASL, MAE, OTHERS, TINY
+from process_groups import STOPPED, processes
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -22,9 +20,9 @@ from asl_core import distributed
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.checkpoint import CheckpointFolder
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal, effective_points
-from asl_core.errors import InputError, InterruptedRun
+from asl_core.errors import InputError
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
@@ -46,39 +44,9 @@ PROBE = LinearProbe(
     precision="fp32",
 )  # fmt: skip
 FINETUNE = FineTune(dataset="icons", batch_size=8, precision="fp32")
-STOPPED = 75
 ALL: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, **OTHERS}
 
 pytestmark = pytest.mark.distributed
-
-
-def processes(world_size: int, work: Callable[..., None], *args: object) -> set[int | None]:
-    """Call `work(rank, *args)` in processes that form a group, and return their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def target(rank: int) -> None:
-        torch.set_num_threads(1)
-        os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )  # fmt: skip
-        distributed.initialise_from_environment(torch.device("cpu"))
-        try:
-            work(rank, *args)
-        except InterruptedRun:
-            os._exit(STOPPED)
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-    context = multiprocessing.get_context("fork")
-    started = [context.Process(target=target, args=(rank,)) for rank in range(world_size)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    return {process.exitcode for process in started}
 
 
 def train(

@@ -11,9 +11,9 @@ from miniatures import ASL, MAE, OTHERS
 
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal, effective_points
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
 from asl_core.recipes.datasets import Scenes
@@ -104,7 +104,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 ) -> None:
     recipe = dataclasses.replace(ALL[name], precision="bf16")
     losses, whole = train(recipe, icons, tmp_path / "whole", GPU)
-    kind: Any = METHODS[recipe.method]
+    kind: Any = method_class(recipe.method)
     follow = kind.after_step
 
     def stops(self: Any, step: int) -> None:

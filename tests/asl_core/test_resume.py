@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal, effective_points, read_records
 from asl_core.errors import InterruptedRun
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.ibot import IbotRecipe
@@ -66,7 +66,7 @@ def train(
     journal = Journal.open(work / "journal")
     context = RunContext(work / "ckpt", journal, resources)
 
-    kind: Any = METHODS[recipe.method]
+    kind: Any = method_class(recipe.method)
     follow = kind.after_step
 
     def after_step(self: Any, step: int) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal, read_records
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, save_encoder

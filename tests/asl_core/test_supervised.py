@@ -22,7 +22,7 @@ from equations import (
 from timm.models.vision_transformer import VisionTransformer
 
 from asl_core.data.prepare import prepare
-from asl_core.engine.loop import RunContext
+from asl_core.engine.context import RunContext
 from asl_core.engine.records import Journal
 from asl_core.errors import InputError
 from asl_core.methods.supervised import SupervisedEncoder

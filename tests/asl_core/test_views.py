@@ -25,7 +25,7 @@ from asl_core.data.views import (
     train_crop_transform,
 )
 from asl_core.errors import InputError
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.randomness import seeded_globals
 from asl_core.recipes.normalisation import NORMALISATIONS
 from asl_core.recipes.views import BlockMask, Colour, View, ViewPlan
@@ -175,12 +175,12 @@ OTHER_LISTS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OTHER_LISTS)
 def test_a_method_refuses_views_that_it_does_not_read(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe: Any = {"mae": MAE, "asl": ASL, **OTHERS}[name]
-    kind: Any = METHODS[name]
+    kind: Any = method_class(name)
     kind(recipe, (0.5,) * 3, (0.5,) * 3)
     plan, message = OTHER_LISTS[name]
     monkeypatch.setattr(type(recipe), "view_plan", lambda self: plan)

@@ -15,7 +15,7 @@ from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.records import Journal
 from asl_core.held_out import held_out_files, read_held_out
-from asl_core.methods import METHODS
+from asl_core.methods import method_class
 from asl_core.modules.encoder import load_encoder
 from asl_core.pretrain import build_method
 from asl_core.protocol import Reconstructing
@@ -62,7 +62,7 @@ def test_weights_predictions_pictures_and_costs(request_: StageRequest) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in last.items()} == dict.fromkeys(
         ("target", "ori", "aug"), (3, 12, 48)
     )
-    assert {"pretrain_loss_mae", "pretrain_loss_sem", "pretrain_branch_distance"} <= metrics.keys()
+    assert {"pretrain/loss_mae", "pretrain/loss_sem", "pretrain/branch_distance"} <= metrics.keys()
     assert metrics["flops_forward_g"] == count_flops(RECIPE).forward_g
     assert metrics["flops_train_g"] > 2 * metrics["flops_forward_g"]
     assert metrics["parameters_m"] > metrics["encoder_parameters_m"] > 0
@@ -84,11 +84,12 @@ def test_every_method_leaves_an_encoder_that_loads_pictures_and_costs(
     tokens = load_encoder(request_.out)(torch.zeros(2, 3, 16, 16))
     assert tokens.shape == (2, 17, 16)
     assert tokens.isfinite().all()
-    reconstructs = issubclass(METHODS[method], Reconstructing)
+    kind: Any = method_class(method)
+    reconstructs = issubclass(kind, Reconstructing)
     picture = "reconstructions" if reconstructs else "views"
     assert (request_.out / f"pictures/{picture}.png").is_file()
     assert bool(held_out_files(request_.out)) == reconstructs
-    assert metrics["pretrain_loss"] > 0
+    assert metrics["pretrain/loss"] > 0
     assert metrics["flops_train_g"] > metrics["flops_forward_g"] > 0
     assert metrics["activation_mib_per_image"] > 0
     assert ("supervised_acc1" in metrics) == (method == "supervised")

@@ -5,8 +5,9 @@ from pathlib import Path
 from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.loop import fit
 from asl_core.errors import InputError
 from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals

@@ -8,8 +8,9 @@ from torch import nn
 from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader
 from asl_core.data.shards import PackedDataset
+from asl_core.engine.context import RunContext
 from asl_core.engine.devices import pick_device
-from asl_core.engine.loop import RunContext, fit
+from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.errors import InputError
 from asl_core.forward_batch import refuse_single_images
