@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 from mlflow import MlflowClient
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.protocol import Draw, Views
 from asl_core.recipes.mae import MaeRecipe

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from asl_core.engine.records import Journal, first_time, redact
+from asl_core.engine.journal import Journal, first_time, redact
 from asl_core.engine.system_metrics import SystemMetrics
 from asl_core.errors import AslCoreError, InterruptedRun
 from asl_core.recipes.optimisation import Resources

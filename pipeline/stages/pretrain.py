@@ -13,7 +13,6 @@ from asl_core.analysis.cost import measure_cost
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.engine.loop import RunContext
-from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
 from asl_core.methods.imported import ORIGIN_FILE, adopt_encoder
 from asl_core.modules.encoder import save_encoder
@@ -22,6 +21,7 @@ from asl_core.pretrain import own_accuracy, picture_reconstructions, picture_vie
 from asl_core.protocol import Classifying, Reconstructing
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.optimisation import Resources
+from pipeline.jobs.journal import effective_points
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
 

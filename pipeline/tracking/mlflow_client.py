@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
-from asl_core.engine.records import redact
+from asl_core.engine.journal import redact
 from pipeline.errors import TrackingError
 from pipeline.tracking.charts import VIEW_TAG, comparison_view
 from pipeline.tracking.link import RunLink, read_link, write_link

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from asl_core.engine.journal import first_time
 from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.folder import JobFolder, OutputPaths
 from pipeline.jobs.liveness import is_under_way
@@ -46,10 +47,13 @@ def sync_journals(
     Raises:
         NotFinishedError: The store cannot be reached; nothing is lost, try later.
     """
-    jobs = sorted((root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"), key=_began)
+    journals = (
+        path.parent for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl")
+    )
+    jobs = sorted(journals, key=lambda journal: first_time(journal) or 0)
     count = 0
-    for number, first_attempt in enumerate(jobs):
-        job = JobFolder(first_attempt.parent.parent)
+    for number, journal in enumerate(jobs):
+        job = JobFolder(journal.parent)
         if not those(job):
             continue
         before = read_link(job.folder)
@@ -278,12 +282,3 @@ def outputs_of(job: JobFolder, root: Path) -> Path:
     except (OSError, ValueError):
         return job.out
     return outputs.folder if shown == record.fingerprint else job.out
-
-
-def _began(first_attempt: Path) -> int:
-    """Return the time in the first line, in milliseconds; 0 where there is none."""
-    with first_attempt.open(encoding="utf-8") as file:
-        try:
-            return int(json.loads(file.readline())["t"])
-        except (ValueError, KeyError, TypeError):
-            return 0

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asl_core.engine.records import SYSTEM_PREFIX, Points, Record, points_of, read_records
+from asl_core.engine.journal import SYSTEM_PREFIX
 from pipeline.errors import TrackingError
 from pipeline.jobs.folder import NODE_PREFIX
+from pipeline.jobs.journal import Points, Record, points_of, read_records
 from pipeline.jobs.liveness import find_status
 
 STAGES_WITHOUT_EXPERIMENT = ("prepare", "report")

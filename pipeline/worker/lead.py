@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from asl_core.engine.records import Journal, redact
+from asl_core.engine.journal import Journal, redact
 from asl_core.errors import InputError, InterruptedRun
 from pipeline.errors import AslPipeError
 from pipeline.execution.perform import perform, write_metrics

@@ -11,8 +11,8 @@ import torch
 from equations import COMMON, Parity
 from miniatures import MAE, SHORT
 
+from asl_core.engine.journal import Journal
 from asl_core.engine.loop import RunContext
-from asl_core.engine.records import Journal
 from asl_core.held_out import held_out_predictions
 from asl_core.methods import METHODS
 from asl_core.modules.encoder import load_encoder, save_encoder

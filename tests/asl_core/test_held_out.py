@@ -11,8 +11,8 @@ import torch
 
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import normalise
+from asl_core.engine.journal import Journal
 from asl_core.engine.loop import RunContext
-from asl_core.engine.records import Journal
 from asl_core.errors import InputError
 from asl_core.held_out import (
     held_out_files,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from asl_core.engine.journal import Journal
 from asl_core.engine.loop import RunContext
-from asl_core.engine.records import Journal, effective_points, read_records
 from asl_core.errors import InterruptedRun
 from asl_core.methods import METHODS
 from asl_core.pretrain import pretrain
@@ -21,6 +21,7 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.sim import SimRecipe
+from pipeline.jobs.journal import effective_points, read_records
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,

@@ -49,7 +49,7 @@ def test_the_layers_are_kept() -> None:
 
 
 def test_recipes_and_records_need_the_standard_library_only() -> None:
-    modules = [name for name in SCIENCE if ".recipes." in name] + ["asl_core.engine.records"]
+    modules = [name for name in SCIENCE if ".recipes." in name] + ["asl_core.engine.journal"]
     forbidden = (*FORBIDDEN, "torch", "torchvision", "timm", "numpy", "PIL", "psutil")
     done = run_python(BLOCKED_IMPORTS.format(forbidden=forbidden, modules=modules))
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline.errors import UserError
 from pipeline.stages.report import write_report
 from pipeline.tables.contrastive import column, read_contrastive

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from asl_core.engine.records import effective_points, read_records
 from pipeline.errors import UserError
+from pipeline.jobs.journal import effective_points, read_records
 from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Verdict
 from pipeline.submission.plan import Action

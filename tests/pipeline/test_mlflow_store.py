@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline import cli
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError

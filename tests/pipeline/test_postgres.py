@@ -15,7 +15,7 @@ from debian import install
 from mlflow import MlflowClient
 from postgres import PACKAGE, Postgres, find_program
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline.errors import TrackingError
 from pipeline.jobs.folder import JobFolder
 from pipeline.tracking.mlflow_store import MlflowStore

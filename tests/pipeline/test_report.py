@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asl_core.engine.records import Journal, read_records
+from asl_core.engine.journal import Journal
 from asl_core.recipes.optimisation import Resources
+from pipeline.jobs.journal import read_records
 from pipeline.stages.report import run, write_report
 from pipeline.stages.request import StageRequest
 from pipeline.tables.figures.pictures import PICTURE_WIDTH, embed_picture

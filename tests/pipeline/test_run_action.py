@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from asl_core.engine.records import Journal, read_records
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from asl_core.recipes.optimisation import Resources
 from pipeline import stages
@@ -25,6 +25,7 @@ from pipeline.execution.publish import publish
 from pipeline.execution.run import Services, run_stage
 from pipeline.execution.stop_signals import Terminated
 from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.journal import read_records
 from pipeline.jobs.record import read_record
 from pipeline.project import Project, find_project
 from pipeline.results.documents import Hashes

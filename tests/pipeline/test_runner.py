@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from fake_scheduler import FakeScheduler
 
-from asl_core.engine.records import read_records
 from asl_core.engine.signals import catch_stop_signals
 from asl_core.errors import InputError, InterruptedRun
 from pipeline.execution.gpus import Gpus
@@ -25,6 +24,7 @@ from pipeline.jobs.fence import Fence, SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
+from pipeline.jobs.journal import read_records
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.jobs.verdict import Patience
 from pipeline.results.port import Filing

@@ -31,7 +31,7 @@ STEPS_A_KILL = 150
 TRAINER = """
 import json, os, sys, time
 from pathlib import Path
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 
 folder, fingerprint, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 checkpoint, step = folder / "checkpoint.json", 0

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from two_nodes import TwoNodes
 
-from asl_core.engine.records import effective_points, read_records
+from pipeline.jobs.journal import effective_points, read_records
 from pipeline.jobs.state import JobState
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.results.dvc_cache import DvcCache

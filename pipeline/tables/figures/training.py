@@ -6,7 +6,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.tables.figures.drawing import INK, STYLE, Points, colour, legend, log_scale, svg, thin
+from pipeline.jobs.journal import Points
+from pipeline.tables.figures.drawing import INK, STYLE, colour, legend, log_scale, svg, thin
 from pipeline.tables.health import COLLAPSED_BELOW
 from pipeline.tables.replicates import Replicates
 
