@@ -1,4 +1,9 @@
-"""Reads what a stage run has said of itself: the journal that asl_core/engine/journal.py writes."""
+"""Reads what a stage run has said of itself: the journal that asl_core/engine/journal.py writes.
+
+A metric has one name here, in MLflow, in metrics files and in tables. What has a slash in it is a
+curve, `pretrain/loss`, or a sample of a machine, `system/<node>/...`; any other is a result,
+`lp_acc1`, at step 0.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -63,6 +68,23 @@ def points_of(records: list[Record]) -> Points:
             for key, value in record.body["values"].items():
                 kept.setdefault(key, {})[record.body["step"]] = (value, record.time_ms)
     return {k: [(s, *steps[s]) for s in sorted(steps)] for k, steps in kept.items() if steps}
+
+
+def is_result(name: str) -> bool:
+    """Say whether a metric is what a stage has found out, and no curve or sample."""
+    return "/" not in name
+
+
+def last_losses(points: Points) -> dict[str, tuple[int, float, int]]:
+    """Return the curves whose last points are results of pre-training too, each with that point.
+
+    These are the losses, and the distance of ASL's branches.
+    """
+    return {
+        name: values[-1]
+        for name, values in points.items()
+        if name.startswith("pretrain/loss") or name == "pretrain/branch_distance"
+    }
 
 
 def _drop_after(kept: dict[str, dict[int, tuple[float, int]]], resume: Record) -> None:

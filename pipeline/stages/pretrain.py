@@ -21,7 +21,7 @@ from asl_core.pretrain import own_accuracy, picture_reconstructions, picture_vie
 from asl_core.protocol import Classifying, Reconstructing
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.optimisation import Resources
-from pipeline.jobs.journal import effective_points
+from pipeline.jobs.journal import effective_points, last_losses
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest
 
@@ -105,13 +105,9 @@ def _take_over(request: StageRequest) -> dict[str, float]:
 
 
 def final_losses(journal: Path) -> dict[str, float]:
-    """Return the last logged value of every training loss, named `pretrain_<loss>`."""
-    points = effective_points(journal)
-    return {
-        key.replace("train/", "pretrain_"): values[-1][1]
-        for key, values in points.items()
-        if key.startswith("train/loss") or key == "train/branch_distance"
-    }
+    """Return the last logged value of every loss, named as its curve: `pretrain/loss`."""
+    last = last_losses(effective_points(journal))
+    return {name: value for name, (_, value, _) in last.items()}
 
 
 def _count_millions(module: torch.nn.Module) -> float:

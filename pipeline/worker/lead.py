@@ -132,7 +132,7 @@ class Lead(JobProcess):
             self._fence(self.work.fence)
         self._lay_out_inputs(document)
         self._tell_peers(fingerprint, done=False)
-        self.progress = ProgressReader(self.work.journal)
+        self.progress = ProgressReader(self.work.journal, self.job.stage)
         run = self.stage_run(fingerprint, document)
         # a folder of its own: what a given-up start still writes must not get between
         out = self.work.folder / f"out.{self.fences[0].start}"

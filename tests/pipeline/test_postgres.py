@@ -66,7 +66,7 @@ def write_run(root: Path, stage: str, key: str) -> JobFolder:
         names = {"stage": stage, "key": key, "suite": "demo", "fingerprint": fingerprint}
         journal.tags({**names, "scale": "reduced"})
         for step in range(STEPS):
-            journal.metrics(step, {"train/loss": float(step)})
+            journal.metrics(step, {"pretrain/loss": float(step)})
         journal.end("FINISHED")
     return job
 

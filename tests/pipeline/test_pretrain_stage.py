@@ -62,7 +62,7 @@ def test_weights_predictions_pictures_and_costs(request_: StageRequest) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in last.items()} == dict.fromkeys(
         ("target", "ori", "aug"), (3, 12, 48)
     )
-    assert {"pretrain_loss_mae", "pretrain_loss_sem", "pretrain_branch_distance"} <= metrics.keys()
+    assert {"pretrain/loss_mae", "pretrain/loss_sem", "pretrain/branch_distance"} <= metrics.keys()
     assert metrics["flops_forward_g"] == count_flops(RECIPE).forward_g
     assert metrics["flops_train_g"] > 2 * metrics["flops_forward_g"]
     assert metrics["parameters_m"] > metrics["encoder_parameters_m"] > 0
@@ -88,7 +88,7 @@ def test_every_method_leaves_an_encoder_that_loads_pictures_and_costs(
     picture = "reconstructions" if reconstructs else "views"
     assert (request_.out / f"pictures/{picture}.png").is_file()
     assert bool(held_out_files(request_.out)) == reconstructs
-    assert metrics["pretrain_loss"] > 0
+    assert metrics["pretrain/loss"] > 0
     assert metrics["flops_train_g"] > metrics["flops_forward_g"] > 0
     assert metrics["activation_mib_per_image"] > 0
     assert ("supervised_acc1" in metrics) == (method == "supervised")

@@ -241,7 +241,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def succeed(request: StageRequest) -> dict[str, float]:
     (request.out / "encoder.safetensors").write_text("weights")
-    return {"pretrain_loss": 0.5}
+    return {"pretrain/loss": 0.5}
 
 
 def test_a_job_gives_its_stage_what_was_frozen_and_files_what_it_made(bench: Bench) -> None:
@@ -259,7 +259,7 @@ def test_a_job_gives_its_stage_what_was_frozen_and_files_what_it_made(bench: Ben
     (filing,) = bench.cache.filings
     assert set(filing.outputs) == {"runs/pretrain/asl", "runs/pretrain/asl.json"}
     assert json.loads(bench.work.metrics.read_text()) == {
-        "fingerprint": "d" * 64, "pretrain_loss": 0.5, "scale": "reduced",
+        "fingerprint": "d" * 64, "pretrain/loss": 0.5, "scale": "reduced",
     }  # fmt: skip
     state = bench.state
     assert (state.status, state.exit_code, state.fingerprint) == (Status.SUCCEEDED, 0, "d" * 64)
@@ -285,7 +285,7 @@ def test_a_dataset_is_read_from_where_its_submitter_had_it(
 def test_a_heartbeat_says_how_far_the_run_is(bench: Bench) -> None:
     def train(request: StageRequest) -> dict[str, float]:
         request.journal.resume(0, 20)
-        request.journal.metrics(7, {"train/loss": 0.25, "train/images_per_s": 100.0})
+        request.journal.metrics(7, {"pretrain/loss": 0.25, "pretrain/images_per_s": 100.0})
         give_up = time.monotonic() + 10
         while bench.state.step != 7 and time.monotonic() < give_up:
             time.sleep(0.01)

@@ -43,7 +43,7 @@ with Journal.open(folder / "journal") as journal:
     journal.resume(step, steps)
     while step < steps:
         step += 1
-        journal.metrics(step, {"train/loss": step + 0.5, "train/lr": -float(step)})
+        journal.metrics(step, {"pretrain/loss": step + 0.5, "pretrain/lr": -float(step)})
         time.sleep(0.01)
         if step % 20 == 0:
             journal.sync()

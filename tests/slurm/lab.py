@@ -154,7 +154,7 @@ class Lab:
     def losses(self, name: str) -> list[float]:
         """Return the training loss of each step of a run."""
         fingerprint = self.state(name).fingerprint
-        points = effective_points(self.root / f".asl/jobs/{fingerprint}/journal")["train/loss"]
+        points = effective_points(self.root / f".asl/jobs/{fingerprint}/journal")["pretrain/loss"]
         return [value for _, value, _ in points]
 
     def adopt(self, *names: str) -> str:
