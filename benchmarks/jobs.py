@@ -75,7 +75,7 @@ from pipeline.stages.request import StageRequest
 
 
 def run(request: StageRequest) -> dict[str, float]:
-    request.journal.metrics(1, {"train/loss": 1.0, "train/images_per_s": 8.0})
+    request.journal.metrics(1, {"pretrain/loss": 1.0, "pretrain/images_per_s": 8.0})
     for number in range(10):
         (request.out / f"file-{number}").write_text(f"{request.stage} {request.key} {number}")
     if request.stage == "prepare":

@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 from mlflow import MlflowClient
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.protocol import Draw, Views
 from asl_core.recipes.mae import MaeRecipe
@@ -146,7 +146,7 @@ class Trainer:
             loss = self.step(step)
             step += 1
             if journal is not None:
-                journal.metrics(step, {f"train/{key}": loss + i for i, key in enumerate(KEYS)})
+                journal.metrics(step, {f"pretrain/{key}": loss + i for i, key in enumerate(KEYS)})
             times.append(time.perf_counter() - start)
         return times
 
@@ -267,7 +267,7 @@ def rates(folder: Path, server: Server, points: int, uris: list[str]) -> None:
             describe(journal, "rates", fingerprint)
             start = time.perf_counter()
             for step in range(1, lines + 1):
-                journal.metrics(step, {f"train/{key}": step + 0.5 for key in KEYS})
+                journal.metrics(step, {f"pretrain/{key}": step + 0.5 for key in KEYS})
             journal.sync()
             written = lines * len(KEYS) / (time.perf_counter() - start)
             journal.end("FINISHED")

@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from asl_core.engine.records import redact
+from asl_core.engine.journal import redact
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from pipeline.commands.cancel import cancel
 from pipeline.commands.compare import compare

@@ -43,7 +43,8 @@ def run(request: StageRequest) -> dict[str, float]:
         while step < steps:
             time.sleep(orders.get("step_s", 0.0))
             step, total = step + 1, total + (step + 1) ** 2
-            request.journal.metrics(step, {"train/loss": 1.0 / step, "train/images_per_s": 8.0})
+            values = {f"{request.stage}/loss": 1.0 / step, f"{request.stage}/images_per_s": 8.0}
+            request.journal.metrics(step, values)
             if orders.get("full") and step == 2:
                 with open(orders["full"], "wb") as file:
                     while True:
@@ -60,4 +61,4 @@ def run(request: StageRequest) -> dict[str, float]:
     time.sleep(orders.get("end_s", 0.0))
     (request.out / f"start_{os.environ.get('SLURM_RESTART_COUNT', '')}").write_text("")
     (request.out / "encoder.safetensors").write_text(str(total))
-    return {"pretrain_loss": float(total)}
+    return {"total": float(total)}

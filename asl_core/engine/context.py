@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.recipes.optimisation import Resources
 
 

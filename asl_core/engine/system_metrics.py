@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import psutil
 
-from asl_core.engine.records import SYSTEM_PREFIX, Journal
+from asl_core.engine.journal import SYSTEM_PREFIX, Journal
 
 MEGABYTE = 1e6  # bytes; MLflow counts in powers of ten
 
@@ -57,11 +57,6 @@ class SystemMetrics:
         self._thread.join()
         self._sample()
         self._gpus.close()
-
-    @property
-    def peak_resident_megabytes(self) -> float:
-        """Largest resident memory that a sample has seen, of this process with its children."""
-        return self._peak_bytes / MEGABYTE
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

@@ -6,7 +6,7 @@ import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline.config.canonical import curated_params
 from pipeline.config.params import Params
 from pipeline.execution.inputs import dataset_digest

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from asl_core.engine.records import Journal, first_time, redact
+from asl_core.engine.journal import Journal, first_time, redact
 from asl_core.engine.system_metrics import SystemMetrics
 from asl_core.errors import AslCoreError, InterruptedRun
 from asl_core.recipes.optimisation import Resources
@@ -28,6 +28,7 @@ from pipeline.execution.describe import describe_run
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.jobs.fence import SupersededError
 from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.journal import is_result
 from pipeline.jobs.record import JobRecord, write_record
 from pipeline.results.port import Identity
 from pipeline.stages.request import StageFunction, StageRequest
@@ -193,7 +194,9 @@ def _attempt(
         except BaseException:
             handler.quiet = True  # a signal that comes now must not take the error's place
             raise
-    request.journal.metrics(0, {f"final/{name}": value for name, value in metrics.items()})
+    results = {name: value for name, value in metrics.items() if is_result(name)}
+    if results:  # the others are the ends of curves
+        request.journal.metrics(0, results)
     record = replace(
         record, status="FINISHED", ended=time.time(), peak_memory_gib=_peak_memory_gib(),
         metrics=metrics,

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from asl_core.engine.records import Record
+from pipeline.jobs.journal import Record
 
 SILENCE_MS = 120_000
 """A run on another machine that has written nothing for so long is taken for dead."""

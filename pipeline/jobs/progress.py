@@ -22,10 +22,12 @@ class ProgressReader:
 
     Args:
         journal: Folder with `attempt-*.jsonl`; need not be there yet.
+        stage: `pretrain`, after which its curves are named.
     """
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, stage: str) -> None:
         self.journal = journal
+        self._loss, self._pace = f"{stage}/loss", f"{stage}/images_per_s"
         self._file: Path | None = None
         self._offset = 0
         self._progress = Progress()
@@ -57,13 +59,13 @@ class ProgressReader:
                 self._progress = replace(
                     self._progress, step=int(record["step"]), total_steps=total
                 )
-            elif kind == "metrics" and "train/loss" in record["values"]:
+            elif kind == "metrics" and self._loss in record["values"]:
                 values = record["values"]
                 self._progress = replace(
                     self._progress,
                     step=int(record["step"]),
-                    loss=float(values["train/loss"]),
-                    images_per_s=float(values.get("train/images_per_s", "nan")),
+                    loss=float(values[self._loss]),
+                    images_per_s=float(values.get(self._pace, "nan")),
                     seconds_left=self._seconds_left(int(record["step"]), int(record["t"])),
                 )
         except (ValueError, KeyError, TypeError):

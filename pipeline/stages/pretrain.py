@@ -11,7 +11,6 @@ import torch
 from asl_core import distributed
 from asl_core.analysis.cost import measure_cost
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.records import effective_points
 from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
 from asl_core.methods import encoder_adopter
 from asl_core.modules.encoder import save_encoder
@@ -26,6 +25,7 @@ from asl_core.pretrain import (
 from asl_core.protocol import Classifying, Reconstructing
 from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe
 from asl_core.recipes.optimisation import Resources
+from pipeline.jobs.journal import effective_points, last_losses
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest, StoredRun
 from pipeline.stages.stored import load_stored
@@ -127,13 +127,9 @@ def _take_over(request: StageRequest) -> dict[str, float]:
 
 
 def final_losses(journal: Path) -> dict[str, float]:
-    """Return the last logged value of every training loss, by the journal's names."""
-    points = effective_points(journal)
-    return {
-        key: values[-1][1]
-        for key, values in points.items()
-        if key.startswith("pretrain/loss") or key == "pretrain/branch_distance"
-    }
+    """Return the last logged value of every loss, named as its curve: `pretrain/loss`."""
+    last = last_losses(effective_points(journal))
+    return {name: value for name, (_, value, _) in last.items()}
 
 
 def _count_millions(module: torch.nn.Module) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.recipes.optimisation import Resources
 
 DETAILS = "details"

@@ -19,7 +19,7 @@ of their size: below 0.01 the branches differ by little more than that, and the 
 said to see two inputs. The demo's runs end between 0.05 (DLE) and 0.8 (AEE); the dropout of DLE, at
 its rate of 0.1, moves the two branches' embeddings apart by 0.47 of their norm."""
 
-DISTANCE = "pretrain_branch_distance"
+DISTANCE = "pretrain/branch_distance"
 
 _MEANING = {
     "aee": "the extra layer has become the identity: this run is MAE at {cost} times the cost",

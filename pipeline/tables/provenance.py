@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from asl_core.engine.records import Record, points_of, read_records
+from pipeline.jobs.journal import Record, points_of, read_records
 from pipeline.tables.collect import StageResult, Suite
 
 

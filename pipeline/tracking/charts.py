@@ -11,13 +11,13 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 CURRENT = "tags.`asl.stage` = 'experiment' and tags.`asl.current` = 'true'"
 """One run an experiment: it has the results of all stages and the curves of its pre-training."""
 
-TASKS = ("final/lp_acc1", "final/ft_acc1", "final/ap_box", "final/ap_mask", "final/miou")
+TASKS = ("lp_acc1", "ft_acc1", "ap_box", "ap_mask", "miou")
 TITLES = {
-    "final/lp_acc1": "Linear probe, top-1 [%]",
-    "final/ft_acc1": "Fine-tuning, top-1 [%]",
-    "final/ap_box": "Box AP",
-    "final/ap_mask": "Mask AP",
-    "final/miou": "mIoU",
+    "lp_acc1": "Linear probe, top-1 [%]",
+    "ft_acc1": "Fine-tuning, top-1 [%]",
+    "ap_box": "Box AP",
+    "ap_mask": "Mask AP",
+    "miou": "mIoU",
     "pretrain/loss": "Pre-training loss",
     "pretrain/loss_mae": "Pixel loss (Eq. 2)",
     "pretrain/loss_sem": "Alignment loss (Eq. 9-10)",
@@ -40,9 +40,9 @@ def comparison_view(suite: str, now_ms: int) -> str:
     """
     sections = {
         "Comparison": [
-            _scatter("Linear probe against fine-tuning", "final/lp_acc1", "final/ft_acc1"),
+            _scatter("Linear probe against fine-tuning", "lp_acc1", "ft_acc1"),
             _scatter("Figure 1: token similarity against linear probe",
-                     "final/token_similarity", "final/lp_acc1"),
+                     "token_similarity", "lp_acc1"),
             _parallel("All tasks", ["method"], TASKS),
             *(_bar(key) for key in TASKS),
         ],

@@ -61,13 +61,6 @@ class RunLink:
         """Address of the run's page, to be put after the address of MLflow's server."""
         return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING}"
 
-    @property
-    def parent_fragment(self) -> str | None:
-        """Address of the page of the experiment's parent run."""
-        if self.parent_run_id is None:
-            return None
-        return f"/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}?{TRAINING}"
-
 
 def read_link(job_folder: Path) -> RunLink | None:
     """Return the link of a job, None where there is none or it is not readable."""

@@ -29,8 +29,9 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
-from asl_core.engine.records import redact
+from asl_core.engine.journal import redact
 from pipeline.errors import TrackingError
+from pipeline.jobs.journal import is_result
 from pipeline.tracking.charts import VIEW_TAG, comparison_view
 from pipeline.tracking.link import RunLink, read_link, write_link
 from pipeline.tracking.mlflow_models import EncoderModels
@@ -39,7 +40,7 @@ from pipeline.tracking.mlflow_tables import make_tables
 from pipeline.tracking.notes import experiment_note, parent_note, run_note
 from pipeline.tracking.small_files import WEIGHTS, WEIGHTS_TEXT, texts_beside
 from pipeline.tracking.store import StoreAddress, StoreRefusedError
-from pipeline.tracking.tracked import FINAL_PREFIX, Point, TrackedRun
+from pipeline.tracking.tracked import Point, TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +290,7 @@ class RunUploader:
         if link.parent_run_id is None:
             return
         parent = self._client.get_run(link.parent_run_id).data
-        points = {point for point in run.points() if point[0].startswith(FINAL_PREFIX)}
+        points = {point for point in run.points() if is_result(point[0])}
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
         if run.stage == "pretrain":

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipeline.tracking.small_files import WEIGHTS_TEXT
-from pipeline.tracking.tracked import FINAL_PREFIX, TrackedRun
+from pipeline.tracking.tracked import TrackedRun
 
 ENCODER = "encoder"
 BEST = "best"
@@ -82,25 +82,23 @@ class EncoderModels:
         return True
 
     def _score(self, model: LoggedModel, run: TrackedRun, run_id: str) -> None:
-        """Add final results that the model has not got, be it from a run that was deleted."""
+        """Add results that the model has not got, be it from a run that was deleted."""
         data = run.datasets[-1] if run.datasets else {}
         known = {(m.key, m.value, m.timestamp, m.step) for m in model.metrics or ()}
-        final = [
+        found = [
             Metric(
                 key, float(text), time_ms, step, model_id=model.model_id, run_id=run_id,
                 dataset_name=data.get("name"), dataset_digest=data.get("digest"),
             )
-            for key, step, text, time_ms in sorted(run.points())
-            if key.startswith(FINAL_PREFIX)
+            for key, step, text, time_ms in sorted(run.results())
         ]  # fmt: skip
-        new = [m for m in final if (m.key, m.value, m.timestamp, m.step) not in known]
+        new = [m for m in found if (m.key, m.value, m.timestamp, m.step) not in known]
         if new:
             self._client.log_batch(run_id, new)
         version = self._version(model)
-        for metric in final:  # known ones too: whoever added them may have got no further
-            name = metric.key.removeprefix(FINAL_PREFIX)
-            if version is not None and name in RANKING:
-                self._rate(version, name, metric)
+        for metric in found:  # known ones too: whoever added them may have got no further
+            if version is not None and metric.key in RANKING:
+                self._rate(version, metric.key, metric)
         self._choose_best()
 
     def _rate(self, version: ModelVersion, name: str, metric: Metric) -> None:

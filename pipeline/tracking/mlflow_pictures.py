@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 
-from asl_core.engine.records import Points
+from pipeline.jobs.journal import Points
 
 PANELS = (("loss", "loss"), ("lr", "learning rate"), ("images_per_s", "images / s"))
 

@@ -12,9 +12,9 @@ def experiment_note(suite: str, experiment_id: str) -> str:
     return f"""Suite **{suite}**: [charts of all experiments]({charts}), [all runs]({everything}).
 
 - One run per experiment (tag `asl.stage` = `experiment`), named like its entry in `params.yaml`:
-  its `final/*` metrics are the experiment's row in the suite's table (`reports/index.html`), its
-  `pretrain/*` metrics the curves of its pre-training. Trained anew, an experiment gets a new run;
-  the newest has the tag `asl.current` = `true`.
+  its results (`lp_acc1`, ...) are the experiment's row in the suite's table (`reports/index.html`),
+  its `pretrain/*` metrics the curves of its pre-training. Trained anew, an experiment gets a new
+  run; the newest has the tag `asl.current` = `true`.
 - Below it one run per stage, `detect/asl`, with its own curves, pictures, dataset and system
   metrics. `asl.fingerprint` is DVC's key of the stage: the same key, the same result.
 - Each encoder is a [model](/#/experiments/{experiment_id}/models) with the results of all stages
@@ -27,8 +27,8 @@ def parent_note(run: TrackedRun) -> str:
     """Return what an experiment's run holds."""
     return (
         f"Experiment **{run.key}** of suite *{run.suite}* (`experiments.{run.key}` in "
-        f"`params.yaml`): its `final/*` metrics are the row of this experiment in the suite's "
-        f"table, `reports/index.html`. Scale: {run.tags.get('asl.scale', 'not said')}. "
+        f"`params.yaml`): its results are the row of this experiment in the suite's table, "
+        f"`reports/index.html`. Scale: {run.tags.get('asl.scale', 'not said')}. "
         "One run per stage below."
     )
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from asl_core.engine.records import redact
+from asl_core.engine.journal import redact
 from pipeline.errors import TrackingError
 
 

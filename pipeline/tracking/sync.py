@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from asl_core.engine.journal import first_time
 from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.liveness import is_under_way
@@ -47,10 +48,13 @@ def sync_journals(
     Raises:
         NotFinishedError: The store cannot be reached; nothing is lost, try later.
     """
-    jobs = sorted((root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"), key=_began)
+    journals = (
+        path.parent for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl")
+    )
+    jobs = sorted(journals, key=lambda journal: first_time(journal) or 0)
     count = 0
-    for number, first_attempt in enumerate(jobs):
-        job = JobFolder(first_attempt.parent.parent)
+    for number, journal in enumerate(jobs):
+        job = JobFolder(journal.parent)
         if not those(job):
             continue
         before = read_link(job.folder)

@@ -5,9 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asl_core.engine.records import SYSTEM_PREFIX, Points, Record, points_of, read_records
 from pipeline.errors import TrackingError
 from pipeline.jobs.folder import NODE_PREFIX
+from pipeline.jobs.journal import (
+    Points,
+    Record,
+    is_result,
+    last_losses,
+    points_of,
+    read_records,
+)
 from pipeline.jobs.liveness import find_status
 from pipeline.stages.table import MEASURED, STAGES
 
@@ -92,7 +99,7 @@ class TrackedRun:
             if lines is None or record.line < lines.get(name, 0)
         ]
         return {
-            (self.shown_key(key), step, repr(value), time_ms)
+            (_shown_name(key), step, repr(value), time_ms)
             for key, values in points_of(records).items()
             for step, value, time_ms in values
         }
@@ -108,29 +115,29 @@ class TrackedRun:
     def voided(self) -> set[Point]:
         """Return what was written and does not count any more."""
         written = {
-            (self.shown_key(key), record.body["step"], repr(value), record.time_ms)
+            (_shown_name(key), record.body["step"], repr(value), record.time_ms)
             for _, record in self._all()
             if record.kind == "metrics"
             for key, value in record.body["values"].items()
         }
         return written - self.points()
 
+    def results(self) -> set[Point]:
+        """Return what the stage has found out, with the ends of curves that belong to it."""
+        ends = {
+            (_shown_name(key), step, repr(value), time_ms)
+            for key, (step, value, time_ms) in last_losses(points_of(self.records)).items()
+        }
+        return ends | {point for point in self.points() if is_result(point[0])}
+
     def curves(self) -> Points:
         """Return the step metrics of training: {`loss`: [(step, value, time_ms), ...]}."""
+        prefix = f"{self.stage}/"
         return {
-            key.removeprefix("train/"): values
+            key.removeprefix(prefix): values
             for key, values in points_of(self.records).items()
-            if key.startswith("train/") and len(values) > 1
+            if key.startswith(prefix) and len(values) > 1
         }
-
-    def shown_key(self, key: str) -> str:
-        """Return a metric's name in the store: `train/loss` of pretrain is `pretrain/loss`.
-
-        Charts of one name then hold runs of one stage, and each stage has its section.
-        """
-        if not key.startswith((SYSTEM_PREFIX, FINAL_PREFIX)):
-            key = f"{self.stage}/{key.removeprefix('train/')}"
-        return _UNUSUAL.sub("_", key)
 
 
 def read_tracked_run(journal: Path) -> TrackedRun:
@@ -173,6 +180,11 @@ def read_tracked_run(journal: Path) -> TrackedRun:
             folder.name: read_records(folder) for folder in sorted(journal.glob(f"{NODE_PREFIX}*"))
         },
     )
+
+
+def _shown_name(metric: str) -> str:
+    """Return a metric's name as MLflow takes it: the same, of letters that it knows."""
+    return _UNUSUAL.sub("_", metric)
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from asl_core.engine.records import redact
+from asl_core.engine.journal import redact
 from asl_core.errors import InterruptedRun
 from pipeline.execution.perform import help_perform
 from pipeline.jobs.job import newer_attempt

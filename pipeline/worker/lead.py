@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from asl_core.engine.records import Journal, redact
+from asl_core.engine.journal import Journal, redact
 from asl_core.errors import InputError, InterruptedRun
 from pipeline.errors import AslPipeError
 from pipeline.execution.perform import perform, write_metrics
@@ -133,7 +133,7 @@ class Lead(JobProcess):
             self._fence(self.work.fence)
         self._lay_out_inputs(document)
         self._tell_peers(fingerprint, done=False)
-        self.progress = ProgressReader(self.work.journal)
+        self.progress = ProgressReader(self.work.journal, self.job.stage)
         run = self.stage_run(fingerprint, document)
         # a folder of its own: what a given-up start still writes must not get between
         out = self.work.folder / f"out.{self.fences[0].start}"

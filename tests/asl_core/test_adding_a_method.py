@@ -12,7 +12,7 @@ from equations import COMMON, Parity
 from miniatures import MAE, SHORT
 
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.held_out import held_out_predictions
 from asl_core.methods import DYNAMIC_IMPORTS, method_class
 from asl_core.modules.encoder import load_encoder, save_encoder

@@ -13,7 +13,7 @@ from asl_core.data.loaders import TrainingLoader
 from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, LayerNorm, load_encoder, save_encoder
 from asl_core.protocol import Draw
@@ -198,7 +198,7 @@ def test_finetuning_lowers_the_loss_of_its_recipe(
     model, predictions = finetune(recipe, encoder_folder, icons, context)
     assert predictions.logits.shape == (len(PackedDataset(icons, "test")), 10)
     assert model.encoder.pos_embed.requires_grad
-    from asl_core.engine.records import effective_points
+    from pipeline.jobs.journal import effective_points
 
     losses = [v for _, v, _ in effective_points(tmp_path / "journal")["train/loss"]]
     assert losses[-1] < losses[0]

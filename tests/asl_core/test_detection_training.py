@@ -12,7 +12,7 @@ from asl_core.data.prepare import prepare
 from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.protocol import Draw, Step

@@ -21,7 +21,7 @@ from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.checkpoint import CheckpointFolder
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal, effective_points
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
@@ -34,6 +34,7 @@ from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
 from asl_core.transfer.finetune import Classifier, classify
 from asl_core.transfer.linprobe import FeatureProbe, linprobe
+from pipeline.jobs.journal import effective_points
 
 LONGER = AslRecipe(
     dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,

@@ -12,7 +12,7 @@ from miniatures import ASL, MAE, OTHERS
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal, effective_points
+from asl_core.engine.journal import Journal
 from asl_core.methods import method_class
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import pretrain
@@ -26,6 +26,7 @@ from asl_core.transfer.finetune import classify, finetune
 from asl_core.transfer.linprobe import evaluate_probe, linprobe
 from asl_core.transfer.segmentation.evaluate import score
 from asl_core.transfer.segmentation.train import semantic_dataset, train_segmenter
+from pipeline.jobs.journal import effective_points
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,7 +12,7 @@ import torch
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import normalise
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.held_out import (
     held_out_files,

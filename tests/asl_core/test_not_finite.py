@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.errors import TrainingError
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.pretrain import pretrain

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal, effective_points, read_records
+from asl_core.engine.journal import Journal
 from asl_core.errors import InterruptedRun
 from asl_core.methods import method_class
 from asl_core.pretrain import pretrain
@@ -21,6 +21,7 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.sim import SimRecipe
+from pipeline.jobs.journal import effective_points, read_records
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,

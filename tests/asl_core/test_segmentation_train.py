@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal, read_records
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, save_encoder
 from asl_core.recipes.datasets import Scenes
@@ -23,6 +23,7 @@ from asl_core.transfer.segmentation.train import (
     semantic_dataset,
     train_segmenter,
 )
+from pipeline.jobs.journal import read_records
 from pipeline.stages import segment
 from pipeline.stages.request import StageRequest, StoredRun
 

@@ -20,12 +20,13 @@ from asl_core.data.prepare import prepare
 from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import normalise
-from asl_core.engine.records import Journal, read_records
+from asl_core.engine.journal import Journal
 from asl_core.modules.encoder import Encoder, save_encoder
 from asl_core.recipes.datasets import Scenes
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import TokenAnalysis
+from pipeline.jobs.journal import read_records
 from pipeline.stages import analyze
 from pipeline.stages.request import StageRequest
 

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from asl_core.data.prepare import prepare
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.methods.supervised import SupervisedEncoder
 from asl_core.pretrain import pretrain

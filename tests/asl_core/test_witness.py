@@ -12,7 +12,7 @@ from process_groups import processes
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from asl_core.engine.context import RunContext
-from asl_core.engine.records import Journal, effective_points, read_records
+from asl_core.engine.journal import Journal
 from asl_core.engine.witness import (
     Difference,
     TensorMark,
@@ -26,6 +26,7 @@ from asl_core.errors import ReplayFinished
 from asl_core.pretrain import pretrain
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
+from pipeline.jobs.journal import effective_points, read_records
 
 LONG = dataclasses.replace(MAE, epochs=12)  # 60 steps
 TEACHER = dataclasses.replace(OTHERS["sim"], epochs=3)  # 15 steps

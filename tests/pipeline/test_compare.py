@@ -10,17 +10,17 @@ from pipeline.tables.compare import compare
 
 
 def test_settings_that_differ_and_differences_of_numbers(seeds: Any) -> None:
-    seeds.result("pretrain", "aee", pretrain_loss=0.75, pretrain_loss_sem=0.1)
-    seeds.result("pretrain", "aee-s1", pretrain_loss=0.5)
+    seeds.result("pretrain", "aee", **{"pretrain/loss": 0.75, "pretrain/loss_sem": 0.1})
+    seeds.result("pretrain", "aee-s1", **{"pretrain/loss": 0.5})
     suite = seeds.suite
     found = compare((suite, "aee"), (suite, "aee-s1"))
     settings = {(each.stage, each.setting): each.values for each in found.differences}
     assert settings["pretrain", "seed"] == ("0", "1")
     assert {stage for stage, _ in settings} == {"pretrain"}
     pairs = {pair.metric: pair for pair in found.pairs}
-    assert pairs["pretrain_loss"].difference == -0.25
-    assert pairs["pretrain_loss_sem"].values == (0.1, None)
-    assert pairs["pretrain_loss_sem"].difference is None
+    assert pairs["pretrain/loss"].difference == -0.25
+    assert pairs["pretrain/loss_sem"].values == (0.1, None)
+    assert pairs["pretrain/loss_sem"].difference is None
 
 
 def test_a_field_of_one_method_alone_is_a_difference(results: Any) -> None:

@@ -85,13 +85,13 @@ def test_seeds_of_one_recipe_cost_the_same_and_have_no_spread(counted: Any) -> N
 
 
 def test_without_any_count_there_is_no_column(seeds: Any) -> None:
-    seeds.result("pretrain", "mae", pretrain_loss=0.8)
+    seeds.result("pretrain", "mae", **{"pretrain/loss": 0.8})
     (table,) = lay_out(seeds.suite, PAPER)
     assert [heading.header for heading in table.headings] == ["LP", "token similarity"]
 
 
 def test_a_run_that_was_not_counted_has_a_dash_and_is_not_missing(counted: Any) -> None:
-    counted.result("pretrain", "dle", pretrain_loss=0.8)
+    counted.result("pretrain", "dle", **{"pretrain/loss": 0.8})
     assert markdown_row(counted.suite, "ASL (DLE)")[1:5] == ["~2x", "-", "-", "-"]
     assert "pretrain@dle" not in markdown(lay_out(counted.suite, PAPER))
 

@@ -11,7 +11,7 @@ from torchvision.io import decode_image
 
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.modules.encoder import Encoder, save_encoder
 from asl_core.recipes.datasets import Scenes
 from asl_core.recipes.models import Vit

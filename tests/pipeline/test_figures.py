@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline.errors import UserError
 from pipeline.stages.report import write_report
 from pipeline.tables.contrastive import column, read_contrastive
@@ -54,12 +54,15 @@ def trained(analysed: Any) -> Any:
     """The same with journals, pictures and a contrastive view."""
     for key in ("mae", "mae-s1", "aee", "aee-s1"):
         folder = analysed.folder / "runs" / "pretrain" / key
-        analysed.result("pretrain", key, pretrain_loss=0.5)
+        analysed.result("pretrain", key, **{"pretrain/loss": 0.5})
         with Journal.open(folder / "journal") as journal:
             for step in range(20):
-                logged = {"train/loss": 1.0, "train/loss_mae": 0.9}
+                logged = {"pretrain/loss": 1.0, "pretrain/loss_mae": 0.9}
                 if key.startswith("aee"):
-                    logged |= {"train/loss_sem": 0.1, "train/branch_distance": 0.4 / (1 + step)}
+                    logged |= {
+                        "pretrain/loss_sem": 0.1,
+                        "pretrain/branch_distance": 0.4 / (1 + step),
+                    }
                 journal.metrics(step, logged)
         (folder / "pictures").mkdir()
         Image.new("RGB", (8, 6)).save(folder / "pictures" / "reconstructions.png")
@@ -170,7 +173,7 @@ def test_the_branches_of_asl_are_drawn_and_mae_has_none(trained: Any) -> None:
 def test_branches_that_are_exactly_one_can_be_drawn(seeds: Any) -> None:
     with Journal.open(seeds.folder / "runs" / "pretrain" / "aee" / "journal") as journal:
         for step in range(3):
-            journal.metrics(step, {"train/loss_sem": 0.0, "train/branch_distance": 0.0})
+            journal.metrics(step, {"pretrain/loss_sem": 0.0, "pretrain/branch_distance": 0.0})
     suite = seeds.suite
     groups = find_replicates(suite, PAPER)
     drawn = texts(branch_curves(read_journals(suite, ["aee"]), groups))

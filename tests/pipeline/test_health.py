@@ -19,7 +19,7 @@ PAPER = load_paper()
 def end(seeds: Any, **distances: float) -> Any:
     """Leave finished pre-trainings with these distances; `_` stands for - in a key."""
     for name, distance in distances.items():
-        seeds.result("pretrain", name.replace("_", "-"), pretrain_branch_distance=distance)
+        seeds.result("pretrain", name.replace("_", "-"), **{"pretrain/branch_distance": distance})
     return seeds
 
 
@@ -52,7 +52,7 @@ def test_dle_has_no_extra_layer_that_could_be_the_identity(seeds: Any) -> None:
 
 def test_the_cost_of_a_collapse_is_the_one_that_was_counted(seeds: Any) -> None:
     seeds.result("pretrain", "mae", flops_train_g=10.0)
-    seeds.result("pretrain", "aee", flops_train_g=18.4, pretrain_branch_distance=0.0)
+    seeds.result("pretrain", "aee", **{"flops_train_g": 18.4, "pretrain/branch_distance": 0.0})
     assert "MAE at 1.8 times the cost" in warnings(seeds)[0]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline.jobs import logs
 from pipeline.jobs.claim import claim
 from pipeline.jobs.job import PROVISIONAL

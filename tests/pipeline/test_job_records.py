@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline.jobs import claim as claims
 from pipeline.jobs import local_run
 from pipeline.jobs.claim import claim
@@ -392,11 +392,11 @@ def test_a_file_that_moves_is_other_code(tmp_path: Path) -> None:
 
 
 def test_progress_follows_the_newest_attempt(tmp_path: Path) -> None:
-    reader = ProgressReader(tmp_path)
+    reader = ProgressReader(tmp_path, "pretrain")
     assert reader.read() == Progress()
     with Journal.open(tmp_path) as journal:
         journal.resume(0, 20)
-        journal.metrics(5, {"train/loss": 0.5, "train/images_per_s": 100.0})
+        journal.metrics(5, {"pretrain/loss": 0.5, "pretrain/images_per_s": 100.0})
         journal.metrics(5, {"system/cpu": 1.0})
         assert reader.read() == Progress(5, 20, 0.5, 100.0)
         with journal.path.open("a") as file:
@@ -404,7 +404,7 @@ def test_progress_follows_the_newest_attempt(tmp_path: Path) -> None:
         assert reader.read() == Progress(5, 20, 0.5, 100.0)
     with Journal.open(tmp_path) as journal:
         journal.resume(5, 20)
-        journal.metrics(6, {"train/loss": float("nan")})
+        journal.metrics(6, {"pretrain/loss": float("nan")})
         progress = reader.read()
         assert (progress.step, progress.total_steps) == (6, 20)
         assert as_fields(progress)["loss"] is None

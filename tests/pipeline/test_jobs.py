@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from asl_core.engine.records import effective_points, read_records
 from pipeline.errors import UserError
+from pipeline.jobs.journal import effective_points, read_records
 from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Verdict
 from pipeline.submission.plan import Action
@@ -163,7 +163,7 @@ def test_a_job_warned_of_its_time_limit_goes_on_where_it_was(site) -> None:
     starts = [r.body["step"] for r in read_records(journal) if r.kind == "resume"]
     assert starts[0] == 0
     assert starts[1] >= 3
-    assert [step for step, _, _ in effective_points(journal)["train/loss"]] == [*range(1, 41)]
+    assert [step for step, _, _ in effective_points(journal)["pretrain/loss"]] == [*range(1, 41)]
 
 
 def test_a_preempted_job_goes_on_where_it_was(site) -> None:

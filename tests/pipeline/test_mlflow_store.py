@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline import cli
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError
@@ -104,10 +104,10 @@ def all_runs(root: Path) -> list[Run]:
     return list(client(root).search_runs([experiment.experiment_id]))
 
 
-def losses(*steps: int) -> Fill:
+def losses(*steps: int, stage: str = "pretrain") -> Fill:
     def fill(journal: Journal) -> None:
         for step in steps:
-            journal.metrics(step, {"train/loss": float(step)})
+            journal.metrics(step, {f"{stage}/loss": float(step)})
 
     return fill
 
@@ -171,8 +171,9 @@ def test_what_arrived_of_a_backlog_is_not_sent_again(
     assert 10 <= len(sent) <= 20
     link = ingest(root, job)
     assert history(root, link.run_id, "pretrain/loss") == [(s, float(s)) for s in range(1, 31)]
-    # and once more to the run of the experiment, which has curves that are final
-    assert sorted(sent) == sorted([*range(2, 31), *range(1, 31)])
+    # and once more to the run of the experiment, which has curves that are final; the last of them
+    # is a result, which the encoder's model has too
+    assert sorted(sent) == sorted([*range(2, 31), *range(1, 31), 30])
 
 
 def test_what_goes_on_after_an_end_is_not_complete_before_it_is_all_there(
@@ -215,7 +216,7 @@ def test_a_run_grows_while_its_journal_does(root: Path) -> None:
     write_attempt(root, losses(1, 2), end=None)
     first = ingest(root, job)
     with (job.journal / "attempt-000.jsonl").open("a") as file:
-        line = {"v": 1, "kind": "metrics", "t": 5, "step": 3, "values": {"train/loss": 3.0}}
+        line = {"v": 1, "kind": "metrics", "t": 5, "step": 3, "values": {"pretrain/loss": 3.0}}
         file.write(json.dumps(line) + "\n")
     assert ingest(root, job).run_id == first.run_id
     assert history(root, first.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
@@ -228,7 +229,7 @@ def test_points_that_a_resume_voided_are_gone_though_they_had_been_stored(root: 
 
     def resumed(journal: Journal) -> None:
         journal.resume(2)
-        journal.metrics(3, {"train/loss": -3.0})
+        journal.metrics(3, {"pretrain/loss": -3.0})
 
     link = ingest(root, write_attempt(root, resumed))
     assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, -3.0)]
@@ -242,7 +243,7 @@ def test_a_resume_that_voids_nothing_goes_on_in_the_same_run(root: Path) -> None
 
     def resumed(journal: Journal) -> None:
         journal.resume(2)
-        journal.metrics(3, {"train/loss": 3.0})
+        journal.metrics(3, {"pretrain/loss": 3.0})
 
     second = ingest(root, write_attempt(root, resumed))
     assert second.run_id == first.run_id
@@ -251,9 +252,9 @@ def test_a_resume_that_voids_nothing_goes_on_in_the_same_run(root: Path) -> None
 
 def test_the_results_of_all_stages_stand_in_the_run_of_their_experiment(root: Path) -> None:
     def result(name: str, value: float) -> Fill:
-        return lambda journal: journal.metrics(0, {f"final/{name}": value})
+        return lambda journal: journal.metrics(0, {name: value})
 
-    pretrain = ingest(root, write_attempt(root, result("loss", 0.5)))
+    pretrain = ingest(root, write_attempt(root, result("flops_train_g", 0.5)))
     probe = ingest(
         root, write_attempt(root, result("lp_acc1", 61.5), stage="linprobe", fingerprint="b" * 32)
     )
@@ -261,7 +262,7 @@ def test_the_results_of_all_stages_stand_in_the_run_of_their_experiment(root: Pa
     assert pretrain.parent_run_id == probe.parent_run_id
     parent = client(root).get_run(probe.parent_run_id)
     assert parent.info.run_name == "asl"
-    assert parent.data.metrics == {"final/loss": 0.5, "final/lp_acc1": 61.5}
+    assert parent.data.metrics == {"flops_train_g": 0.5, "lp_acc1": 61.5}
     assert parent.data.params == {"method": "asl", "lr": "0.5"}
     assert parent.data.tags["asl.stage"] == "experiment"
     child = client(root).get_run(probe.run_id)
@@ -285,7 +286,7 @@ def test_the_run_of_an_experiment_has_the_curves_of_its_finished_pretraining(roo
 
     def resumed(journal: Journal) -> None:
         journal.resume(2)
-        journal.metrics(3, {"train/loss": -3.0})
+        journal.metrics(3, {"pretrain/loss": -3.0})
 
     assert ingest(root, write_attempt(root, resumed)).parent_run_id == parent_id
     assert history(root, parent_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, -3.0)]
@@ -693,7 +694,9 @@ def test_many_processes_that_find_no_store_lose_nothing(tmp_path: Path) -> None:
         "job = Path(sys.argv[1]); MlflowStore(job.parents[2]).ingest(job / 'journal', job / 'out')"
     )
     jobs = [
-        write_attempt(tmp_path, losses(1), stage=stage, key=f"e{i}", fingerprint=f"{stage}{i}")
+        write_attempt(
+            tmp_path, losses(1, stage=stage), stage=stage, key=f"e{i}", fingerprint=f"{stage}{i}"
+        )
         for stage in ("pretrain", "linprobe")
         for i in range(PROCESSES // 2)
     ]
@@ -712,13 +715,13 @@ def scored(encoder: str, accuracy: float) -> Fill:
 
     def fill(journal: Journal) -> None:
         journal.tags({"encoder_fingerprint": encoder})
-        journal.metrics(0, {"final/lp_acc1": accuracy})
+        journal.metrics(0, {"lp_acc1": accuracy})
 
     return fill
 
 
 def test_an_encoder_is_a_model_that_has_the_results_of_all_its_stages(root: Path) -> None:
-    made = write_attempt(root, lambda journal: journal.metrics(0, {"final/pretrain_loss": 0.5}))
+    made = write_attempt(root, lambda journal: journal.metrics(8, {"pretrain/loss": 0.5}))
     made.out.mkdir()
     (made.out / "encoder.safetensors").write_bytes(b"weights")
     pretrain = ingest(root, made)
@@ -731,8 +734,8 @@ def test_an_encoder_is_a_model_that_has_the_results_of_all_its_stages(root: Path
     assert model.metrics is not None
     found = sorted((m.key, m.value, m.run_id, m.dataset_name) for m in model.metrics)
     assert found == [
-        ("final/lp_acc1", 40.0, linprobe.run_id, "icons"),
-        ("final/pretrain_loss", 0.5, pretrain.run_id, "icons"),
+        ("lp_acc1", 40.0, linprobe.run_id, "icons"),
+        ("pretrain/loss", 0.5, pretrain.run_id, "icons"),
     ]
     (artifact,) = client(root).list_logged_model_artifacts(model.model_id)
     assert artifact.path == "weights.txt"
@@ -800,7 +803,7 @@ class Following:
 
     def pause(self, seconds: float) -> None:
         self.now += seconds
-        values = {"train/loss": 1.0 / self.now}
+        values = {"pretrain/loss": 1.0 / self.now}
         line = {"v": 1, "kind": "metrics", "t": int(self.now), "step": int(self.now)}
         text = json.dumps({**line, "values": values}) + "\n"
         if self.now >= self.end:
@@ -874,7 +877,7 @@ def test_a_run_whose_link_is_lost_is_found_again_though_it_was_resumed(root: Pat
     def fill(journal: Journal) -> None:
         journal.resume(0, 3)  # as every training run begins
         for step, loss in ((1, 2.5), (2, float("inf")), (3, float("nan"))):
-            journal.metrics(step, {"train/loss": loss})
+            journal.metrics(step, {"pretrain/loss": loss})
 
     job = write_attempt(root, fill)
     first = ingest(root, job)
@@ -923,24 +926,19 @@ def test_a_result_whose_sender_was_killed_before_it_was_ranked_is_ranked_the_nex
 def test_an_encoder_made_anew_under_its_fingerprint_leaves_no_result_of_the_old_one(
     root: Path,
 ) -> None:
-    def first(journal: Journal) -> None:
-        losses(1, 2)(journal)
-        journal.metrics(0, {"final/pretrain_loss": 2.0})
-
-    old = ingest(root, write_attempt(root, first))
+    old = ingest(root, write_attempt(root, losses(1, 2)))
 
     def second(journal: Journal) -> None:
         journal.resume(0, 2)
         for step in (1, 2):
-            journal.metrics(step, {"train/loss": 0.25})
-        journal.metrics(0, {"final/pretrain_loss": 0.25})
+            journal.metrics(step, {"pretrain/loss": 0.25})
 
     new = ingest(root, write_attempt(root, second))
     assert new.run_id != old.run_id
     assert new.parent_run_id != old.parent_run_id
     (model,) = client(root).search_logged_models([new.experiment_id])
     assert model.source_run_id == new.run_id
-    assert [(m.key, m.value) for m in model.metrics or ()] == [("final/pretrain_loss", 0.25)]
+    assert [(m.key, m.value) for m in model.metrics or ()] == [("pretrain/loss", 0.25)]
     (version,) = client(root).search_model_versions("name = 'asl-demo'")
     assert version.run_id == new.run_id
     assert new.parent_run_id is not None

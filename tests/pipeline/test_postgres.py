@@ -15,7 +15,7 @@ from debian import install
 from mlflow import MlflowClient
 from postgres import PACKAGE, Postgres, find_program
 
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from pipeline.errors import TrackingError
 from pipeline.jobs.folder import JobFolder
 from pipeline.tracking.mlflow_store import MlflowStore
@@ -66,7 +66,7 @@ def write_run(root: Path, stage: str, key: str) -> JobFolder:
         names = {"stage": stage, "key": key, "suite": "demo", "fingerprint": fingerprint}
         journal.tags({**names, "scale": "reduced"})
         for step in range(STEPS):
-            journal.metrics(step, {"train/loss": float(step)})
+            journal.metrics(step, {"pretrain/loss": float(step)})
         journal.end("FINISHED")
     return job
 

@@ -8,10 +8,11 @@ import pytest
 from torchvision.io import decode_image
 
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.records import Journal, read_records
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Parquet, Scenes
 from asl_core.recipes.optimisation import Resources
+from pipeline.jobs.journal import read_records
 from pipeline.stages.prepare import run
 from pipeline.stages.request import StageRequest
 

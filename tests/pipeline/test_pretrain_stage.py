@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from asl_core.analysis.cost import count_flops
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 from asl_core.held_out import held_out_files, read_held_out
 from asl_core.methods import method_class
 from asl_core.modules.encoder import load_encoder

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asl_core.engine.records import Journal, read_records
+from asl_core.engine.journal import Journal
 from asl_core.recipes.optimisation import Resources
+from pipeline.jobs.journal import read_records
 from pipeline.stages.report import run, write_report
 from pipeline.stages.request import StageRequest
 from pipeline.tables.figures.pictures import PICTURE_WIDTH, embed_picture
@@ -53,7 +54,7 @@ class Outline(HTMLParser):
 def finished(results: Any) -> Any:
     """A suite in which both experiments have a journal, pictures and a probe."""
     for key, accuracy in (("mae", 51.0), ("asl", 53.0)):
-        results.result("pretrain", key, pretrain_loss=0.5)
+        results.result("pretrain", key, **{"pretrain/loss": 0.5})
         results.result("linprobe", key, lp_acc1=accuracy)
         folder = results.folder / "runs" / "pretrain" / key
         with Journal.open(folder / "journal") as journal:
@@ -62,7 +63,7 @@ def finished(results: Any) -> Any:
             journal.metrics(0, {"system/node/process_peak_resident_megabytes": 1073.741824})
             for step in range(1000):
                 jagged = 1 + step * 7919 % 1000 / 1000
-                journal.metrics(step, {"train/loss": jagged, "train/loss_mae": 1.0})
+                journal.metrics(step, {"pretrain/loss": jagged, "pretrain/loss_mae": 1.0})
             journal.end("FINISHED")
         (folder / "pictures").mkdir()
         Image.new("RGB", (8, 6)).save(folder / "pictures" / "reconstructions.png")

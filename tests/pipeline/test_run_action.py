@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from asl_core.engine.records import Journal, read_records
+from asl_core.engine.journal import Journal
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from asl_core.recipes.optimisation import Resources
 from pipeline import stages
@@ -25,6 +25,7 @@ from pipeline.execution.publish import publish
 from pipeline.execution.run import Services, run_stage
 from pipeline.execution.stop_signals import Terminated
 from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.journal import read_records
 from pipeline.jobs.record import read_record
 from pipeline.project import Project, find_project
 from pipeline.results.documents import Hashes
@@ -103,8 +104,8 @@ def succeed(request: StageRequest) -> dict[str, float]:
     (request.work / "ckpt").mkdir(exist_ok=True)
     (request.work / "ckpt/step-8").write_text("state")
     (request.out / "encoder.safetensors").write_text("weights")
-    request.journal.metrics(8, {"train/loss": 0.5})
-    return {"loss": 0.5}
+    request.journal.metrics(8, {"pretrain/loss": 0.5})
+    return {"pretrain/loss": 0.5, "encoder_parameters_m": 0.25}
 
 
 def services(stage: Callable[[StageRequest], dict[str, float]] = succeed, **changes) -> Services:
@@ -144,7 +145,10 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     assert (out / "encoder.safetensors").read_text() == "weights"
     assert json.loads((out / "config.json").read_text())["method"] == "asl"
     metrics = json.loads((project.root / "runs/pretrain/asl.json").read_text())
-    assert metrics == {"fingerprint": "f" * 64, "loss": 0.5, "scale": "reduced"}
+    assert metrics == {
+        "fingerprint": "f" * 64, "scale": "reduced",
+        "pretrain/loss": 0.5, "encoder_parameters_m": 0.25,
+    }  # fmt: skip
     job = job_of(project)
     assert not job.out.exists()
     assert read_record(job.record) == record
@@ -164,7 +168,9 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     assert params["values"]["epochs"] == 2
     assert len(params["values"]) <= 25
     values = {k: v for b in kinds(out / "journal", "metrics") for k, v in b["values"].items()}
-    assert values["final/loss"] == 0.5
+    assert values["encoder_parameters_m"] == 0.25
+    losses = [b for b in kinds(out / "journal", "metrics") if "pretrain/loss" in b["values"]]
+    assert [body["step"] for body in losses] == [8]  # the end of the curve is the result
     assert any(name.startswith("system/") for name in values)
     assert kinds(out / "journal", "end")[-1]["status"] == "FINISHED"
     named = [body["path"] for body in kinds(out / "journal", "artifact")]

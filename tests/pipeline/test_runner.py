@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from fake_scheduler import FakeScheduler
 
-from asl_core.engine.records import read_records
 from asl_core.engine.signals import catch_stop_signals
 from asl_core.errors import InputError, InterruptedRun
 from pipeline.execution.gpus import Gpus
@@ -25,6 +24,7 @@ from pipeline.jobs.fence import Fence, SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
+from pipeline.jobs.journal import read_records
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.jobs.verdict import Patience
 from pipeline.results.port import Filing
@@ -241,7 +241,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def succeed(request: StageRequest) -> dict[str, float]:
     (request.out / "encoder.safetensors").write_text("weights")
-    return {"pretrain_loss": 0.5}
+    return {"pretrain/loss": 0.5}
 
 
 def test_a_job_gives_its_stage_what_was_frozen_and_files_what_it_made(bench: Bench) -> None:
@@ -259,7 +259,7 @@ def test_a_job_gives_its_stage_what_was_frozen_and_files_what_it_made(bench: Ben
     (filing,) = bench.cache.filings
     assert set(filing.outputs) == {"runs/pretrain/asl", "runs/pretrain/asl.json"}
     assert json.loads(bench.work.metrics.read_text()) == {
-        "fingerprint": "d" * 64, "pretrain_loss": 0.5, "scale": "reduced",
+        "fingerprint": "d" * 64, "pretrain/loss": 0.5, "scale": "reduced",
     }  # fmt: skip
     state = bench.state
     assert (state.status, state.exit_code, state.fingerprint) == (Status.SUCCEEDED, 0, "d" * 64)
@@ -285,7 +285,7 @@ def test_a_dataset_is_read_from_where_its_submitter_had_it(
 def test_a_heartbeat_says_how_far_the_run_is(bench: Bench) -> None:
     def train(request: StageRequest) -> dict[str, float]:
         request.journal.resume(0, 20)
-        request.journal.metrics(7, {"train/loss": 0.25, "train/images_per_s": 100.0})
+        request.journal.metrics(7, {"pretrain/loss": 0.25, "pretrain/images_per_s": 100.0})
         give_up = time.monotonic() + 10
         while bench.state.step != 7 and time.monotonic() < give_up:
             time.sleep(0.01)

@@ -31,7 +31,7 @@ STEPS_A_KILL = 150
 TRAINER = """
 import json, os, sys, time
 from pathlib import Path
-from asl_core.engine.records import Journal
+from asl_core.engine.journal import Journal
 
 folder, fingerprint, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 checkpoint, step = folder / "checkpoint.json", 0
@@ -43,7 +43,7 @@ with Journal.open(folder / "journal") as journal:
     journal.resume(step, steps)
     while step < steps:
         step += 1
-        journal.metrics(step, {"train/loss": step + 0.5, "train/lr": -float(step)})
+        journal.metrics(step, {"pretrain/loss": step + 0.5, "pretrain/lr": -float(step)})
         time.sleep(0.01)
         if step % 20 == 0:
             journal.sync()

@@ -99,7 +99,7 @@ def test_the_saved_view_compares_what_the_paper_compares() -> None:
         (card["xaxis"]["key"], card["yaxis"]["key"]) for card in cards if card["type"] == "SCATTER"
     ]
     assert scatter == [
-        ("final/lp_acc1", "final/ft_acc1"), ("final/token_similarity", "final/lp_acc1"),
+        ("lp_acc1", "ft_acc1"), ("token_similarity", "lp_acc1"),
     ]  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import yaml
 from mlflow import MlflowClient
 
 from asl_core.data.prepare import prepare
-from asl_core.engine.records import read_records
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, load_encoder
 from asl_core.recipes.datasets import Icons
@@ -22,6 +21,7 @@ from pipeline import cli
 from pipeline.config.params import load_params
 from pipeline.errors import UserError
 from pipeline.execution.run import Services, run_stage
+from pipeline.jobs.journal import read_records
 from pipeline.project import Project, find_project
 from pipeline.results.port import Identity
 from pipeline.tables.collect import collect

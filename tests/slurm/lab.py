@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from two_nodes import TwoNodes
 
-from asl_core.engine.records import effective_points, read_records
+from pipeline.jobs.journal import effective_points, read_records
 from pipeline.jobs.state import JobState
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.results.dvc_cache import DvcCache
@@ -154,7 +154,7 @@ class Lab:
     def losses(self, name: str) -> list[float]:
         """Return the training loss of each step of a run."""
         fingerprint = self.state(name).fingerprint
-        points = effective_points(self.root / f".asl/jobs/{fingerprint}/journal")["train/loss"]
+        points = effective_points(self.root / f".asl/jobs/{fingerprint}/journal")["pretrain/loss"]
         return [value for _, value, _ in points]
 
     def adopt(self, *names: str) -> str:

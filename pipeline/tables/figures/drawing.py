@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from asl_core.engine.records import effective_points
+from pipeline.jobs.journal import Points, effective_points
 from pipeline.tables.collect import Suite
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -44,9 +44,6 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-
-Points = dict[str, list[tuple[int, float, int]]]
-"""Metric -> (step, value, time in ms), by step."""
 
 
 def colour(index: int) -> str:

@@ -6,7 +6,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.tables.figures.drawing import INK, STYLE, Points, colour, legend, log_scale, svg, thin
+from pipeline.jobs.journal import Points
+from pipeline.tables.figures.drawing import INK, STYLE, colour, legend, log_scale, svg, thin
 from pipeline.tables.health import COLLAPSED_BELOW
 from pipeline.tables.replicates import Replicates
 
@@ -24,8 +25,8 @@ def loss_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) ->
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 3.8), layout="constrained")
         whole, pixels = figure.subplots(1, 2)
-        _draw(whole, journals, groups, "train/loss")
-        _draw(pixels, journals, groups, "train/loss_mae")
+        _draw(whole, journals, groups, "pretrain/loss")
+        _draw(pixels, journals, groups, "pretrain/loss_mae")
         if not whole.lines:
             return None
         whole.set(title="total loss", xlabel="step", ylabel="loss")
@@ -45,8 +46,8 @@ def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 3.8), layout="constrained")
         alignment, distance = figure.subplots(1, 2)
-        _draw(alignment, journals, groups, "train/loss_sem")
-        _draw(distance, journals, groups, "train/branch_distance")
+        _draw(alignment, journals, groups, "pretrain/loss_sem")
+        _draw(distance, journals, groups, "pretrain/branch_distance")
         if not distance.lines:
             return None
         alignment.set(title="alignment loss", xlabel="step", ylabel="loss")

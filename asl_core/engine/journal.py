@@ -1,10 +1,12 @@
 """The journal of a stage run: what it measured, as append-only JSON lines with own timestamps.
 
-A run writes here and nowhere else; whoever tracks runs reads these files later. Each attempt
-(a start or a restart after an interruption) has a file of its own, `attempt-000.jsonl`, ..., so
-that nobody appends to a line that a crash has torn. Standard library only.
+A run writes here and nowhere else; whoever tracks runs reads these files later
+(pipeline/jobs/journal.py). Each attempt (a start or a restart after an interruption) has a file of
+its own, `attempt-000.jsonl`, ..., so that nobody appends to a line that a crash has torn. Standard
+library only.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,13 +15,11 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from asl_core.engine.witness import Circumstances, TensorMark
-from asl_core.errors import InputError
 
 SCHEMA_VERSION = 1
 FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")
@@ -36,29 +36,6 @@ _SECRET_NAME = re.compile(
     r"password|passwd|secret|credential|api_?key|(access|auth)_?token", re.IGNORECASE
 )
 _SECRET_VARIABLE = re.compile(r"(PASSWORD|SECRET|SECRET_(ACCESS_)?KEY|API_KEY|TOKEN)$")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of a journal.
-
-    Attributes:
-        attempt: Number of the attempt that wrote it, from 0.
-        line: Its place in the attempt's file, from 0.
-        kind: open, metrics, params, tags, dataset, artifact, resume, circumstances, witness,
-            sync or end.
-        time_ms: When it was written, in milliseconds since 1970 (UTC).
-        body: What it says; non-finite numbers are floats again.
-    """
-
-    attempt: int
-    line: int
-    kind: str
-    time_ms: int
-    body: Mapping[str, Any]
-
-
-Points = dict[str, list[tuple[int, float, int]]]
 
 
 class Journal:
@@ -196,52 +173,14 @@ def redact(text: str) -> str:
     return _SECRET_IN_URL.sub(r"\1***", _USER_IN_URL.sub("***@", text))
 
 
-def read_records(folder: Path) -> list[Record]:
-    """Read all attempts of a journal in order; the torn last line of a file is left out.
-
-    Raises:
-        InputError: A line that is not the last is no record, or a newer version wrote it.
-    """
-    return [
-        record for number, path in _attempt_files(folder) for record in _read_attempt(path, number)
-    ]
-
-
-def effective_points(folder: Path) -> Points:
-    """Read the points of a journal that count: {key: [(step, value, time_ms), ...]} by step."""
-    return points_of(read_records(folder))
-
-
-def points_of(records: list[Record]) -> Points:
-    """Reduce records to one value per key and step, sorted by step.
-
-    A point is void when a later attempt resumed from before its step, or wrote the same step
-    again. System metrics are kept whatever the steps were.
-    """
-    kept: dict[str, dict[int, tuple[float, int]]] = {}
-    for record in records:
-        if record.kind == "resume":
-            _drop_after(kept, record)
-        elif record.kind == "metrics":
-            for key, value in record.body["values"].items():
-                kept.setdefault(key, {})[record.body["step"]] = (value, record.time_ms)
-    return {k: [(s, *steps[s]) for s in sorted(steps)] for k, steps in kept.items() if steps}
-
-
-def _drop_after(kept: dict[str, dict[int, tuple[float, int]]], resume: Record) -> None:
-    for key, steps in kept.items():
-        if not key.startswith(SYSTEM_PREFIX):
-            for step in [step for step in steps if step > resume.body["step"]]:
-                del steps[step]
-
-
-def _attempt_files(folder: Path) -> list[tuple[int, Path]]:
+def attempt_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return a journal's files with the numbers of their attempts, the first attempt first."""
     found = [(_ATTEMPT.fullmatch(path.name), path) for path in folder.glob("attempt-*.jsonl")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _claim_next_file(folder: Path) -> Path:
-    number = max((number for number, _ in _attempt_files(folder)), default=-1) + 1
+    number = max((number for number, _ in attempt_files(folder)), default=-1) + 1
     while True:
         path = folder / f"attempt-{number:03d}.jsonl"
         try:
@@ -254,33 +193,12 @@ def _claim_next_file(folder: Path) -> Path:
 
 def first_time(folder: Path) -> int | None:
     """Return when a journal's first attempt began, in milliseconds since 1970."""
-    for number, path in _attempt_files(folder):
-        for record in _read_attempt(path, number):
-            return record.time_ms
+    for _, path in attempt_files(folder):
+        with path.open("rb") as file:
+            line = file.readline()
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # empty, or torn by a crash
+            return int(json.loads(line)["t"])
     return None
-
-
-def _read_attempt(path: Path, attempt: int) -> Iterator[Record]:
-    lines = path.read_bytes().split(b"\n")
-    # What follows the last newline is empty, or a line that a crash has torn.
-    for number, line in enumerate(lines[:-1]):
-        try:
-            body = json.loads(line)
-            version, kind, time_ms = body.pop("v"), body.pop("kind"), body.pop("t")
-        except (ValueError, KeyError, AttributeError) as error:
-            if number == len(lines) - 2:
-                return
-            raise InputError(
-                f"{path}, line {number + 1}: not a journal record; remove the line"
-            ) from error
-        if version > SCHEMA_VERSION:
-            raise InputError(
-                f"{path}, line {number + 1}: written by a newer version of this program "
-                f"(schema {version}, known {SCHEMA_VERSION}); update it"
-            )
-        if kind == "metrics":
-            body["values"] = {key: float(value) for key, value in body["values"].items()}
-        yield Record(attempt, number, kind, time_ms, body)
 
 
 def _clean(name: str, value: object) -> object:
