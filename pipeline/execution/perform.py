@@ -31,6 +31,7 @@ from pipeline.jobs.fence import SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.record import JobRecord, write_record
 from pipeline.results.port import Identity
+from pipeline.schedulers.port import NODE
 from pipeline.stages.request import StageFunction, StageRequest
 from pipeline.tracking.small_files import weights_in
 from pipeline.writing import write_json
@@ -216,7 +217,7 @@ def _watched_node(job: JobFolder, rank: int) -> Iterator[None]:
 
 def _node() -> str | None:
     """Return what the scheduler calls this machine."""
-    return os.environ.get("SLURMD_NODENAME")
+    return os.environ.get(NODE)
 
 
 @contextlib.contextmanager
