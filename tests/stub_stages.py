@@ -59,6 +59,6 @@ def run(request: StageRequest) -> dict[str, float]:
     if rank > 0:
         return {}
     time.sleep(orders.get("end_s", 0.0))
-    (request.out / f"start_{os.environ.get('SLURM_RESTART_COUNT', '')}").write_text("")
+    (request.out / f"start_{os.environ.get('ASL_JOB_RESTARTS', '')}").write_text("")
     (request.out / "encoder.safetensors").write_text(str(total))
     return {"total": float(total)}

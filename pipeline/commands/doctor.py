@@ -24,20 +24,23 @@ def doctor(
 
     Example: asl-pipe doctor --stage pretrain --wait 300
     """
-    from pipeline.config.cluster import load_slurm
+    from pipeline.config.cluster import load_job_request
     from pipeline.config.suggest import unknown_name
-    from pipeline.doctor.checks import Finding, Level, examine, worst
+    from pipeline.doctor.checks import examine, examine_scheduler, worst
     from pipeline.doctor.machine import Machine
     from pipeline.doctor.nodes import examine_nodes
     from pipeline.errors import UserError
     from pipeline.project import find_project
-    from pipeline.schedulers.slurm.scheduler import SlurmScheduler
+    from pipeline.schedulers.find import find_kind
+    from pipeline.schedulers.port import Finding, Level, SchedulerError
     from pipeline.stages.table import STAGES
 
     if stage not in STAGES:
         raise UserError(unknown_name("stage", stage, STAGES))
-    project, machine = find_project(Path.cwd(), "demo"), Machine()
-    cluster = SlurmScheduler(project.scratch / "slurm")
+    project = find_project(Path.cwd(), "demo")
+    requests = {name: load_job_request(project.cluster_file, name).asked for name in STAGES}
+    kind = find_kind(project.cluster_file)
+    scheduler = kind.connect(project.scratch)
     found: list[Finding] = []
 
     def say(finding: Finding) -> None:
@@ -46,12 +49,19 @@ def doctor(
         if finding.remedy:
             typer.echo(f"{'':<8} -> {finding.remedy}")
 
-    for finding in examine(project, machine, cluster):
+    def answers() -> bool:
+        try:
+            scheduler.queue()
+        except SchedulerError:
+            return False
+        return True
+
+    for finding in examine(project, Machine()):
         say(finding)
-    answers = any(f.what == "Slurm's controller" and f.level is Level.OK for f in found)
-    if jobs and answers:
-        request = load_slurm(project.cluster_file, stage)
-        for finding in examine_nodes(project.scratch, cluster, request, wait):
+    for finding in examine_scheduler(kind, project.scratch, requests):
+        say(finding)
+    if jobs and answers():
+        for finding in examine_nodes(project.scratch, scheduler, requests[stage], wait):
             say(finding)
     if worst(found) is Level.FAILURE:
         raise typer.Exit(1)

@@ -8,7 +8,11 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.config.job_resources import JobResources
     from pipeline.submission.plan import Entry, Plan
+
+NOT_SHOWN = ("warning", "max_restarts", "max_queued", "requeue")
+"""Settings of how a job is looked after, and not of what it gets."""
 
 
 def plan(
@@ -55,7 +59,7 @@ def plan_table(plan: "Plan") -> "Table":
         rows.append(
             (
                 entry.name, str(entry.action), why,
-                asked_of_slurm(entry.slurm) if entry.why else "", ", ".join(entry.needs),
+                asked_in_words(entry.request.asked) if entry.why else "", ", ".join(entry.needs),
             )
         )  # fmt: skip
         for report, changes in entry.others:
@@ -70,13 +74,14 @@ def _known_of(entry: "Entry") -> str:
     return f"job {job_id} is {entry.detail}" if job_id and entry.detail else entry.detail
 
 
-def asked_of_slurm(slurm: object) -> str:
-    """Return the resources of a job in a few words, defaults left out."""
+def asked_in_words(asked: "JobResources") -> str:
+    """Return what a job asks for in a few words, defaults left out."""
     import dataclasses
 
-    shown = ("partition", "account", "qos", "nodes", "tasks_per_node", "gpus", "cpus", "memory",
-             "time", "constraint")  # fmt: skip
-    fields = {f.name: f.default for f in dataclasses.fields(slurm)}  # type: ignore[arg-type]
+    fields = {f.name: f.default for f in dataclasses.fields(asked) if f.name not in NOT_SHOWN}
+    values = ((name, getattr(asked, name), default) for name, default in fields.items())
     return ", ".join(
-        f"{name} {getattr(slurm, name)}" for name in shown if getattr(slurm, name) != fields[name]
+        f"{name} {value}"
+        for name, value, default in values
+        if value != default and isinstance(value, str | int)
     )

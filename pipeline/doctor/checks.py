@@ -6,12 +6,11 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.config.cluster import SlurmResources, load_slurm
+from pipeline.config.job_resources import JobResources
+from pipeline.doctor.machine import Filesystem
 from pipeline.doctor.node_probe import (
     FIRST_COUNT,
     count_gpus,
@@ -21,53 +20,11 @@ from pipeline.doctor.node_probe import (
     write_json,
 )
 from pipeline.project import Project
-from pipeline.schedulers.port import Cluster, SchedulerError
-from pipeline.stages.table import STAGES
+from pipeline.schedulers.port import Finding, Level, SchedulerError, SchedulerKind
 
-SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
-EARLY_S = 60
-"""Slurm may warn of a time limit so much earlier than it was asked to."""
-SHORT_GRACE_S = 15
 LITTLE_SPACE = 5e9  # bytes: a few checkpoints of a ViT-B
 RACE_NAMES = 200
 READS_S = 0.3
-
-
-class Level(StrEnum):
-    """How much a finding matters."""
-
-    OK = "ok"
-    NOTE = "note"
-    WARNING = "warning"
-    FAILURE = "failure"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        what: `shared filesystem`.
-        level: How much it matters.
-        detail: What was found.
-        remedy: What to do about it; empty if there is nothing to do.
-    """
-
-    what: str
-    level: Level
-    detail: str
-    remedy: str = ""
-
-
-class Filesystem(Protocol):
-    """Where a path lies."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def free_bytes(self) -> int: ...
-    @property
-    def is_shared(self) -> bool: ...
 
 
 class Machine(Protocol):
@@ -77,20 +34,14 @@ class Machine(Protocol):
     def cores(self) -> int: ...
     @property
     def load(self) -> float: ...
-    def has(self, program: str) -> bool: ...
     def filesystem(self, path: Path) -> Filesystem: ...
     def link_kinds(self, source: Path, target: Path) -> list[str]: ...
     def dvc_settings(self, root: Path) -> dict[str, str]: ...
     def dvc_cache(self, root: Path) -> Path: ...
 
 
-def examine(project: Project, machine: Machine, cluster: Cluster) -> Iterator[Finding]:
-    """Look at this machine and at what the cluster says of itself; starts no job.
-
-    Raises:
-        UserError: cluster.yaml is wrong.
-    """
-    requests = {stage: load_slurm(project.cluster_file, stage) for stage in STAGES}
+def examine(project: Project, machine: Machine) -> Iterator[Finding]:
+    """Look at this machine; starts no job."""
     project.scratch.mkdir(exist_ok=True)
     yield _gpus()
     yield _load(machine)
@@ -98,10 +49,27 @@ def examine(project: Project, machine: Machine, cluster: Cluster) -> Iterator[Fi
     yield _exclusive_folders(project.scratch)
     yield _whole_files(project.scratch)
     yield from _dvc(project, machine)
-    missing = [name for name in SLURM_COMMANDS if not machine.has(name)]
-    yield _commands(missing)
-    if not missing:
-        yield from _slurm(cluster, requests)
+
+
+def examine_scheduler(
+    kind: SchedulerKind, scratch: Path, requests: Mapping[str, JobResources]
+) -> Iterator[Finding]:
+    """Look at what a scheduler says of itself and of what is asked of it; starts no job.
+
+    Args:
+        kind: Which one it is.
+        scratch: The project's `.asl`.
+        requests: What each stage asks for.
+    """
+    if kind.examine is not None:
+        yield from kind.examine(scratch, requests)
+        return
+    try:
+        kind.connect(scratch).queue()
+    except SchedulerError as error:
+        yield Finding("scheduler", Level.FAILURE, str(error), "try again later")
+    else:
+        yield Finding("scheduler", Level.OK, f"{kind.section} answers")
 
 
 def _gpus() -> Finding:
@@ -221,100 +189,6 @@ def _modes(settings: Mapping[str, str], cache: Path) -> Finding:
     )  # fmt: skip
 
 
-def _commands(missing: list[str]) -> Finding:
-    if not missing:
-        return Finding("Slurm's commands", Level.OK, ", ".join(SLURM_COMMANDS))
-    if len(missing) == len(SLURM_COMMANDS):
-        return Finding(
-            "Slurm's commands", Level.NOTE, "none: stages run on this machine, with dvc repro"
-        )
-    return Finding(
-        "Slurm's commands", Level.FAILURE, f"{', '.join(missing)} not on PATH",
-        "module load slurm, or install slurm-client",
-    )  # fmt: skip
-
-
-def _slurm(cluster: Cluster, requests: Mapping[str, SlurmResources]) -> Iterator[Finding]:
-    """Look at what the cluster says of itself and of what cluster.yaml asks of it."""
-    try:
-        configured = cluster.configuration()
-        cluster.queue()
-    except SchedulerError as error:
-        remedy = "try again later; if it stays so, ask whoever runs the cluster"
-        yield Finding("Slurm's controller", Level.FAILURE, str(error), remedy)
-        return
-    version = configured.get("SLURM_VERSION", "unknown")
-    yield Finding("Slurm's controller", Level.OK, f"answers; version {version}")
-    yield from judge_configuration(configured)
-    for stages, request in _distinct(requests):
-        yield _request(cluster, stages, request)
-        yield from judge_time(stages, request)
-
-
-def judge_configuration(configured: Mapping[str, str]) -> Iterator[Finding]:
-    """Judge settings of Slurm that decide how runs are interrupted."""
-    storage = configured.get("AccountingStorageType", "")
-    kept = "no sacct" if storage.endswith("none") else "sacct"
-    yield Finding("accounting", Level.OK, f"{kept}; states come from records and squeue")
-    grace = _leading_number(configured.get("KillWait", ""))
-    detail = f"KillWait {grace} s: from SIGTERM to the end"
-    if grace is not None and grace < SHORT_GRACE_S:
-        remedy = (
-            "a checkpoint that takes longer is lost and the run goes on from the one before: "
-            "lower checkpoint_minutes in cluster.yaml"
-        )
-        yield Finding("grace", Level.WARNING, detail, remedy)
-    else:
-        yield Finding("grace", Level.OK, detail)
-    mode = configured.get("PreemptMode", "OFF")
-    if "CANCEL" in mode or "SUSPEND" in mode:
-        remedy = (
-            "jobs that are preempted do not come back by themselves: asl-pipe submit them again"
-        )
-        yield Finding("preemption", Level.WARNING, f"PreemptMode {mode}", remedy)
-    else:
-        yield Finding("preemption", Level.OK, f"PreemptMode {mode}")
-
-
-def _leading_number(text: str) -> int | None:
-    word = text.split(" ")[0]
-    return int(word) if word.isdigit() else None
-
-
-def _distinct(
-    requests: Mapping[str, SlurmResources],
-) -> Iterator[tuple[list[str], SlurmResources]]:
-    """Return the stages that ask for the same, with what they ask for."""
-    rest = list(requests)
-    while rest:
-        stages = [stage for stage in rest if requests[stage] == requests[rest[0]]]
-        yield stages, requests[stages[0]]
-        rest = [stage for stage in rest if stage not in stages]
-
-
-def _request(cluster: Cluster, stages: list[str], request: SlurmResources) -> Finding:
-    what = f"cluster.yaml for {', '.join(stages)}"
-    try:
-        return Finding(what, Level.OK, cluster.try_out(request))
-    except SchedulerError as error:
-        return Finding(what, Level.FAILURE, str(error), "change slurm: in cluster.yaml; see sinfo")
-
-
-def judge_time(stages: list[str], request: SlurmResources) -> Iterator[Finding]:
-    """Say it when a time limit leaves no time to work."""
-    limit = request.time_seconds
-    if limit is None:
-        return
-    least = limit - request.warning_seconds - EARLY_S
-    if least < request.warning_seconds:
-        yield Finding(
-            f"time for {', '.join(stages)}", Level.WARNING,
-            f"limit {limit} s, warning {request.warning_seconds} s before it and up to {EARLY_S} s "
-            f"earlier: an attempt may have {max(least, 0)} s",
-            "set a longer time, or a shorter warning, in cluster.yaml",
-        )  # fmt: skip
-
-
 class _scratch:
     """A folder that is there for the duration of a block."""
 
@@ -334,11 +208,11 @@ def worst(findings: Iterable[Finding]) -> Level:
     return max((finding.level for finding in findings), key=order.index, default=Level.OK)
 
 
-def probe_request(request: SlurmResources) -> SlurmResources:
+def probe_request(request: JobResources) -> JobResources:
     """Return what the probe of a stage's nodes asks for: as little as shows what the stage meets.
 
-    One process on one node, or on each of two; the partition, account, constraint, environment and
-    options are the stage's.
+    One process on one node, or on each of two; the environment and what else the scheduler asks
+    for, a partition, are the stage's.
     """
     return dataclasses.replace(
         request, nodes=min(request.nodes, 2), tasks_per_node=1, cpus=1,

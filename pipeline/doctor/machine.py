@@ -52,9 +52,6 @@ class Machine:
         """Processes that wanted to compute, on average over the last minute."""
         return os.getloadavg()[0]
 
-    def has(self, program: str) -> bool:
-        return shutil.which(program) is not None
-
     def filesystem(self, path: Path) -> Filesystem:
         """Return the filesystem of a folder."""
         path = path.resolve()

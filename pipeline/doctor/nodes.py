@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.cluster import SlurmResources
+from pipeline.config.job_resources import JobResources
 from pipeline.doctor import node_probe
-from pipeline.doctor.checks import Finding, Level, judge_race, judge_reads, probe_request
+from pipeline.doctor.checks import judge_race, judge_reads, probe_request
 from pipeline.doctor.node_probe import (
     FIRST_COUNT,
     read_json,
@@ -20,7 +20,15 @@ from pipeline.doctor.node_probe import (
     take_names,
     write_json,
 )
-from pipeline.schedulers.port import BatchJob, Cluster, QueuedJob, SchedulerError
+from pipeline.schedulers.port import (
+    BatchJob,
+    Finding,
+    JobPhase,
+    Level,
+    QueuedJob,
+    Scheduler,
+    SchedulerError,
+)
 
 POLL_S = 0.05
 ANSWER_S = 90.0
@@ -31,6 +39,10 @@ SIGNAL_S = 10.0
 READS_S = 2.0
 RACE_NAMES = [f"race-{index}" for index in range(100)]
 RACE_STEP_S = 0.01
+
+
+REMEDY = "change what the stage asks for in cluster.yaml"
+BLIND = "lower checkpoint_minutes in cluster.yaml: it is not known whether a warning reaches jobs"
 
 
 class NoAnswerError(Exception):
@@ -78,13 +90,13 @@ class Conversation:
 
 
 def examine_nodes(
-    scratch: Path, cluster: Cluster, request: SlurmResources, wait_s: float
+    scratch: Path, scheduler: Scheduler, request: JobResources, wait_s: float
 ) -> Iterator[Finding]:
     """Run a short job on the nodes that a stage would run on, and say what it met.
 
     Args:
         scratch: The project's `.asl`.
-        cluster: The cluster.
+        scheduler: Where it is handed to.
         request: What the stage asks for.
         wait_s: How long to wait for the job to start.
     """
@@ -99,46 +111,48 @@ def examine_nodes(
         setup=small.setup_lines(),
     )  # fmt: skip
     try:
-        [job_id] = cluster.submit([job])
+        [job_id] = scheduler.submit([job])
     except SchedulerError as error:
         # were it taken all the same, it would end at once for lack of its program
         shutil.rmtree(folder, ignore_errors=True)
-        yield Finding("a job", Level.FAILURE, str(error), "change slurm: in cluster.yaml")
+        yield Finding("a job", Level.FAILURE, str(error), REMEDY)
         return
     try:
-        started = _wait_for_start(cluster, job_id, wait_s)
+        started = _wait_for_start(scheduler, job_id, wait_s)
         if started is not None:
             yield started
             return
-        yield from _converse(Conversation(folder, small.nodes, ANSWER_S), cluster, job_id, request)
+        yield from _converse(
+            Conversation(folder, small.nodes, ANSWER_S), scheduler, job_id, request
+        )
     except NoAnswerError as error:
         yield Finding("a job", Level.FAILURE, f"job {job_id}: {error}", _last_words(folder, job_id))
     except SchedulerError as error:
-        yield Finding("Slurm's controller", Level.FAILURE, str(error), "try again later")
+        yield Finding("the scheduler", Level.FAILURE, str(error), "try again later")
     finally:
         # killed in any case: a probe that was requeued would begin anew
-        _cancel(cluster, job_id)
+        _cancel(scheduler, job_id)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for_start(cluster: Cluster, job_id: str, wait_s: float) -> Finding | None:
+def _wait_for_start(scheduler: Scheduler, job_id: str, wait_s: float) -> Finding | None:
     """Return a finding if the job does not start in time."""
     give_up = time.time() + wait_s
     while True:
-        line = _line_of(cluster, job_id)
-        if line is None or line.state not in ("PENDING", "CONFIGURING"):
+        line = _line_of(scheduler, job_id)
+        if line is None or line.phase not in (JobPhase.WAITING, JobPhase.STARTING):
             return None
         if time.time() > give_up:
             return Finding(
                 "a job", Level.WARNING,
-                f"has waited {wait_s:.0f} s for a node ({line.reason or line.state})",
-                "asl-pipe doctor --wait SECONDS waits longer; sinfo shows the nodes",
+                f"has waited {wait_s:.0f} s for a node ({line.reason or line.said})",
+                "asl-pipe doctor --wait SECONDS waits longer",
             )  # fmt: skip
         time.sleep(0.5)
 
 
 def _converse(
-    talk: Conversation, cluster: Cluster, job_id: str, request: SlurmResources
+    talk: Conversation, scheduler: Scheduler, job_id: str, request: JobResources
 ) -> Iterator[Finding]:
     """Ask everything there is to ask."""
     asked_at = time.time()
@@ -155,17 +169,17 @@ def _converse(
     yield _reads(talk)
     if talk.ranks > 1:
         yield _meeting(talk)
-    yield _signals(talk, cluster, job_id)
-    yield _requeue(cluster, job_id, request)
+    yield _signals(talk, scheduler, job_id)
+    yield _requeue(scheduler, job_id, request)
 
 
-def _node_gpus(nodes: list[dict[str, Any]], request: SlurmResources) -> Finding:
+def _node_gpus(nodes: list[dict[str, Any]], request: JobResources) -> Finding:
     found = [node["gpus"] for node in nodes]
     detail = ", ".join(f"{node['host']}: {node['gpus']}" for node in nodes)
     if any("not installed" in str(gpus) for gpus in found):
         return Finding("GPUs of the nodes", Level.FAILURE, detail, "pip install nvidia-ml-py")
     if request.gpus and not all(isinstance(gpus, int) and gpus for gpus in found):
-        remedy = "ask for nodes with a driver: partition, constraint in cluster.yaml"
+        remedy = "ask for nodes with a driver in cluster.yaml"
         return Finding("GPUs of the nodes", Level.FAILURE, detail, remedy)
     return Finding("GPUs of the nodes", Level.OK, detail)
 
@@ -217,10 +231,14 @@ def _meeting(talk: Conversation) -> Finding:
     return Finding("network between nodes", Level.FAILURE, errors[0], remedy)
 
 
-def _signals(talk: Conversation, cluster: Cluster, job_id: str) -> Finding:
+def _signals(talk: Conversation, scheduler: Scheduler, job_id: str) -> Finding:
     number = talk.ask("signals", seconds=SIGNAL_S)
     time.sleep(0.5)  # let them listen
-    cluster.send_signal(job_id, "USR2")
+    try:
+        scheduler.send_signal(job_id, "USR2")
+    except SchedulerError as error:
+        talk.answers(number)
+        return Finding("signals", Level.WARNING, str(error), BLIND)
     deaf = [a for a in talk.answers(number) if "SIGUSR2" not in a["signals"]]
     if not deaf:
         return Finding(
@@ -232,32 +250,32 @@ def _signals(talk: Conversation, cluster: Cluster, job_id: str) -> Finding:
     )  # fmt: skip
 
 
-def _requeue(cluster: Cluster, job_id: str, request: SlurmResources) -> Finding:
+def _requeue(scheduler: Scheduler, job_id: str, request: JobResources) -> Finding:
     if request.requeue == "resubmit":
         return Finding("requeue", Level.OK, "not asked for (requeue: resubmit)")
     try:
-        cluster.requeue(job_id)
+        scheduler.requeue(job_id)
     except SchedulerError as error:
         remedy = "set requeue: resubmit in cluster.yaml"
         return Finding("requeue", Level.FAILURE, str(error), remedy)
-    line = _line_of(cluster, job_id)
+    line = _line_of(scheduler, job_id)
     if line is not None and not line.has_ended:
-        return Finding("requeue", Level.OK, f"allowed; the job is {line.state} under its id")
+        return Finding("requeue", Level.OK, f"allowed; the job is {line.said} under its id")
     remedy = "set requeue: resubmit in cluster.yaml"
-    return Finding("requeue", Level.FAILURE, "Slurm agreed, but the job has ended", remedy)
+    return Finding("requeue", Level.FAILURE, "it was agreed to, but the job has ended", remedy)
 
 
-def _line_of(cluster: Cluster, job_id: str) -> QueuedJob | None:
-    return next((job for job in cluster.queue() if job.job_id == job_id), None)
+def _line_of(scheduler: Scheduler, job_id: str) -> QueuedJob | None:
+    return next((job for job in scheduler.queue() if job.job_id == job_id), None)
 
 
-def _cancel(cluster: Cluster, job_id: str) -> None:
+def _cancel(scheduler: Scheduler, job_id: str) -> None:
     """Cancel a job, again if it was just being requeued."""
     give_up = time.time() + 30
     try:
         while time.time() < give_up:
-            cluster.cancel([job_id])
-            line = _line_of(cluster, job_id)
+            scheduler.cancel([job_id])
+            line = _line_of(scheduler, job_id)
             if line is None or line.has_ended:
                 return
             time.sleep(1)

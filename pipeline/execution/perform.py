@@ -31,6 +31,7 @@ from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import is_result
 from pipeline.jobs.record import JobRecord, write_record
 from pipeline.results.port import Identity
+from pipeline.schedulers.port import NODE
 from pipeline.stages.request import StageFunction, StageRequest
 from pipeline.stages.table import REPORT, STAGES
 from pipeline.tracking.small_files import weights_in
@@ -218,7 +219,7 @@ def _watched_node(job: JobFolder, rank: int) -> Iterator[None]:
 
 def _node() -> str | None:
     """Return what the scheduler calls this machine."""
-    return os.environ.get("SLURMD_NODENAME")
+    return os.environ.get(NODE)
 
 
 @contextlib.contextmanager

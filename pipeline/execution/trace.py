@@ -110,9 +110,9 @@ def _code(tags: Mapping[str, str]) -> str:
 
 
 def _machine(tags: Mapping[str, str], host: str) -> str:
-    parts = [tags.get("slurm.nodes", host) or "unknown"]
-    if "slurm.job_id" in tags:
-        parts.append(f"Slurm job {tags['slurm.job_id']}")
+    parts = [tags.get("job.nodes", host) or "unknown"]
+    if "job.id" in tags:
+        parts.append(f"job {tags['job.id']} of {tags.get('job.scheduler', 'unknown')}")
     if tags.get("gpu.uuids") == "none":
         parts.append("no GPU")
     elif "gpu.uuids" in tags:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.schedulers import DEFAULT
 from pipeline.jobs.folder import JobFolder
 from pipeline.schedulers.port import ARRAY_COMMENT
 from pipeline.writing import write_json
@@ -54,22 +55,24 @@ class Terms:
     Attributes:
         snapshot: Digest of the frozen code.
         resources: Of the stage itself (device, threads, ...).
-        slurm: What was asked of the scheduler.
+        asked: What was asked of the scheduler.
         upstream: Path of an input that another stage makes -> fingerprint of that run.
         data_root: Where relative paths of datasets lead.
         external: Paths that the stage reads and DVC does not track -> {md5, size, nfiles}.
         code: Tags that name the commit.
         force: Run although there is a result.
+        scheduler: Who was asked, as cluster.yaml names it.
     """
 
     snapshot: str
     resources: dict[str, Any]
-    slurm: dict[str, Any]
+    asked: dict[str, Any]
     upstream: dict[str, str]
     data_root: str
     external: dict[str, dict[str, Any]] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
     force: bool = False
+    scheduler: str = DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)

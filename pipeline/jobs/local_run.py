@@ -42,7 +42,7 @@ def host_of_local_run(job: JobFolder, now: float, silence_s: float) -> str | Non
         return None
     said = _beginning_of(journal)
     host = next((str(line["host"]) for line in said if line.get("kind") == "open"), here)
-    by_job = any("slurm.job_id" in line.get("values", {}) for line in said)
+    by_job = any("job.id" in line.get("values", {}) for line in said)
     return None if by_job or host == here else host
 
 

@@ -14,7 +14,7 @@
 | INTERRUPTED | ended | LOST |
 | not final, heartbeat under two minutes old | not there | SETTLING |
 | not final, older | not there | LOST |
-| none | cancelled | LOST |
+| none | ended before it began: cancelled | LOST |
 | none, handed over a moment ago | not there | SETTLING |
 | none | not there | LOST |
 """
@@ -24,14 +24,7 @@ from enum import StrEnum
 
 from pipeline.jobs.job import Attempt
 from pipeline.jobs.state import JobState, Status
-from pipeline.schedulers.port import QueuedJob, QueueState
-
-NEVER_BEGAN = (
-    QueueState.CANCELLED, QueueState.DEADLINE, QueueState.REVOKED, QueueState.BOOT_FAIL,
-)  # fmt: skip
-"""How a job ends that has not said a word."""
-
-NEVER_SATISFIED = "DependencyNeverSatisfied"
+from pipeline.schedulers.port import JobPhase, QueuedJob
 
 
 class Verdict(StrEnum):
@@ -126,7 +119,7 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
         return _judge_unheard(attempt, queued, now, patience)
     silence = now - state.heartbeat
     stopped = f", stopped by {'+'.join(state.stopped_by)}" if state.stopped_by else ""
-    ended = f", {queued.state}" if queued is not None else ""
+    ended = f", {queued.said}" if queued is not None else ""
     detail = f"not in the queue{ended}{stopped}; last heard of {max(0, round(silence))} s ago"
     settling = silence < patience.silence_s
     if queued is not None and state.status is Status.INTERRUPTED:
@@ -149,28 +142,27 @@ def _has_failed_long_since(state: JobState, now: float, patience: Patience) -> b
 
 
 def _judge_queued(queued: QueuedJob, state: JobState | None) -> Finding:
-    waits = queued.state == QueueState.PENDING
-    if waits and queued.reason == NEVER_SATISFIED:
+    waits = queued.phase is JobPhase.WAITING
+    if waits and queued.can_never_start:
         return Finding(Verdict.BLOCKED, "what it waits for did not succeed")
     if state is not None and state.status is Status.FAILED and not waits:
         return Finding(Verdict.SETTLING, f"failed, ending: {_last_line(state.error)}")
-    reason = queued.reason if queued.reason not in ("", "None") else ""
-    return Finding(Verdict.ACTIVE, f"{queued.state} {reason}".strip())
+    return Finding(Verdict.ACTIVE, f"{queued.said} {queued.reason}".strip())
 
 
 def _judge_unheard(
     attempt: Attempt, queued: QueuedJob | None, now: float, patience: Patience
 ) -> Finding:
     """Judge a job that is not in the queue and has not said a word."""
-    if queued is not None and queued.state in NEVER_BEGAN:
-        return Finding(Verdict.LOST, f"{queued.state} before it began")
+    if queued is not None and queued.never_began:
+        return Finding(Verdict.LOST, f"{queued.said} before it began")
     age = now - attempt.submitted
     known = attempt.job_id is not None
     if age < (patience.silence_s if known else patience.submitted_s):
         detail = "just handed over" if known else "handed over; the scheduler's answer is not known"
         return Finding(Verdict.SETTLING, detail)
     if queued is not None:
-        return Finding(Verdict.LOST, f"{queued.state} without a word")
+        return Finding(Verdict.LOST, f"{queued.said} without a word")
     return Finding(Verdict.LOST, "it left the queue before it began" if known else "never taken")
 
 

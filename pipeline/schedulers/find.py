@@ -1,24 +1,36 @@
-"""The scheduler of this place: Slurm, or the fake one where a variable names it."""
+"""The scheduler that a project's jobs go to, as cluster.yaml or the environment names it."""
 
-import importlib
-import os
 from pathlib import Path
 
-from pipeline.schedulers.port import Scheduler
-
-VARIABLE = "ASL_FAKE_CLUSTER"
-"""Names the folder; where it is set there is no Slurm."""
+from pipeline.config.cluster import load_scheduler_name
+from pipeline.config.schedulers import load_settings
+from pipeline.errors import UserError
+from pipeline.schedulers.port import Scheduler, SchedulerKind
 
 
 def find_scheduler(scratch: Path) -> Scheduler:
-    """Return Slurm, or the fake cluster whose folder $ASL_FAKE_CLUSTER names.
+    """Return the scheduler of a project.
 
     Args:
-        scratch: The project's `.asl`; what is handed to Slurm lies there.
-    """
-    folder = os.environ.get(VARIABLE)
-    if folder:
-        return importlib.import_module("fake_scheduler").FakeScheduler(Path(folder))
-    from pipeline.schedulers.slurm.scheduler import SlurmScheduler
+        scratch: The project's `.asl`, beside its cluster.yaml.
 
-    return SlurmScheduler(scratch / "slurm")
+    Raises:
+        UserError: There is none of that name.
+    """
+    return find_kind(scratch.parent / "cluster.yaml").connect(scratch)
+
+
+def find_kind(cluster_file: Path) -> SchedulerKind:
+    """Return which scheduler it is.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    name = load_scheduler_name(cluster_file)
+    try:
+        kind = load_settings(name)
+    except ValueError as error:
+        raise UserError(f"{cluster_file}: scheduler: {error}") from error
+    if not isinstance(kind, SchedulerKind):
+        raise UserError(f"{cluster_file}: scheduler: {name} returns no SchedulerKind")
+    return kind

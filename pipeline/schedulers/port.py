@@ -1,56 +1,43 @@
-"""What others need of a scheduler: jobs handed over, a queue that is asked, jobs ended."""
+"""What others need of a scheduler: jobs handed over, a queue that is asked, jobs ended.
 
-from collections.abc import Collection, Sequence
+A scheduler is a `SchedulerKind`, named by cluster.yaml: see `pipeline.config.schedulers`.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.config.cluster import SlurmResources
+from pipeline.config.job_resources import JobResources
+from pipeline.config.schedulers import JobSettings
 from pipeline.errors import AslPipeError
 
 ARRAY_COMMENT = "asl-array:"
 """Begins the comment of an array, which has one for all of its elements; those of the elements are
 in a file."""
 
+JOB_ID, JOB_NODES, JOB_RESTARTS = "ASL_JOB_ID", "ASL_JOB_NODES", "ASL_JOB_RESTARTS"
+JOB_CPUS, NODE = "ASL_JOB_CPUS", "ASL_NODE"
+"""Environment variables of every process of a job: its id as `submit` returned it, its nodes for
+people, how often it was put back into the queue; how many processors this process may use, and what
+the scheduler calls the machine that it is on.
 
-class QueueState(StrEnum):
-    """States of a job as squeue names them. A name that is not here counts as live."""
-
-    PENDING = "PENDING"
-    CONFIGURING = "CONFIGURING"
-    RUNNING = "RUNNING"
-    COMPLETING = "COMPLETING"
-    SUSPENDED = "SUSPENDED"
-    STOPPED = "STOPPED"
-    SIGNALING = "SIGNALING"
-    STAGE_OUT = "STAGE_OUT"
-    RESIZING = "RESIZING"
-    PREEMPTED = "PREEMPTED"
-    REQUEUED = "REQUEUED"
-    REQUEUE_FED = "REQUEUE_FED"
-    REQUEUE_HOLD = "REQUEUE_HOLD"
-    RESV_DEL_HOLD = "RESV_DEL_HOLD"
-    SPECIAL_EXIT = "SPECIAL_EXIT"
-    # from here on: ended, and still remembered
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    TIMEOUT = "TIMEOUT"
-    NODE_FAIL = "NODE_FAIL"
-    OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    BOOT_FAIL = "BOOT_FAIL"
-    DEADLINE = "DEADLINE"
-    REVOKED = "REVOKED"
+Besides these: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torch's env:// has
+them. All but `JOB_ID` may be missing where there is one process on one machine."""
 
 
-ENDED_STATES = frozenset(
-    {
-        QueueState.COMPLETED, QueueState.FAILED, QueueState.CANCELLED, QueueState.TIMEOUT,
-        QueueState.NODE_FAIL, QueueState.OUT_OF_MEMORY, QueueState.BOOT_FAIL, QueueState.DEADLINE,
-        QueueState.REVOKED,
-    }
-)  # fmt: skip
+class JobPhase(StrEnum):
+    """How far a job is, as the queue shows it."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    """It has nodes, which are made ready."""
+    RUNNING = "running"
+    UNSETTLED = "unsettled"
+    """It is there and neither waits nor runs: it is ending, suspended or on its way back into the
+    queue, or the scheduler says a word that is not known here."""
+    ENDED = "ended"
 
 
 @dataclass(frozen=True)
@@ -59,23 +46,29 @@ class QueuedJob:
 
     Attributes:
         job_id: `27`, or `27_3` for an element of an array.
-        state: A `QueueState`, or a name that a newer Slurm has.
-        reason: Why it waits: `Priority`, `DependencyNeverSatisfied`, ...
+        phase: How far it is.
+        said: The scheduler's own word for that, for people: `PENDING`, `OUT_OF_MEMORY`.
+        reason: Why it waits, for people; may be empty.
         comment: The comment of the `BatchJob` that it was; of an array's element, its own.
         nodes: `n1` or `n[1-2]`; empty while it waits.
         restarts: How often it was requeued; None where the queue does not say.
+        can_never_start: It waits for a job that did not succeed.
+        never_began: It has ended in a way in which a job ends that has not begun.
     """
 
     job_id: str
-    state: str
-    reason: str
-    comment: str
-    nodes: str
-    restarts: int | None
+    phase: JobPhase
+    said: str
+    reason: str = ""
+    comment: str = ""
+    nodes: str = ""
+    restarts: int | None = None
+    can_never_start: bool = False
+    never_began: bool = False
 
     @property
     def has_ended(self) -> bool:
-        return self.state in ENDED_STATES
+        return self.phase is JobPhase.ENDED
 
 
 @dataclass(frozen=True)
@@ -84,33 +77,23 @@ class BatchJob:
 
     Attributes:
         name: `pretrain@asl`, for people.
-        folder: The job's folder; logs go to `log/`, the scheduler's own files beside them.
+        folder: The job's folder; what a process prints goes to `log/<job id>_<rank>.log`.
         comment: `asl:<first 8 of the fingerprint>:<token>`; by it a job is found again.
         command: What every task of the job executes, after the setup lines and in their
-            environment: a task *is* this process, so that signals reach it.
-        resources: Partition, nodes, memory, time, ...
+            environment: a task *is* this process, so that signals reach it. Before a time limit or
+            a preemption it gets SIGUSR2 or SIGUSR1, which it may not be ready for yet.
+        resources: Nodes, memory, time, ...: what `SchedulerKind.resources` declares.
         setup: Lines of shell before the command.
-        after: Ids of jobs that must have succeeded (`afterok`).
+        after: Ids of jobs that must have succeeded.
     """
 
     name: str
     folder: Path
     comment: str
     command: tuple[str, ...]
-    resources: SlurmResources
+    resources: JobResources
     setup: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the scheduler allows; None where it does not say.
-
-    Attributes:
-        max_array_size: Largest index of an array, plus one.
-    """
-
-    max_array_size: int | None = None
 
 
 class SchedulerError(AslPipeError):
@@ -138,7 +121,7 @@ class Scheduler(Protocol):
     """Starts jobs on machines and knows what it was given."""
 
     def submit(self, jobs: Sequence[BatchJob]) -> list[str]:
-        """Hand jobs over and return their ids, in order; equal resources become arrays.
+        """Hand jobs over and return their ids, in order; equal resources may become arrays.
 
         Raises:
             SubmitError: Some of them were refused, or it is not known whether they were.
@@ -169,12 +152,16 @@ class Scheduler(Protocol):
         """
         ...
 
-    def explain(self, job_id: str) -> str | None:
-        """Return why a job ended, None where nobody knows."""
+    def send_signal(self, job_id: str, name: str) -> None:
+        """Send a signal (`USR2`) to all tasks of a job.
+
+        Raises:
+            SchedulerError: It could not be sent.
+        """
         ...
 
-    def limits(self) -> Limits:
-        """Return what the cluster allows."""
+    def explain(self, job_id: str) -> str | None:
+        """Return why a job ended, None where nobody knows."""
         ...
 
     def remove_old_submissions(self, needed: Collection[Path] = ()) -> int:
@@ -189,29 +176,45 @@ class Scheduler(Protocol):
         ...
 
 
-class Cluster(Scheduler, Protocol):
-    """A scheduler that can be looked at closely, by who looks for faults in it."""
+class Level(StrEnum):
+    """How much a finding matters."""
 
-    def configuration(self) -> dict[str, str]:
-        """Return the cluster's settings, as Slurm names them.
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    FAILURE = "failure"
 
-        Raises:
-            SchedulerError: It does not answer.
-        """
-        ...
 
-    def try_out(self, resources: SlurmResources) -> str:
-        """Return when a job with these resources would start; submit nothing.
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `asl-pipe doctor` has looked at.
 
-        Raises:
-            SchedulerError: It never would.
-        """
-        ...
+    Attributes:
+        what: `shared filesystem`.
+        level: How much it matters.
+        detail: What was found.
+        remedy: What to do about it; empty if there is nothing to do.
+    """
 
-    def send_signal(self, job_id: str, name: str) -> None:
-        """Send a signal (`USR2`) to all tasks of a job.
+    what: str
+    level: Level
+    detail: str
+    remedy: str = ""
 
-        Raises:
-            SchedulerError: It could not be sent.
-        """
-        ...
+
+Examination = Callable[[Path, Mapping[str, JobResources]], Iterator[Finding]]
+"""Looks at what a scheduler says of itself, and of what each stage asks of it; starts no job. Is
+given the project's `.asl`, and resources by stage."""
+
+
+@dataclass(frozen=True)
+class SchedulerKind(JobSettings):
+    """A scheduler that cluster.yaml can name.
+
+    Attributes:
+        connect: Returns it, given the project's `.asl`, in which it may keep files.
+        examine: For `asl-pipe doctor`; None where there is nothing to look at.
+    """
+
+    connect: Callable[[Path], Scheduler]
+    examine: Examination | None = None

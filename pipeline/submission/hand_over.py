@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.config.cluster import SlurmResources
+from pipeline.config.cluster import job_resources
+from pipeline.config.schedulers import VARIABLE
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import (
     Attempt,
@@ -36,7 +37,7 @@ POLL_S = 1.0
 
 
 @dataclass(frozen=True)
-class Parcel:
+class ReadyAttempt:
     """An attempt that is ready to go.
 
     Attributes:
@@ -50,7 +51,7 @@ class Parcel:
     attempt: Attempt
 
 
-def pack(
+def prepare_attempt(
     paths: JobFolder,
     job: Job,
     terms: Terms,
@@ -58,7 +59,7 @@ def pack(
     restarts: int = 0,
     after: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
-) -> Parcel:
+) -> ReadyAttempt:
     """Write the next attempt of a job; its token exists from here on.
 
     Args:
@@ -74,11 +75,11 @@ def pack(
         user=getpass.getuser(), terms=terms, restarts=restarts, after=tuple(after),
     )  # fmt: skip
     write_attempt(paths, attempt)
-    return Parcel(paths, job, attempt)
+    return ReadyAttempt(paths, job, attempt)
 
 
 def hand_over(
-    parcels: Sequence[Parcel],
+    ready: Sequence[ReadyAttempt],
     scheduler: Scheduler,
     patience: Patience | None = None,
     pause: Callable[[float], None] = time.sleep,
@@ -90,7 +91,7 @@ def hand_over(
     is believed.
 
     Args:
-        parcels: What to submit.
+        ready: What to submit.
         scheduler: Where to.
         patience: For how long to search.
         pause: Waits so many seconds.
@@ -102,46 +103,57 @@ def hand_over(
     """
     patience = patience or Patience()
     try:
-        ids = scheduler.submit([batch_job(parcel) for parcel in parcels])
-        taken = dict(zip((p.attempt.token for p in parcels), ids, strict=True))
+        ids = scheduler.submit([batch_job(each) for each in ready])
+        taken = dict(zip((each.attempt.token for each in ready), ids, strict=True))
         error = None
     except SubmitError as caught:
         error = caught
-        answers = dict(zip((p.attempt.token for p in parcels), caught.job_ids, strict=False))
+        tokens = [each.attempt.token for each in ready]
+        answers = dict(zip(tokens, caught.job_ids, strict=False))
         taken = {token: job_id for token, job_id in answers.items() if job_id is not None}
-        wanted = {parcel.attempt.token: comment_of(parcel.paths.fingerprint, parcel.attempt.token)
-                  for parcel in parcels if parcel.attempt.token not in taken}  # fmt: skip
+        wanted = {
+            each.attempt.token: comment_of(each.paths.fingerprint, each.attempt.token)
+            for each in ready
+            if each.attempt.token not in taken
+        }
         seconds = patience.submitted_s if caught.ambiguous else 0.0
         logger.warning("%s; looking for the jobs in the queue", caught)
         taken |= _search(wanted, scheduler, clock() + seconds, pause, clock)
     attempts = []
-    for parcel in parcels:
-        job_id = taken.get(parcel.attempt.token)
+    for each in ready:
+        job_id = taken.get(each.attempt.token)
         refused = str(error) if job_id is None and error and not error.ambiguous else None
-        attempt = dataclasses.replace(parcel.attempt, job_id=job_id, refused=refused)
-        write_attempt(parcel.paths, attempt)
+        attempt = dataclasses.replace(each.attempt, job_id=job_id, refused=refused)
+        write_attempt(each.paths, attempt)
         attempts.append(attempt)
     return attempts, error
 
 
-def batch_job(parcel: Parcel) -> BatchJob:
-    """Return what the scheduler is given for an attempt."""
-    paths, attempt = parcel.paths, parcel.attempt
+def batch_job(ready: ReadyAttempt) -> BatchJob:
+    """Return what the scheduler is given for an attempt.
+
+    Raises:
+        UserError: There is no such scheduler.
+    """
+    paths, attempt = ready.paths, ready.attempt
     terms = attempt.terms
-    slurm = SlurmResources(**{**terms.slurm, "setup": tuple(terms.slurm.get("setup", ()))})
+    asked = job_resources(terms.scheduler, terms.asked)
     code = code_folder(paths.scratch, terms.snapshot)
     # -P: not the folder in which the job happens to start, which may be the workspace
     command = (sys.executable, "-P", "-u", "-m", "pipeline.worker.main", str(paths.folder),
                attempt.token)  # fmt: skip
     kept = "${PYTHONPATH:+" + os.pathsep + "$PYTHONPATH}"
-    path = f"export PYTHONPATH={shlex.quote(str(code))}{kept}"
     return BatchJob(
-        name=parcel.job.name,
+        name=ready.job.name,
         folder=paths.folder,
         comment=comment_of(paths.fingerprint, attempt.token),
         command=command,
-        resources=slurm,
-        setup=(*slurm.setup_lines(), path),
+        resources=asked,
+        setup=(
+            *asked.setup_lines(),
+            f"export PYTHONPATH={shlex.quote(str(code))}{kept}",
+            f"export {VARIABLE}={shlex.quote(terms.scheduler)}",
+        ),
         after=attempt.after,
     )
 

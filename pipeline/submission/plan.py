@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from asl_core.recipes.optimisation import Resources
-from pipeline.config.cluster import SlurmResources, load_job_resources, load_slurm
+from pipeline.config.cluster import JobRequest, load_job_request
 from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
 from pipeline.execution.inputs import recipe_of, untracked_inputs
@@ -20,7 +19,7 @@ from pipeline.project import Project
 from pipeline.results.code import Code, read_code
 from pipeline.results.documents import differences, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
-from pipeline.schedulers.port import QueueState, Scheduler
+from pipeline.schedulers.port import JobPhase, Scheduler
 from pipeline.submission.job_reports import JobReport, Queue, report_on
 from pipeline.submission.selection import Wanted, choose, survey
 
@@ -74,8 +73,7 @@ class Entry:
         action: What to do.
         why: Why its result is not there; empty if it is.
         detail: What the action rests on.
-        resources: Of the stage.
-        slurm: What to ask for.
+        request: Who is to run it, and what it asks for.
         needs: Names of the runs whose results it needs and which are not there yet.
         report: The job that lives or has ended under its fingerprint.
         others: Live jobs of the same run under other fingerprints: made from what the params,
@@ -91,8 +89,7 @@ class Entry:
     action: Action
     why: tuple[str, ...]
     detail: str
-    resources: Resources
-    slurm: SlurmResources
+    request: JobRequest
     needs: tuple[str, ...]
     report: JobReport | None = None
     others: tuple[tuple[JobReport, tuple[str, ...]], ...] = ()
@@ -154,13 +151,13 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
     queue = Queue(services.scheduler)
     live = _live_reports(project, queue, services)
     # the file is read once for a stage and not for each of its runs
-    asked = functools.cache(functools.partial(_load_asked, project.cluster_file))
+    request_of = functools.cache(functools.partial(load_job_request, project.cluster_file))
     entries: dict[str, Entry] = {}
     for name, known in facts.items():
         if name in forced or anew.intersection(known.upstream.values()):
             anew.add(name)
         entry = _plan_entry(
-            project, params, known, entries, asked, queue, services, anew=name in anew
+            project, params, known, entries, request_of, queue, services, anew=name in anew
         )
         others = tuple(
             (report, tuple(differences(report.job.document, known.document)))
@@ -234,7 +231,7 @@ def _plan_entry(
     params: Params,
     facts: StageFacts,
     before: dict[str, Entry],
-    asked: Callable[[str], tuple[Resources, SlurmResources]],
+    request_of: Callable[[str], JobRequest],
     queue: Queue,
     services: Services,
     *,
@@ -253,7 +250,6 @@ def _plan_entry(
     untracked: Mapping[str, Path] = {}
     if action is not Action.NOTHING:
         untracked = untracked_inputs(project, stage, key, recipe_of(params, stage, key))
-    resources, slurm = asked(stage)
     return Entry(
         facts=facts, stage=stage, key=key, untracked=untracked,
         fingerprint=fingerprint_of(report)
@@ -262,13 +258,8 @@ def _plan_entry(
         action=action,
         why=() if action is Action.NOTHING else _why(facts),
         detail=detail,
-        resources=resources, slurm=slurm, needs=needs, report=report,
+        request=request_of(stage), needs=needs, report=report,
     )  # fmt: skip
-
-
-def _load_asked(cluster: Path, stage: str) -> tuple[Resources, SlurmResources]:
-    """Return the resources of a stage's jobs, and what they ask of Slurm."""
-    return load_job_resources(cluster, stage), load_slurm(cluster, stage)
 
 
 def _replace_if_orphaned(
@@ -276,7 +267,7 @@ def _replace_if_orphaned(
 ) -> Action:
     """Replace a job that waits for one which has ended and is about to be submitted again."""
     queued = report.queued if report is not None else None
-    waits = queued is not None and queued.state == QueueState.PENDING
+    waits = queued is not None and queued.phase is JobPhase.WAITING
     again = any(entry.action in (Action.SUBMIT, Action.REPLACE) for entry in needs)
     return Action.REPLACE if action is Action.ATTACH and waits and again else action
 

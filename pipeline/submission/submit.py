@@ -5,6 +5,7 @@ again, it finds every job that the scheduler has and submits only what is missin
 """
 
 import dataclasses
+import functools
 import getpass
 import logging
 import os
@@ -18,9 +19,10 @@ from pipeline.execution.inputs import data_root
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Job, Terms, read_job, write_job
+from pipeline.project import Project
 from pipeline.results.code import code_folder, freeze
-from pipeline.schedulers.port import QueueState, SchedulerError
-from pipeline.submission.hand_over import Parcel, hand_over, pack
+from pipeline.schedulers.port import JobPhase, SchedulerError
+from pipeline.submission.hand_over import ReadyAttempt, hand_over, prepare_attempt
 from pipeline.submission.job_reports import JobReport, Queue
 from pipeline.submission.plan import (
     Action,
@@ -82,221 +84,264 @@ def submit(plan: Plan, services: Services) -> list[Submitted]:
     """
     if plan.queue_error is not None:
         raise SchedulerError(f"{plan.queue_error}; nothing was submitted, try again later")
-    return _Submission(plan, services).run()
+    tags = services.code.tags(plan.project.root)
+    results = {
+        entry.name: _became(entry, Outcome.DONE)
+        for entry in plan.entries
+        if entry.action is Action.NOTHING
+    }
+    under_way = _Submission(plan, services, tags, results, _Room())
+    for level in _levels(plan):
+        _submit_level(under_way, level)
+    return [results[entry.name] for entry in plan.entries]
 
 
-class _Submission:
-    """One call of `submit`."""
+class _Room:
+    """How many jobs the queue holds: as it was seen first, and what was added since."""
 
-    def __init__(self, plan: Plan, services: Services) -> None:
-        self.plan, self.services = plan, services
-        self.jobs = plan.project.scratch / "jobs"
-        self.results: dict[str, Submitted] = {}
-        self.snapshot: str | None = None
+    def __init__(self) -> None:
         self.queued: int | None = None
-        self.tags = services.code.tags(plan.project.root)
 
-    def run(self) -> list[Submitted]:
-        for entry in self.plan.entries:
-            if entry.action is Action.NOTHING:
-                self._note(entry, Outcome.DONE)
-        for level in _levels(self.plan):
-            self._submit_level(level)
-        return [self.results[entry.name] for entry in self.plan.entries]
-
-    def _submit_level(self, level: list[Entry]) -> None:
-        """Submit runs that do not need one another; wait for those that others submit."""
-        give_up = self.services.clock() + self.services.patience.submitted_s
-        waiting = [entry for entry in level if not self._hold_back_without_inputs(entry)]
-        while waiting:
-            waiting = self._try(waiting)
-            if not waiting:
-                return
-            if self.services.clock() > give_up:
-                for entry in waiting:
-                    detail = entry.detail or "another process is submitting it"
-                    self._note(entry, Outcome.WAITING, detail=detail)
-                return
-            self.services.pause(min(POLL_S, self.services.patience.submitted_s / 5))
-
-    def _hold_back_without_inputs(self, entry: Entry) -> bool:
-        """Hold a run back if one that it needs has neither a result nor a job."""
-        for name in entry.needs:
-            needed = self.results[name]
-            if needed.job_id is None and needed.outcome is not Outcome.DONE:
-                self._note(entry, Outcome.HELD, detail=f"{name}: {needed.outcome}")
-                return True
-        return False
-
-    def _try(self, entries: list[Entry]) -> list[Entry]:
-        """Claim what can be claimed, look again, hand over; return what is to be tried later."""
-        claims: dict[str, Claim] = {}
-        later: list[Entry] = []
-        try:
-            for entry in entries:
-                claims |= self._claim(entry)
-                if entry.name not in claims:
-                    later.append(entry)
-            parcels: list[tuple[Entry, Parcel]] = []
-            if claims:
-                queue = Queue(self.services.scheduler)  # after claiming, or it is of yesterday
-                if queue.error is not None:
-                    raise queue.error
-                for entry in entries:
-                    if entry.name in claims:
-                        self._decide(entry, queue, parcels, later)
-            self._hand_over(parcels, claims)
-        finally:
-            for held in claims.values():
-                held.release()
-        return later
-
-    def _claim(self, entry: Entry) -> dict[str, Claim]:
-        # by recipe: a run's key and the name it had before its inputs were there are one run
-        name = fingerprints_of(entry.facts)[-1]
-        held = claim(self.jobs, name, self.services.clock())
-        return {} if held is None else {entry.name: held}
-
-    def _decide(
-        self, entry: Entry, queue: Queue, parcels: list[tuple[Entry, Parcel]], later: list[Entry]
-    ) -> None:
-        """Look once more, under the claim, and prepare the run or say why not."""
-        project = self.plan.project
-        if not entry.force and self._has_result(entry):
-            self._note(entry, Outcome.DONE)
-            return
-        action, detail, report = judge_entry(
-            project, entry.facts, queue, self.services, anew=self._is_anew(entry)
-        )
-        if action is Action.NOTHING and report is not None:
-            self._note(entry, Outcome.DONE, fingerprint=fingerprint_of(report))
-            return
-        if action is Action.ATTACH and report is not None:
-            if not _is_to_be_replaced(entry, report):
-                fingerprint = report.paths.fingerprint
-                self._note(entry, Outcome.ATTACHED, report.job_id, detail, fingerprint)
-                return
-            action = Action.REPLACE
-        if action is Action.WAIT:
-            later.append(replace(entry, detail=detail))
-            return
-        if not self._has_room(entry, queue):
-            self._note(
-                entry,
-                Outcome.HELD,
-                detail=f"the queue holds {self.queued} jobs of asl-pipe, max_queued is "
-                f"{entry.slurm.max_queued}",
-            )
-            return
-        if action is Action.REPLACE and report is not None and report.job_id is not None:
-            self.services.scheduler.cancel([report.job_id])
-        parcels.append((entry, self._prepare(entry)))
-
-    def _is_anew(self, entry: Entry) -> bool:
-        """Say whether a run is to be made although it has a result: it, or what it needs."""
-        return entry.force or any(self._is_anew(self.plan.entry(name)) for name in entry.needs)
-
-    def _has_result(self, entry: Entry) -> bool:
-        fingerprint = entry.facts.fingerprint
-        if fingerprint is None:
-            return False
-        return self.services.cache.find(self.plan.project.root, fingerprint) is not None
-
-    def _has_room(self, entry: Entry, queue: Queue) -> bool:
-        """Count a run that is about to be handed over, if the queue may hold one more."""
+    def take(self, queue: Queue, most: int) -> bool:
+        """Count a job that is about to be handed over, if the queue may hold one more."""
         if self.queued is None:
             self.queued = len(queue.live)
-        if self.queued >= entry.slurm.max_queued:
+        if self.queued >= most:
             return False
         self.queued += 1
         return True
 
-    def _prepare(self, entry: Entry) -> Parcel:
-        """Write the job's record and its next attempt."""
-        project = self.plan.project
-        if self.snapshot is None:
-            self.snapshot = freeze(self.plan.code, project.scratch)
-        fingerprint = fingerprints_of(entry.facts)[0]
-        paths = JobFolder.of(project.scratch, fingerprint)
-        paths.folder.mkdir(parents=True, exist_ok=True)
-        job = read_job(paths)
-        if job is None:
-            job = self._describe(entry, fingerprint)
-            write_job(paths, job)
-        write_bytes(paths.params, self.plan.params)
-        self._link_source(paths)
-        after = [self.results[name].job_id for name in entry.needs]
-        return pack(
-            paths, job, self._terms(entry), clock=self.services.clock,
-            after=tuple(dict.fromkeys(job_id for job_id in after if job_id is not None)),
-        )  # fmt: skip
 
-    def _describe(self, entry: Entry, fingerprint: str) -> Job:
-        return Job(
-            stage=entry.stage, key=entry.key, name=entry.name,
-            suite=relative_suite(self.plan.project), fingerprint=fingerprint,
-            recipe=entry.facts.recipe, document=entry.facts.document,
-            submitted=self.services.clock(), host=socket.gethostname(), user=getpass.getuser(),
-        )  # fmt: skip
+@dataclass(frozen=True)
+class _Submission:
+    """One call of `submit`.
 
-    def _terms(self, entry: Entry) -> Terms:
-        assert self.snapshot is not None
-        project = self.plan.project
-        upstream = {
-            path: self.results[name].fingerprint for path, name in entry.facts.upstream.items()
-        }
-        external = self.services.cache.add(project.root, entry.untracked) if entry.untracked else {}
-        return Terms(
-            external={path: dict(hashed) for path, hashed in external.items()},
-            snapshot=self.snapshot, resources=dataclasses.asdict(entry.resources),
-            slurm=dataclasses.asdict(entry.slurm), upstream=upstream,
-            data_root=str(data_root(project).absolute()), code=self.tags, force=entry.force,
-        )  # fmt: skip
+    Attributes:
+        plan: What is to be done.
+        services: The world outside.
+        tags: Name the commit.
+        results: What became of each run so far, by its name.
+        room: In the queue.
+    """
 
-    def _link_source(self, paths: JobFolder) -> None:
-        """Let `src` name the newest attempt's code."""
-        assert self.snapshot is not None
-        target = os.path.relpath(code_folder(paths.scratch, self.snapshot), paths.folder)
-        temporary = paths.folder / f".src.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        if paths.source.is_dir() and not paths.source.is_symlink():
-            shutil.rmtree(paths.source)
-        temporary.replace(paths.source)
+    plan: Plan
+    services: Services
+    tags: dict[str, str]
+    results: dict[str, Submitted]
+    room: _Room
 
-    def _hand_over(self, parcels: list[tuple[Entry, Parcel]], claims: dict[str, Claim]) -> None:
-        held = []
-        for entry, parcel in parcels:
-            if claims[entry.name].is_held():
-                held.append((entry, parcel))
-            else:
-                self._note(entry, Outcome.WAITING, detail="another process took it over")
-        if not held:
+    @functools.cached_property
+    def snapshot(self) -> str:
+        """Digest of the frozen code; it is frozen when the first run is prepared."""
+        return freeze(self.plan.code, self.plan.project.scratch)
+
+
+def _became(
+    entry: Entry,
+    outcome: Outcome,
+    job_id: str | None = None,
+    detail: str = "",
+    fingerprint: str | None = None,
+) -> Submitted:
+    named = fingerprint or entry.fingerprint
+    return Submitted(entry.name, named, outcome, job_id, detail)
+
+
+def _submit_level(submission: _Submission, level: list[Entry]) -> None:
+    """Submit runs that do not need one another; wait for those that others submit."""
+    services, results = submission.services, submission.results
+    give_up = services.clock() + services.patience.submitted_s
+    waiting = []
+    for entry in level:
+        lacking = _lacking(submission, entry)
+        if lacking is None:
+            waiting.append(entry)
+        else:
+            detail = f"{lacking}: {results[lacking].outcome}"
+            results[entry.name] = _became(entry, Outcome.HELD, detail=detail)
+    while waiting:
+        waiting = _try(submission, waiting)
+        if waiting and services.clock() > give_up:
+            for entry in waiting:
+                detail = entry.detail or "another process is submitting it"
+                results[entry.name] = _became(entry, Outcome.WAITING, detail=detail)
             return
-        services = self.services
-        attempts, error = hand_over(
-            [parcel for _, parcel in held], services.scheduler, services.patience,
-            services.pause, services.clock,
-        )  # fmt: skip
-        for (entry, parcel), attempt in zip(held, attempts, strict=True):
-            fingerprint = parcel.paths.fingerprint
-            if attempt.job_id is not None:
-                self._note(entry, Outcome.SUBMITTED, attempt.job_id, "", fingerprint)
-            elif attempt.refused is not None:
-                self._note(entry, Outcome.REFUSED, None, attempt.refused, fingerprint)
-            else:
-                self._note(entry, Outcome.WAITING, None, str(error), fingerprint)
+        if waiting:
+            services.pause(min(POLL_S, services.patience.submitted_s / 5))
 
-    def _note(
-        self,
-        entry: Entry,
-        outcome: Outcome,
-        job_id: str | None = None,
-        detail: str = "",
-        fingerprint: str | None = None,
-    ) -> None:
-        named = fingerprint or entry.fingerprint
-        self.results[entry.name] = Submitted(entry.name, named, outcome, job_id, detail)
+
+def _lacking(submission: _Submission, entry: Entry) -> str | None:
+    """Return the name of a run that this one needs and that has neither a result nor a job."""
+    for name in entry.needs:
+        needed = submission.results[name]
+        if needed.job_id is None and needed.outcome is not Outcome.DONE:
+            return name
+    return None
+
+
+def _try(submission: _Submission, entries: list[Entry]) -> list[Entry]:
+    """Claim what can be claimed, look again, hand over; return what is to be tried later."""
+    services = submission.services
+    jobs = submission.plan.project.scratch / "jobs"
+    claims: dict[str, Claim] = {}
+    later: list[Entry] = []
+    ready: list[tuple[Entry, ReadyAttempt]] = []
+    try:
+        for entry in entries:
+            # by recipe: a run's key and the name it had before its inputs were there are one run
+            held = claim(jobs, fingerprints_of(entry.facts)[-1], services.clock())
+            if held is None:
+                later.append(entry)
+            else:
+                claims[entry.name] = held
+        if not claims:
+            return later
+        queue = Queue(services.scheduler)  # after claiming, or it is of yesterday
+        if queue.error is not None:
+            raise queue.error
+        for entry in entries:
+            if entry.name in claims:
+                match _decide(submission, entry, queue):
+                    case Submitted() as became:
+                        submission.results[entry.name] = became
+                    case Entry() as undecided:
+                        later.append(undecided)
+                    case ReadyAttempt() as attempt:
+                        ready.append((entry, attempt))
+        _hand_over(submission, ready, claims)
+    finally:
+        for held in claims.values():
+            held.release()
+    return later
+
+
+def _decide(
+    submission: _Submission, entry: Entry, queue: Queue
+) -> Submitted | Entry | ReadyAttempt:
+    """Look once more, under the claim.
+
+    Returns:
+        What became of the run; or the run, to be tried later; or its attempt, to be handed over.
+    """
+    services, project = submission.services, submission.plan.project
+    if not entry.force and _has_result(submission, entry):
+        return _became(entry, Outcome.DONE)
+    anew = _is_anew(submission.plan, entry)
+    action, detail, report = judge_entry(project, entry.facts, queue, services, anew=anew)
+    if action is Action.NOTHING and report is not None:
+        return _became(entry, Outcome.DONE, fingerprint=fingerprint_of(report))
+    if action is Action.ATTACH and report is not None:
+        if not _is_to_be_replaced(entry, report):
+            fingerprint = report.paths.fingerprint
+            return _became(entry, Outcome.ATTACHED, report.job_id, detail, fingerprint)
+        action = Action.REPLACE
+    if action is Action.WAIT:
+        return replace(entry, detail=detail)
+    most = entry.request.asked.max_queued
+    if not submission.room.take(queue, most):
+        queued = submission.room.queued
+        detail = f"the queue holds {queued} jobs of asl-pipe, max_queued is {most}"
+        return _became(entry, Outcome.HELD, detail=detail)
+    if action is Action.REPLACE and report is not None and report.job_id is not None:
+        services.scheduler.cancel([report.job_id])
+    return _prepare(submission, entry)
+
+
+def _is_anew(plan: Plan, entry: Entry) -> bool:
+    """Say whether a run is to be made although it has a result: it, or what it needs."""
+    return entry.force or any(_is_anew(plan, plan.entry(name)) for name in entry.needs)
+
+
+def _has_result(submission: _Submission, entry: Entry) -> bool:
+    fingerprint, root = entry.facts.fingerprint, submission.plan.project.root
+    if fingerprint is None:
+        return False
+    return submission.services.cache.find(root, fingerprint) is not None
+
+
+def _prepare(submission: _Submission, entry: Entry) -> ReadyAttempt:
+    """Write the job's record and its next attempt."""
+    plan, clock = submission.plan, submission.services.clock
+    terms = _terms(submission, entry)
+    fingerprint = fingerprints_of(entry.facts)[0]
+    paths = JobFolder.of(plan.project.scratch, fingerprint)
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    job = read_job(paths)
+    if job is None:
+        job = _describe(plan.project, entry, fingerprint, clock())
+        write_job(paths, job)
+    write_bytes(paths.params, plan.params)
+    _link_source(paths, terms.snapshot)
+    ids = (submission.results[name].job_id for name in entry.needs)
+    after = tuple(dict.fromkeys(job_id for job_id in ids if job_id is not None))
+    return prepare_attempt(paths, job, terms, clock=clock, after=after)
+
+
+def _describe(project: Project, entry: Entry, fingerprint: str, now: float) -> Job:
+    return Job(
+        stage=entry.stage, key=entry.key, name=entry.name, suite=relative_suite(project),
+        fingerprint=fingerprint, recipe=entry.facts.recipe, document=entry.facts.document,
+        submitted=now, host=socket.gethostname(), user=getpass.getuser(),
+    )  # fmt: skip
+
+
+def _terms(submission: _Submission, entry: Entry) -> Terms:
+    project, cache = submission.plan.project, submission.services.cache
+    external = cache.add(project.root, entry.untracked) if entry.untracked else {}
+    return Terms(
+        snapshot=submission.snapshot,
+        scheduler=entry.request.scheduler,
+        asked=dataclasses.asdict(entry.request.asked),
+        resources=dataclasses.asdict(entry.request.resources),
+        upstream={
+            path: submission.results[name].fingerprint
+            for path, name in entry.facts.upstream.items()
+        },
+        data_root=str(data_root(project).absolute()),
+        external={path: dict(hashed) for path, hashed in external.items()},
+        code=submission.tags,
+        force=entry.force,
+    )
+
+
+def _link_source(paths: JobFolder, snapshot: str) -> None:
+    """Let `src` name the newest attempt's code."""
+    target = os.path.relpath(code_folder(paths.scratch, snapshot), paths.folder)
+    temporary = paths.folder / f".src.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    if paths.source.is_dir() and not paths.source.is_symlink():
+        shutil.rmtree(paths.source)
+    temporary.replace(paths.source)
+
+
+def _hand_over(
+    submission: _Submission, ready: list[tuple[Entry, ReadyAttempt]], claims: dict[str, Claim]
+) -> None:
+    """Give the scheduler what is still claimed, and note what it says."""
+    services, results = submission.services, submission.results
+    held = []
+    for entry, attempt in ready:
+        if claims[entry.name].is_held():
+            held.append((entry, attempt))
+        else:
+            detail = "another process took it over"
+            results[entry.name] = _became(entry, Outcome.WAITING, detail=detail)
+    if not held:
+        return
+    attempts, error = hand_over(
+        [attempt for _, attempt in held], services.scheduler, services.patience, services.pause,
+        services.clock,
+    )  # fmt: skip
+    for (entry, given), attempt in zip(held, attempts, strict=True):
+        fingerprint = given.paths.fingerprint
+        if attempt.job_id is not None:
+            became = _became(entry, Outcome.SUBMITTED, attempt.job_id, "", fingerprint)
+        elif attempt.refused is not None:
+            became = _became(entry, Outcome.REFUSED, None, attempt.refused, fingerprint)
+        else:
+            became = _became(entry, Outcome.WAITING, None, str(error), fingerprint)
+        results[entry.name] = became
 
 
 def _is_to_be_replaced(entry: Entry, report: JobReport) -> bool:
@@ -308,7 +353,7 @@ def _is_to_be_replaced(entry: Entry, report: JobReport) -> bool:
     newest, queued = report.attempt, report.queued
     if entry.action is not Action.REPLACE or planned is None or newest is None or queued is None:
         return False
-    return newest.token == planned.token and queued.state == QueueState.PENDING
+    return newest.token == planned.token and queued.phase is JobPhase.WAITING
 
 
 def _levels(plan: Plan) -> Iterable[list[Entry]]:

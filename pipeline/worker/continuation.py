@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.job import PROVISIONAL, newer_attempt
-from pipeline.schedulers.port import QueuedJob, QueueState, SchedulerError
-from pipeline.submission.hand_over import hand_over, pack
+from pipeline.schedulers.port import JobPhase, QueuedJob, SchedulerError
+from pipeline.submission.hand_over import hand_over, prepare_attempt
 from pipeline.worker.process import DONE, INTERRUPTED, JobProcess
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def go_on_later(process: JobProcess, restarts: int) -> int:
         restarts: How often the run was interrupted before.
     """
     job_id, name = process.place.job_id, process.job.name
-    if process.attempt.terms.slurm.get("requeue") == "allowed" and job_id is not None:
+    if process.attempt.terms.asked.get("requeue") == "allowed" and job_id is not None:
         requeued = _persist(process, lambda: _requeue(process, job_id))
         if requeued is None:
             logger.error("%s: the scheduler does not answer; submit it again later", name)
@@ -61,9 +61,11 @@ def hand_over_again(process: JobProcess, restarts: int, after: tuple[str, ...]) 
             logger.info("%s: somebody has submitted it anew", job.name)
             return DONE
         terms = process.attempt.terms
-        parcel = pack(paths, job, terms, restarts=restarts, after=after, clock=services.clock)
+        ready = prepare_attempt(
+            paths, job, terms, restarts=restarts, after=after, clock=services.clock
+        )
         attempts, error = hand_over(
-            [parcel], services.scheduler, services.patience, services.pause, services.clock
+            [ready], services.scheduler, services.patience, services.pause, services.clock
         )
     except OSError as error:
         logger.error("%s could not be submitted anew: %s", job.name, error)
@@ -103,7 +105,7 @@ def _requeue(process: JobProcess, job_id: str) -> bool | None:
             queue = _queue(process)
             if queue is None:
                 return None
-            if not any(job.job_id == job_id and job.state == QueueState.RUNNING for job in queue):
+            if not any(job.job_id == job_id and job.phase is JobPhase.RUNNING for job in queue):
                 logger.info("%s: left to the scheduler (%s)", process.job.name, error)
                 return True
             logger.warning("not requeued: %s", error)

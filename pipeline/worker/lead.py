@@ -42,7 +42,7 @@ from pipeline.worker.process import (
     Services,
     exit_code_of,
 )
-from pipeline.worker.upstream import UpstreamPending, give_way, resolve
+from pipeline.worker.upstream import UpstreamPending, resolve, yield_folder_to_live_job
 from pipeline.writing import write_json
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Lead(JobProcess):
         self.reporter.keep_beating(
             self._look, self._look_at_peers, _ask_to_stop, services.heartbeat_s
         )
-        limit = self.attempt.terms.slurm.get("max_restarts")
+        limit = self.attempt.terms.asked.get("max_restarts")
         if limit is not None and self.restarts > limit:
             raise JobFailure(f"restarted {self.restarts} times; max_restarts is {limit}")
         document = resolve(self.job, self.attempt.terms.upstream, self.paths, services)
@@ -149,7 +149,7 @@ class Lead(JobProcess):
         return self._succeeded(manifest)
 
     def _fence(self, file: Path) -> None:
-        give_way(file, self.paths, self.services)
+        yield_folder_to_live_job(file, self.paths, self.services)
         self.fences.append(Fence.put_up(file, self.paths, self.attempt.number, self.place.restart))
 
     def _refuse_company(self, work: JobFolder) -> None:
@@ -225,8 +225,9 @@ class Lead(JobProcess):
             "restarts": str(self.restarts),
             "snapshot": self.attempt.terms.snapshot,
             "record": self.paths.fingerprint,
-            "slurm.job_id": str(self.place.job_id),
-            "slurm.nodes": self.place.nodes,
+            "job.id": str(self.place.job_id),
+            "job.nodes": self.place.nodes,
+            "job.scheduler": self.attempt.terms.scheduler,
             "log": log.as_posix(),
             **self.own_gpus.tags(),
         }
@@ -256,14 +257,14 @@ class Lead(JobProcess):
 
     def _end(self, error: BaseException) -> int:
         if isinstance(error, SupersededError):
-            return self._give_way(error)
+            return self._superseded(error)
         if isinstance(error, UpstreamPending):
             return self._wait_for(error)
         if isinstance(error, InterruptedRun | KeyboardInterrupt):
             return self._interrupted(error)
         return self._failed(error)
 
-    def _give_way(self, error: SupersededError) -> int:
+    def _superseded(self, error: SupersededError) -> int:
         """Leave the run to a newer start.
 
         A newer attempt is another job: jobs that wait for this one look for it when they begin,
@@ -288,7 +289,7 @@ class Lead(JobProcess):
                 error=redact(text)[-ERROR_CHARACTERS:], gpus=self._gpus(), **self._look(),
             )  # fmt: skip
         except SupersededError as superseded:
-            return self._give_way(superseded)
+            return self._superseded(superseded)
         except OSError as unwritten:
             logger.error("the record could not be written: %s", unwritten)
         return code
@@ -299,7 +300,7 @@ class Lead(JobProcess):
             self.soon(lambda: bool(self._stop_names()))
         names = self._stop_names()
         logger.warning("%s: interrupted (%s)", self.job.name, error or ", ".join(names))
-        limit = self.attempt.terms.slurm.get("max_restarts")
+        limit = self.attempt.terms.asked.get("max_restarts")
         goes_on = bool(ASKS_TO_GO_ON & set(names))
         if goes_on and limit is not None and self.restarts >= limit:
             text = (
@@ -312,7 +313,7 @@ class Lead(JobProcess):
                 stopped_by=names, gpus=self._gpus(), **self._look(),
             )  # fmt: skip
         except SupersededError as superseded:
-            return self._give_way(superseded)
+            return self._superseded(superseded)
         except OSError as unwritten:  # no reason not to go on from the checkpoint
             logger.error("the record could not be written: %s", unwritten)
         if not goes_on:
@@ -326,7 +327,7 @@ class Lead(JobProcess):
         try:
             self.reporter.update(status=Status.INTERRUPTED, ended=self.services.clock())
         except SupersededError as superseded:
-            return self._give_way(superseded)
+            return self._superseded(superseded)
         except OSError as unwritten:
             logger.error("the record could not be written: %s", unwritten)
         self.reporter.end()

@@ -27,7 +27,7 @@ from pipeline.jobs.verdict import Patience
 from pipeline.project import Project
 from pipeline.results.documents import Document, hashes_of
 from pipeline.results.port import Identity, ResultCache
-from pipeline.schedulers.port import Scheduler
+from pipeline.schedulers.port import JOB_CPUS, JOB_ID, JOB_NODES, JOB_RESTARTS, Scheduler
 from pipeline.stages.request import StageFunction, StageRequest
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -87,12 +87,11 @@ class Place:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Place":
-        """Read it from the environment of a job step."""
-        array, task = (environment.get(f"SLURM_ARRAY_{n}_ID") for n in ("JOB", "TASK"))
+        """Read it from the environment that the scheduler gives a job's processes."""
         return cls(
-            job_id=f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID"),
-            restart=int(environment.get("SLURM_RESTART_COUNT") or 0),
-            nodes=environment.get("SLURM_JOB_NODELIST") or socket.gethostname(),
+            job_id=environment.get(JOB_ID),
+            restart=int(environment.get(JOB_RESTARTS) or 0),
+            nodes=environment.get(JOB_NODES) or socket.gethostname(),
             rank=int(environment.get("RANK") or 0),
             local_rank=int(environment.get("LOCAL_RANK") or 0),
             world_size=int(environment.get("WORLD_SIZE") or 1),
@@ -211,9 +210,9 @@ def granted(terms: Terms, environment: Mapping[str, str]) -> Resources:
     on the CPU without a word.
     """
     resources = Resources(**terms.resources)
-    if terms.slurm.get("gpus") and resources.device == "auto":
+    if terms.asked.get("gpus") and resources.device == "auto":
         resources = dataclasses.replace(resources, device="cuda")
-    cpus = environment.get("SLURM_CPUS_PER_TASK")
+    cpus = environment.get(JOB_CPUS)
     if cpus and resources.threads is None:
         threads = max(1, int(cpus) - resources.num_workers)
         resources = dataclasses.replace(resources, threads=threads)

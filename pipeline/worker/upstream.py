@@ -1,8 +1,7 @@
 """Whether what a job needs is there, asked when the job begins."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.errors import AslPipeError
 from pipeline.jobs.fence import holder_of
@@ -11,9 +10,8 @@ from pipeline.jobs.job import PROVISIONAL, Job
 from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.results.documents import Document, Hashes, missing_deps, with_deps
-from pipeline.results.port import ResultCache
-from pipeline.schedulers.port import Scheduler
 from pipeline.submission.job_reports import JobReport, Queue, report_on
+from pipeline.worker.process import Services
 
 POLL_S = 2.0
 _UNDECIDED = (Verdict.SETTLING, Verdict.UNKNOWN)
@@ -35,21 +33,6 @@ class UpstreamPending(AslPipeError):
     def __init__(self, message: str, job_ids: tuple[str, ...]) -> None:
         super().__init__(message)
         self.job_ids = job_ids
-
-
-class Services(Protocol):
-    """What is needed of the world outside."""
-
-    @property
-    def cache(self) -> ResultCache: ...
-    @property
-    def scheduler(self) -> Scheduler: ...
-    @property
-    def patience(self) -> Patience: ...
-    @property
-    def clock(self) -> Callable[[], float]: ...
-    @property
-    def pause(self) -> Callable[[float], None]: ...
 
 
 def resolve(
@@ -85,7 +68,7 @@ def resolve(
     return with_deps(job.document, hashes)
 
 
-def give_way(fence: Path, paths: JobFolder, services: Services) -> None:
+def yield_folder_to_live_job(fence: Path, paths: JobFolder, services: Services) -> None:
     """Leave a folder to the job of another run that works there, as long as that lives.
 
     Runs of different recipes can turn out to be one and the same when their inputs are there.

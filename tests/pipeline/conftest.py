@@ -1,10 +1,12 @@
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fake_scheduler import HERE as SERVICES
 from fake_scheduler import FakeCluster
 
 from pipeline.cli import run_command
@@ -158,6 +160,7 @@ class Site:
         self.cluster = FakeCluster(root.parent / "cluster")
         self.cache = DvcCache()
         self.patience = IMPATIENT
+        self.edit("cluster.yaml", "\nslurm:", "\nscheduler: fake_scheduler:fake\nfake:")
 
     @property
     def project(self) -> Project:
@@ -170,6 +173,16 @@ class Site:
     def stub(self, **orders: Any) -> None:
         """Say what stages do from now on, see stub_stages.py."""
         self.cluster.environment["STUB"] = json.dumps(orders)
+
+    def ask(self, **settings: dict[str, Any]) -> None:
+        """Say what the jobs of stages, or those of `default`, ask for."""
+        text = yaml.safe_dump({"scheduler": "fake_scheduler:fake", "fake": settings})
+        (self.root / "cluster.yaml").write_text(text)
+
+    @property
+    def python_path(self) -> str:
+        """Where a command finds the project's own code, and the scheduler."""
+        return os.pathsep.join([str(self.root), SERVICES])
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Change a file of the project."""
@@ -234,8 +247,9 @@ class Site:
 
 
 @pytest.fixture
-def site(stub_project: Path, call: Any) -> Iterator[Site]:
+def site(stub_project: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """Return a project with stub stages and a cluster; what it still runs ends with the test."""
+    monkeypatch.setenv("PYTHONPATH", SERVICES, prepend=os.pathsep)
     made = Site(stub_project, call)
     yield made
     made.cluster.close()

@@ -23,7 +23,7 @@ def repro(site: Any, name: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["dvc", "repro", name],
         cwd=site.root,
-        env=os.environ | {"ASL_FAKE_CLUSTER": str(site.cluster.folder)} | environment,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

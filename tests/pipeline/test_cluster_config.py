@@ -5,17 +5,25 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_scheduler import FakeScheduler
 
-from pipeline.config.cluster import (
-    STAGES,
-    SlurmResources,
-    load_job_resources,
-    load_resources,
-    load_slurm,
-)
+from pipeline.config.cluster import STAGES, job_resources, load_job_request, load_resources
+from pipeline.config.job_resources import JobResources
+from pipeline.config.schedulers import SCHEDULERS, load_settings
 from pipeline.errors import UserError
+from pipeline.schedulers.find import find_kind, find_scheduler
+from pipeline.schedulers.port import SchedulerKind
+from pipeline.schedulers.slurm.resources import SlurmResources
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
 ROOT = Path(__file__).parents[2]
+
+
+def load_slurm(path: Path, stage: str) -> SlurmResources:
+    request = load_job_request(path, stage)
+    assert request.scheduler == "slurm"
+    assert isinstance(request.asked, SlurmResources)
+    return request.asked
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ slurm:
   default: {resources: {num_workers: 8}}
   pretrain: {resources: {compile: true}}
 """)
-    job = load_job_resources(file, "pretrain")
+    job = load_job_request(file, "pretrain").resources
     assert (job.num_workers, job.threads, job.compile) == (8, 2, True)
     assert load_resources(file, "pretrain").num_workers == 1
 
@@ -59,7 +67,7 @@ def test_what_a_job_asks_for_survives_json(file: Path) -> None:
     file.write_text('slurm: {default: {setup: [a], env: {A: "1"}, options: {x: 1}, time: 5}}')
     asked = load_slurm(file, "detect")
     back = json.loads(json.dumps(dataclasses.asdict(asked)))
-    assert SlurmResources(**{**back, "setup": tuple(back["setup"])}) == asked
+    assert job_resources("slurm", back) == asked
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,17 @@ def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
         ("slurm: {pretrain: {resources: {micro_batch_size: -1}}}",
          "slurm.pretrain.resources: micro_batch_size must be at least 1, got -1"),
         ("slurm: {default: 3}", "slurm.default: got 3, expected a mapping"),
+        ("slurm: 3", "slurm: got 3, expected a mapping"),
+        ("scheduler: 3", "scheduler: got 3, expected a valid string"),
+        ("scheduler: slrum", "scheduler: got 'slrum', expected one of slurm, or module:function of "
+         "your own; did you mean 'slurm'?"),
+        ("scheduler: nowhere:own", "scheduler: nowhere:own cannot be loaded: No module named"),
+        ("scheduler: json:loads", "scheduler: json:loads cannot be loaded: loads() missing"),
+        ("scheduler: os:getpid", "scheduler: os:getpid returns int, expected a SchedulerKind"),
+        ("scheduler: fake_scheduler:fake\nslurm: {default: {nodes: 0}}",  # another one's section
+         "slurm.default: got nodes 0, expected 1 or more"),
+        ("scheduler: fake_scheduler:fake\nfake: {default: {partition: gpu}}",
+         "fake.default.partition: unknown key (valid: nodes, tasks_per_node, gpus, cpus,"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_its_place(file: Path, text: str, said: str) -> None:
@@ -121,6 +140,38 @@ def test_settings_that_do_not_go_together_are_found_across_sections(file: Path) 
     file.write_text("slurm: {default: {gpus: 4}, pretrain: {tasks_per_node: 8}}")
     with pytest.raises(UserError, match=r"slurm\.pretrain: got tasks_per_node 8 on 4 GPUs a node"):
         load_slurm(file, "linprobe")
+
+
+def test_jobs_go_to_slurm_unless_the_file_or_the_environment_names_another(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = file.with_name("project") / ".asl"
+    file = scratch.with_name("cluster.yaml")
+    scratch.mkdir(parents=True)
+    assert isinstance(find_scheduler(scratch), SlurmScheduler)
+    file.write_text("scheduler: fake_scheduler:fake\nfake: {pretrain: {nodes: 2}}")
+    assert isinstance(find_scheduler(scratch), FakeScheduler)
+    request = load_job_request(file, "pretrain")
+    assert request.scheduler == "fake_scheduler:fake"
+    assert request.asked == JobResources(nodes=2)
+    monkeypatch.setenv("ASL_SCHEDULER", "slurm")
+    assert isinstance(find_scheduler(scratch), SlurmScheduler)
+    assert load_job_request(file, "pretrain").asked == SlurmResources()
+
+
+def test_a_mistake_elsewhere_in_the_file_does_not_hide_the_queue(file: Path) -> None:
+    file.write_text("slurm: {default: {nodes: 0}}\nlocla: {}")
+    assert find_kind(file).section == "slurm"
+    file.write_text("scheduler: slrum")
+    with pytest.raises(UserError, match="did you mean 'slurm'"):
+        find_kind(file)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_row_of_the_table_is_a_scheduler_with_a_section_of_its_name(name: str) -> None:
+    kind = load_settings(name)
+    assert isinstance(kind, SchedulerKind)
+    assert kind.section == name
 
 
 def test_the_projects_own_file_is_valid() -> None:

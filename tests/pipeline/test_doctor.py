@@ -4,26 +4,23 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pipeline.config.cluster import SlurmResources
+from pipeline.config.cluster import STAGES, load_job_request
+from pipeline.config.job_resources import JobResources
 from pipeline.doctor import nodes as doctor_nodes
 from pipeline.doctor.checks import (
-    Finding,
-    Level,
     examine,
-    judge_configuration,
+    examine_scheduler,
     judge_race,
     judge_reads,
-    judge_time,
     probe_request,
     worst,
 )
@@ -31,7 +28,18 @@ from pipeline.doctor.machine import Filesystem, Machine
 from pipeline.doctor.node_probe import take_names, watch, write_json
 from pipeline.doctor.nodes import examine_nodes
 from pipeline.project import Project
-from pipeline.schedulers.port import BatchJob, Limits, QueuedJob, SchedulerError
+from pipeline.schedulers.port import (
+    BatchJob,
+    Finding,
+    JobPhase,
+    Level,
+    QueuedJob,
+    SchedulerError,
+    SchedulerKind,
+)
+from pipeline.schedulers.slurm import examination
+from pipeline.schedulers.slurm.examination import judge_configuration, judge_time
+from pipeline.schedulers.slurm.resources import SlurmResources
 
 
 @dataclass
@@ -44,13 +52,13 @@ class OneMachine:
     forbids: bool = False
     deaf: bool = False
     refused: str = ""
-    state: str = "PENDING"
+    phase: JobPhase = JobPhase.WAITING
     tasks: list[subprocess.Popen[bytes]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
     def submit(self, jobs: Sequence[BatchJob]) -> list[str]:
         if self.starts:
-            self.state = "RUNNING"
+            self.phase = JobPhase.RUNNING
             ranks = range(jobs[0].resources.nodes)
             environment = os.environ | {
                 "WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20999",
@@ -64,11 +72,11 @@ class OneMachine:
     def queue(self) -> list[QueuedJob]:
         if self.down:
             raise SchedulerError("squeue: Unable to contact slurm controller")
-        return [QueuedJob("1", self.state, "Priority", "", "", 0)]
+        return [QueuedJob("1", self.phase, self.phase.upper(), "Priority")]
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         self.cancelled += job_ids
-        self.state = "CANCELLED"
+        self.phase = JobPhase.ENDED
         for process in self.tasks:
             process.kill()
             process.wait()
@@ -76,20 +84,20 @@ class OneMachine:
     def requeue(self, job_id: str) -> None:
         if self.forbids:
             raise SchedulerError("Requested operation is presently disabled")
-        self.state = "PENDING"
+        self.phase = JobPhase.WAITING
 
     def explain(self, job_id: str) -> str | None:
         return None
 
-    def limits(self) -> Limits:
-        return Limits()
+    def remove_old_submissions(self, needed: Collection[Path] = ()) -> int:
+        return 0
 
     def configuration(self) -> dict[str, str]:
         if self.down:
             raise SchedulerError("scontrol: Unable to contact slurm controller")
         return self.configured
 
-    def try_out(self, resources: SlurmResources) -> str:
+    def try_out(self, resources: JobResources) -> str:
         if self.refused:
             raise SchedulerError(self.refused)
         return "to start now"
@@ -107,12 +115,8 @@ class FakeMachine:
     free_bytes: int = 10**12
     settings: dict[str, str] = field(default_factory=dict)
     links: tuple[str, ...] = ("hardlink", "symlink", "copy")
-    programs: tuple[str, ...] = ("sbatch", "srun", "squeue", "scontrol", "scancel")
     cores: int = 8
     load: float = 1.0
-
-    def has(self, program: str) -> bool:
-        return program in self.programs
 
     def filesystem(self, path: Path) -> Filesystem:
         return Filesystem(self.kind, self.free_bytes)
@@ -139,37 +143,58 @@ def cluster() -> Iterator[OneMachine]:
     one.cancel([])
 
 
-def found(project: Project, cluster: OneMachine, **machine: object) -> dict[str, Finding]:
-    findings = list(examine(project, FakeMachine(**machine), cluster))  # type: ignore[arg-type]
-    for finding in findings:
+def by_what(findings: Iterator[Finding]) -> dict[str, Finding]:
+    found = {finding.what: finding for finding in findings}
+    for finding in found.values():
         assert finding.remedy or finding.level in (Level.OK, Level.NOTE), finding
-    return {finding.what: finding for finding in findings}
+    return found
+
+
+def found(project: Project, **machine: object) -> dict[str, Finding]:
+    return by_what(examine(project, FakeMachine(**machine)))  # type: ignore[arg-type]
+
+
+def of_slurm(
+    project: Project, cluster: OneMachine, programs: Collection[str] = examination.COMMANDS
+) -> dict[str, Finding]:
+    """Return what is found where these commands are on PATH."""
+    requests = {stage: load_job_request(project.cluster_file, stage).asked for stage in STAGES}
+    which = {name: f"/usr/bin/{name}" for name in programs}.get
+    return by_what(examination.examine(cluster, requests, which))
 
 
 def test_a_healthy_place_has_no_failures_and_leaves_nothing(
     project: Project, cluster: OneMachine
 ) -> None:
-    findings = found(project, cluster)
+    findings = found(project) | of_slurm(project, cluster)
     assert worst(findings.values()) is not Level.FAILURE, findings
     assert list(project.scratch.iterdir()) == []
 
 
 def test_a_place_without_slurm_is_no_fault(project: Project, cluster: OneMachine) -> None:
-    findings = found(project, cluster, programs=())
+    findings = of_slurm(project, cluster, programs=())
     assert findings["Slurm's commands"].level is Level.NOTE
     assert "Slurm's controller" not in findings
 
 
 def test_half_a_slurm_is_a_fault(project: Project, cluster: OneMachine) -> None:
-    finding = found(project, cluster, programs=("sbatch", "squeue"))["Slurm's commands"]
+    finding = of_slurm(project, cluster, programs=("sbatch", "squeue"))["Slurm's commands"]
     assert finding.level is Level.FAILURE
     assert finding.detail == "srun, scontrol, scancel not on PATH"
 
 
 def test_a_controller_that_does_not_answer_is_a_fault(project: Project) -> None:
-    findings = found(project, OneMachine(down=True))
+    findings = of_slurm(project, OneMachine(down=True))
     assert findings["Slurm's controller"].level is Level.FAILURE
     assert "grace" not in findings
+
+
+@pytest.mark.parametrize(("down", "level"), [(False, Level.OK), (True, Level.FAILURE)])
+def test_a_scheduler_of_which_little_is_known_is_asked_for_its_queue(
+    tmp_path: Path, down: bool, level: Level
+) -> None:
+    kind = SchedulerKind("own", JobResources, lambda _: OneMachine(down=down))
+    assert by_what(examine_scheduler(kind, tmp_path, {}))["scheduler"].level is level
 
 
 def test_a_request_that_can_never_be_met_names_its_stages(
@@ -177,17 +202,17 @@ def test_a_request_that_can_never_be_met_names_its_stages(
 ) -> None:
     project.cluster_file.write_text("slurm: {detect: {nodes: 99}}")
     cluster.refused = "sbatch: Requested node configuration is not available"
-    findings = found(project, cluster)
+    findings = of_slurm(project, cluster)
     assert findings["cluster.yaml for detect"].level is Level.FAILURE
     assert "cluster.yaml" in findings["cluster.yaml for detect"].remedy
 
 
-def test_a_network_filesystem_wants_locks_by_link(project: Project, cluster: OneMachine) -> None:
-    finding = found(project, cluster, kind="nfs4")["DVC's lock"]
+def test_a_network_filesystem_wants_locks_by_link(project: Project) -> None:
+    finding = found(project, kind="nfs4")["DVC's lock"]
     assert finding.level is Level.WARNING
     assert "dvc config --local core.hardlink_lock true" in finding.remedy
     set_up = {"core.hardlink_lock": "true"}
-    assert found(project, cluster, kind="nfs4", settings=set_up)["DVC's lock"].level is Level.OK
+    assert found(project, kind="nfs4", settings=set_up)["DVC's lock"].level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -201,32 +226,28 @@ def test_a_network_filesystem_wants_locks_by_link(project: Project, cluster: One
     ],
 )
 def test_weights_that_are_copied_are_mentioned(
-    project: Project, cluster: OneMachine, kinds: tuple[str, ...], configured: str, level: Level
+    project: Project, kinds: tuple[str, ...], configured: str, level: Level
 ) -> None:
     machine = {"links": kinds, "settings": {"cache.type": configured}}
-    findings = list(examine(project, FakeMachine(**machine), cluster))  # type: ignore[arg-type]
+    findings = list(examine(project, FakeMachine(**machine)))  # type: ignore[arg-type]
     assert [f.level for f in findings if f.what == "DVC's links"] == [level]
 
 
-def test_a_shared_cache_that_the_group_cannot_write_to_is_a_fault(
-    project: Project, cluster: OneMachine
-) -> None:
+def test_a_shared_cache_that_the_group_cannot_write_to_is_a_fault(project: Project) -> None:
     closed = project.root / "cache" / "files"
     closed.mkdir(parents=True)
     closed.parent.chmod(0o2775)
     closed.chmod(0o755)
-    finding = found(project, cluster, settings={"cache.shared": "group"})["DVC's cache"]
+    finding = found(project, settings={"cache.shared": "group"})["DVC's cache"]
     assert finding.level is Level.FAILURE
     assert str(closed) in finding.detail
     closed.chmod(0o2775)
-    finding = found(project, cluster, settings={"cache.shared": "group"})["DVC's cache"]
+    finding = found(project, settings={"cache.shared": "group"})["DVC's cache"]
     assert finding.level is Level.OK
 
 
-def test_a_busy_machine_and_a_full_disk_are_mentioned(
-    project: Project, cluster: OneMachine
-) -> None:
-    findings = found(project, cluster, load=9.0, free_bytes=10**8)
+def test_a_busy_machine_and_a_full_disk_are_mentioned(project: Project) -> None:
+    findings = found(project, load=9.0, free_bytes=10**8)
     assert findings["processors here"].level is Level.WARNING
     assert findings["disk"].level is Level.WARNING
 
@@ -382,7 +403,7 @@ def test_a_job_that_does_not_answer_is_a_fault_and_its_log_is_quoted(
     tmp_path: Path, cluster: OneMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_nodes, "ANSWER_S", 0.3)
-    silent = dataclasses.replace(cluster, starts=False, state="RUNNING")
+    silent = dataclasses.replace(cluster, starts=False, phase=JobPhase.RUNNING)
     findings = nodes(tmp_path, silent)
     assert findings["a job"].level is Level.FAILURE
     assert "shared filesystem" in findings["a job"].remedy
@@ -392,8 +413,6 @@ def test_a_job_that_does_not_answer_is_a_fault_and_its_log_is_quoted(
 def test_this_machine_is_what_it_is(dvc_project: Path) -> None:
     machine = Machine()
     assert machine.cores >= 1
-    assert machine.has(sys.executable)
-    assert not machine.has("no-such-program")
     assert machine.filesystem(dvc_project).free_bytes > 0
     kinds = machine.link_kinds(dvc_project, dvc_project)
     assert {"symlink", "copy"} <= set(kinds)

@@ -31,7 +31,6 @@ Say = Callable[..., str]
 def say(say: Say, site: Any, monkeypatch: pytest.MonkeyPatch) -> Say:
     """Run a command line in the site and return what it printed."""
     monkeypatch.chdir(site.root)
-    monkeypatch.setenv("ASL_FAKE_CLUSTER", str(site.cluster.folder))
     site.stub(steps=7)
     return say
 

@@ -39,7 +39,7 @@ from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.results.code import code_folder, freeze, read_code
 from pipeline.results.documents import differences, missing_deps, recipe_id, with_deps, with_outs
 from pipeline.submission import hand_over
-from pipeline.submission.hand_over import pack
+from pipeline.submission.hand_over import prepare_attempt
 from pipeline.worker.process import granted
 
 DOCUMENT = {
@@ -52,7 +52,7 @@ DOCUMENT = {
     "outs": [{"path": "runs/b.json", "hash": "md5"}, {"path": "runs/a", "hash": "md5"}],
 }
 TERMS = Terms(
-    snapshot="s", resources={"threads": 2}, slurm={"setup": ["module load cuda"]},
+    snapshot="s", resources={"threads": 2}, asked={"setup": ["module load cuda"]},
     upstream={"data/icons": "f" * 64}, data_root="/data",
 )  # fmt: skip
 
@@ -75,8 +75,8 @@ def make_attempt(number: int, **changes) -> Attempt:
     ("gpus", "asked", "device"), [(0, "auto", "auto"), (8, "auto", "cuda"), (8, "cpu", "cpu")]
 )
 def test_a_job_that_asked_for_gpus_computes_on_no_cpu(gpus: int, asked: str, device: str) -> None:
-    terms = replace(TERMS, slurm={"gpus": gpus}, resources={"device": asked, "num_workers": 2})
-    resources = granted(terms, {"SLURM_CPUS_PER_TASK": "6"})
+    terms = replace(TERMS, asked={"gpus": gpus}, resources={"device": asked, "num_workers": 2})
+    resources = granted(terms, {"ASL_JOB_CPUS": "6"})
     assert (resources.device, resources.threads) == (device, 4)
 
 
@@ -115,11 +115,11 @@ def test_of_two_attempts_prepared_at_once_none_replaces_the_other(
     def meanwhile() -> str:
         """Let another process prepare an attempt before this one is written."""
         monkeypatch.setattr(hand_over, "new_token", token)
-        pack(paths, job, TERMS)
+        prepare_attempt(paths, job, TERMS)
         return token()
 
     monkeypatch.setattr(hand_over, "new_token", meanwhile)
-    first = pack(paths, job, TERMS).attempt
+    first = prepare_attempt(paths, job, TERMS).attempt
     assert sorted(attempt.number for attempt in read_attempts(paths)) == [1, 2]
     assert first in read_attempts(paths)
 
@@ -300,7 +300,7 @@ def test_a_run_of_another_machine_lives_as_long_as_its_journal_grows(
     assert host_of_local_run(job, now, 120.0) is None
     write_record(job.record, record)
     with Journal.open(job.journal) as journal:
-        journal.tags({"stage": "pretrain", "slurm.job_id": "27"})
+        journal.tags({"stage": "pretrain", "job.id": "27"})
     assert host_of_local_run(job, now, 120.0) is None  # a job: it has a record of its own
 
 

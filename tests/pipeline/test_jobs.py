@@ -68,7 +68,8 @@ def test_a_job_says_how_far_it_is_and_where(site) -> None:
     for record in read_records(work / "journal"):
         tags |= record.body["values"] if record.kind == "tags" else {}
     assert tags["fingerprint"] == state.fingerprint
-    assert tags["slurm.job_id"] == "2"
+    assert (tags["job.id"], tags["job.nodes"]) == ("2", "n1")
+    assert tags["job.scheduler"] == "fake_scheduler:fake"
     assert tags["encoder_fingerprint" if "encoder_fingerprint" in tags else "stage"]
     assert not (work / "ckpt").exists()
     assert not (site.reports()["pretrain@asl"].paths.inputs).exists()
@@ -179,7 +180,7 @@ def test_a_preempted_job_goes_on_where_it_was(site) -> None:
 
 
 def test_where_requeueing_is_forbidden_a_new_job_goes_on_and_what_waits_follows_it(site) -> None:
-    (site.root / "cluster.yaml").write_text("slurm:\n  default: {requeue: resubmit}\n")
+    site.ask(default={"requeue": "resubmit"})
     site.stub(steps=40, step_s=0.05)
     done = site.submit()
     job_id = site.run_until_step("pretrain@asl", 3)
@@ -219,7 +220,7 @@ def test_a_cancelled_job_stays_where_it_was_until_it_is_submitted_again(site) ->
 
 
 def test_a_job_that_is_interrupted_too_often_fails(site) -> None:
-    (site.root / "cluster.yaml").write_text("slurm:\n  pretrain: {max_restarts: 1}\n")
+    site.ask(pretrain={"max_restarts": 1})
     site.stub(steps=4000, step_s=0.05)
     site.submit("pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
@@ -274,8 +275,7 @@ def test_a_blocked_job_is_replaced_when_what_it_needs_was_made_elsewhere(site) -
     site.submit("pretrain")
     site.run()
     assert site.verdict("pretrain@asl") is Verdict.BLOCKED
-    cluster = str(site.cluster.folder)
-    here = {"ASL_FAKE_CLUSTER": cluster, "ASL_HERE": "1", "PYTHONPATH": str(site.root)}
+    here = {"ASL_HERE": "1", "PYTHONPATH": site.python_path}
     site.dvc("repro", "prepare@icons", **here)
     site.stub(steps=7)
     done = site.submit("pretrain")
@@ -342,7 +342,7 @@ def test_a_full_disk_is_a_failure_that_says_so_and_what_was_done_is_kept(site) -
 
 @pytest.mark.parametrize("how", ["raises", "is killed"])
 def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
-    (site.root / "cluster.yaml").write_text("slurm:\n  pretrain: {tasks_per_node: 2}\n")
+    site.ask(pretrain={"tasks_per_node": 2})
     site.stub(steps=4000, step_s=0.05, **({"fail": 1} if how == "raises" else {}))
     site.submit("pretrain")
     if how == "is killed":
@@ -365,7 +365,7 @@ def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
 
 
 def test_several_processes_of_a_job_are_interrupted_and_go_on_together(site) -> None:
-    (site.root / "cluster.yaml").write_text("slurm:\n  pretrain: {tasks_per_node: 2}\n")
+    site.ask(pretrain={"tasks_per_node": 2})
     site.stub(steps=40, step_s=0.05, stop_s=1.0)  # the others have ended long before
     site.submit("pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
@@ -386,7 +386,7 @@ def test_a_result_that_is_there_when_a_job_begins_is_taken(site) -> None:
     site.stub(fail=0)
     jobs = site.root / ".asl/jobs"
     away = jobs.rename(jobs.with_name("away"))
-    site.dvc("repro", "pretrain@asl", STUB=json.dumps({"steps": 7}), PYTHONPATH=str(site.root))
+    site.dvc("repro", "pretrain@asl", STUB=json.dumps({"steps": 7}), PYTHONPATH=site.python_path)
     shutil.rmtree(jobs)
     away.rename(jobs)
     site.run()
@@ -416,7 +416,7 @@ def test_a_run_can_be_made_anew_although_there_is_a_result(site) -> None:
 
 
 def test_runs_for_which_there_is_no_room_wait_for_another_submission(site) -> None:
-    (site.root / "cluster.yaml").write_text("slurm:\n  default: {max_queued: 2}\n")
+    site.ask(default={"max_queued": 2})
     site.stub(steps=2)
     done = site.submit()
     assert outcomes(done) == dict(
@@ -429,14 +429,13 @@ def test_runs_for_which_there_is_no_room_wait_for_another_submission(site) -> No
 
 
 def test_the_room_of_one_stage_is_not_that_of_another(site) -> None:
-    cluster = "slurm:\n  prepare: {max_queued: 1}\n  pretrain: {max_queued: 1}\n"
-    (site.root / "cluster.yaml").write_text(cluster)
+    site.ask(prepare={"max_queued": 1}, pretrain={"max_queued": 1})
     done = site.submit()
     assert outcomes(done) == dict(
         zip(DAG, (Outcome.SUBMITTED, Outcome.HELD, Outcome.HELD), strict=True)
     )
     assert done["pretrain@asl"].detail == "the queue holds 1 jobs of asl-pipe, max_queued is 1"
-    site.edit("cluster.yaml", "pretrain: {max_queued: 1}", "pretrain: {max_queued: 2}")
+    site.ask(prepare={"max_queued": 1}, pretrain={"max_queued": 2})
     assert site.submit("pretrain")["pretrain@asl"].outcome is Outcome.SUBMITTED
     assert site.submit()["linprobe@asl"].outcome is Outcome.SUBMITTED
 

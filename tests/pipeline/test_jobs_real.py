@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from fake_scheduler import HERE as SERVICES
 
 from pipeline.jobs.verdict import Verdict
 
@@ -59,7 +60,7 @@ def test_an_interrupted_job_ends_with_the_bytes_of_an_undisturbed_run_here(
     site = real_site
     here = tmp_path / "here"
     shutil.copytree(site.root, here)
-    done = site._call("dvc", "repro", "linprobe@asl", cwd=here, PYTHONPATH=str(here))
+    done = site._call("dvc", "repro", "linprobe@asl", cwd=here, PYTHONPATH=f"{here}:{SERVICES}")
     assert done.returncode == 0, done.stderr
     site.submit("linprobe")
     job_id = site.run_until_step("pretrain@asl", 20)

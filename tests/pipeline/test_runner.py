@@ -28,7 +28,7 @@ from pipeline.jobs.journal import read_records
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.jobs.verdict import Patience
 from pipeline.results.port import Filing
-from pipeline.schedulers.port import QueuedJob, SchedulerError
+from pipeline.schedulers.port import JobPhase, QueuedJob, SchedulerError
 from pipeline.stages.request import StageRequest
 from pipeline.worker import helper as job_helper
 from pipeline.worker.main import run_job
@@ -86,12 +86,13 @@ class MemoryCache:
 class OneJobScheduler:
     """Knows one job, which does not let itself be requeued."""
 
-    def __init__(self, state: str) -> None:
-        self.state, self.submitted = state, []
+    def __init__(self, phase: JobPhase) -> None:
+        self.phase, self.submitted = phase, []
         self.others: list[QueuedJob] = []
 
     def queue(self) -> list[QueuedJob]:
-        return [QueuedJob("27", self.state, "", comment_of(KEY, "t1"), "n1", 0), *self.others]
+        own = QueuedJob("27", self.phase, "", comment=comment_of(KEY, "t1"), nodes="n1", restarts=0)
+        return [own, *self.others]
 
     def requeue(self, job_id: str) -> None:
         raise SchedulerError("Requested operation is presently disabled")
@@ -105,7 +106,7 @@ class RequeueingScheduler(OneJobScheduler):
     """Knows one job, which it requeues."""
 
     def __init__(self, then: Callable[[], None] = lambda: None) -> None:
-        super().__init__("RUNNING")
+        super().__init__(JobPhase.RUNNING)
         self.requeued: list[str] = []
         self.then = then
 
@@ -143,7 +144,7 @@ class Bench:
     def write_attempt(self, number: int, **changes: Any) -> Attempt:
         terms = Terms(
             snapshot="code", resources={"log_every_steps": 1},
-            slurm={"max_restarts": 3, "requeue": "allowed"},
+            asked={"max_restarts": 3, "requeue": "allowed"},
             upstream={"data/icons": "p-" + "e" * 64}, data_root="/data",
         )  # fmt: skip
         attempt = Attempt(
@@ -165,7 +166,7 @@ class Bench:
         write_attempt(paths, Attempt(
             number=1, token="u", job_id="5", host="h", user=ME,
             submitted=time.time() if submitted is None else submitted,
-            terms=Terms(snapshot="", resources={}, slurm={}, upstream={}, data_root=""),
+            terms=Terms(snapshot="", resources={}, asked={}, upstream={}, data_root=""),
         ))  # fmt: skip
         if status is not None:
             manifest = {"data/icons": DATA} if status is Status.SUCCEEDED else {}
@@ -186,7 +187,7 @@ class Bench:
             heartbeat_s=self.heartbeat_s, pause=self.pause,
             patience=Patience(submitted_s=0.5), clock=self.clock,
         )  # fmt: skip
-        return run_job(self.paths, token, services, {"SLURM_JOB_ID": "27", **environment})
+        return run_job(self.paths, token, services, {"ASL_JOB_ID": "27", **environment})
 
     def be_ready(self) -> None:
         """Let the first process of several have laid out the inputs."""
@@ -363,7 +364,9 @@ def test_a_signal_while_a_failure_is_written_down_does_not_hide_it(bench: Bench)
     assert record["status"] == "FAILED"
 
 
-def test_a_job_that_slurm_ends_because_it_was_requeued_ends_without_an_error(bench: Bench) -> None:
+def test_a_job_that_the_scheduler_ends_because_it_was_requeued_ends_without_an_error(
+    bench: Bench,
+) -> None:
     bench.scheduler = RequeueingScheduler(be_terminated)  # type: ignore[assignment]
     assert bench.run(warn) == 75
     assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
@@ -381,8 +384,8 @@ def test_a_run_that_cannot_note_its_interruption_goes_on_all_the_same(bench: Ben
 
 
 def test_a_job_that_may_not_be_requeued_is_submitted_anew(bench: Bench) -> None:
-    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
-    assert bench.run(warn, SLURM_RESTART_COUNT="1") == 0
+    bench.scheduler = OneJobScheduler(JobPhase.RUNNING)  # type: ignore[assignment]
+    assert bench.run(warn, ASL_JOB_RESTARTS="1") == 0
     (job,) = bench.scheduler.submitted  # type: ignore[attr-defined]
     newest = read_attempts(bench.paths)[-1]
     assert (newest.number, newest.job_id, newest.restarts) == (2, "28", 2)
@@ -390,11 +393,11 @@ def test_a_job_that_may_not_be_requeued_is_submitted_anew(bench: Bench) -> None:
     assert job.comment == comment_of(KEY, newest.token)
 
 
-@pytest.mark.parametrize("state", ["COMPLETING", "PENDING"])
+@pytest.mark.parametrize("phase", [JobPhase.UNSETTLED, JobPhase.WAITING])
 def test_a_job_that_the_scheduler_is_requeueing_itself_is_left_to_it(
-    bench: Bench, state: str
+    bench: Bench, phase: JobPhase
 ) -> None:
-    bench.scheduler = OneJobScheduler(state)  # type: ignore[assignment]
+    bench.scheduler = OneJobScheduler(phase)  # type: ignore[assignment]
     assert bench.run(warn) == 75
     assert bench.scheduler.submitted == []  # type: ignore[attr-defined]
     assert len(read_attempts(bench.paths)) == 1
@@ -410,7 +413,7 @@ class DeafScheduler(RequeueingScheduler):
     def _listen(self) -> None:
         self.times -= 1
         if self.times >= 0:
-            raise SchedulerError("Unable to contact slurm controller (connect failure)")
+            raise SchedulerError("Unable to contact the controller")
 
     def queue(self) -> list[QueuedJob]:
         self._listen()
@@ -439,7 +442,7 @@ def test_a_scheduler_that_never_answers_is_given_up(bench: Bench) -> None:
 @pytest.mark.parametrize("submits", [False, True])
 def test_a_run_goes_on_once_nobody_else_submits_it(bench: Bench, submits: bool) -> None:
     bench.clock = bench.fast_clock
-    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
+    bench.scheduler = OneJobScheduler(JobPhase.RUNNING)  # type: ignore[assignment]
     theirs = claim(bench.paths.folder.parent, "p-" + "r" * 64, bench.clock())
     assert theirs is not None
 
@@ -456,7 +459,7 @@ def test_a_run_goes_on_once_nobody_else_submits_it(bench: Bench, submits: bool) 
 
 
 def test_a_job_that_comes_back_again_and_again_fails(bench: Bench) -> None:
-    assert bench.run(succeed, SLURM_RESTART_COUNT="4") == 1
+    assert bench.run(succeed, ASL_JOB_RESTARTS="4") == 1
     assert bench.state.status is Status.FAILED
     assert bench.state.error == "restarted 4 times; max_restarts is 3"
 
@@ -535,7 +538,7 @@ def test_a_result_is_not_filed_after_a_newer_start(bench: Bench) -> None:
     assert bench.cache.filings == []
 
 
-def test_a_failure_after_a_newer_attempt_is_no_failure_in_slurms_eyes(bench: Bench) -> None:
+def test_a_failure_after_a_newer_attempt_is_no_failure_in_the_schedulers_eyes(bench: Bench) -> None:
     bench.heartbeat_s = 60.0  # it does not notice first
 
     def fail(request: StageRequest) -> dict[str, float]:
@@ -546,7 +549,9 @@ def test_a_failure_after_a_newer_attempt_is_no_failure_in_slurms_eyes(bench: Ben
     assert bench.state.status is Status.RUNNING  # the record is its successor's
 
 
-def test_a_start_fails_in_slurms_eyes_when_the_same_job_has_started_anew(bench: Bench) -> None:
+def test_a_start_fails_in_the_schedulers_eyes_when_the_same_job_has_started_anew(
+    bench: Bench,
+) -> None:
     bench.heartbeat_s = 60.0  # it does not notice first
 
     def end(request: StageRequest) -> dict[str, float]:
@@ -808,8 +813,8 @@ def test_a_folder_is_left_to_another_runs_job_as_long_as_that_lives(
     other = JobFolder.of(bench.paths.scratch, "p-" + "e" * 64)
     fence = bench.paths.fence if folder == "own" else bench.work.fence
     theirs = Fence.put_up(fence, other, 1, 0)
-    bench.scheduler = OneJobScheduler("RUNNING")  # type: ignore[assignment]
-    line = QueuedJob("5", "RUNNING", "", comment_of("e" * 64, "u"), "n1", 0)
+    bench.scheduler = OneJobScheduler(JobPhase.RUNNING)  # type: ignore[assignment]
+    line = QueuedJob("5", JobPhase.RUNNING, "RUNNING", comment=comment_of("e" * 64, "u"))
     bench.scheduler.others = [line] if state == "RUNNING" else []  # type: ignore[attr-defined]
     assert bench.run(succeed) == 0
     if state == "ended":

@@ -1,5 +1,6 @@
 """What Slurm's commands are given and how their answers are read, without a Slurm."""
 
+import ast
 import json
 import os
 import re
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.cluster import SlurmResources
-from pipeline.schedulers.port import BatchJob, SchedulerError, SubmitError
+from pipeline.schedulers.port import BatchJob, JobPhase, SchedulerError, SubmitError
 from pipeline.schedulers.slurm import task
+from pipeline.schedulers.slurm.resources import SlurmResources
 from pipeline.schedulers.slurm.scheduler import REFUSED, SlurmScheduler
 
 TAKEN = 'cp "$2" submitted.sh; echo 27'
@@ -181,9 +182,38 @@ END""",
     )
     first, second = SlurmScheduler(tmp_path / "slurm").queue()
     assert (first.job_id, first.reason, first.nodes, first.comment) == ("7", "Priority", "", "")
-    assert (second.state, second.reason, second.restarts) == ("FUTURE", "", None)
+    assert (second.said, second.reason, second.restarts) == ("FUTURE", "", None)
     assert second.comment == "a|b"
-    assert not second.has_ended  # a state that nobody here knows is no end
+    assert second.phase is JobPhase.UNSETTLED  # a state that nobody here knows is no end
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "phase", "flags"),
+    [
+        ("PENDING", "Dependency", JobPhase.WAITING, (False, False)),
+        ("PENDING", "DependencyNeverSatisfied", JobPhase.WAITING, (True, False)),
+        ("CONFIGURING", "None", JobPhase.STARTING, (False, False)),
+        ("RUNNING", "None", JobPhase.RUNNING, (False, False)),
+        *((word, "None", JobPhase.UNSETTLED, (False, False))
+          for word in ("COMPLETING", "REQUEUED", "PREEMPTED", "SUSPENDED", "REQUEUE_HOLD")),
+        *((word, "None", JobPhase.ENDED, (False, False))
+          for word in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")),
+        *((word, "None", JobPhase.ENDED, (False, True))
+          for word in ("CANCELLED", "DEADLINE", "REVOKED", "BOOT_FAIL")),
+    ],
+)  # fmt: skip
+def test_slurms_words_have_a_meaning_for_all_schedulers(
+    tmp_path: Path,
+    commands: Path,
+    state: str,
+    reason: str,
+    phase: JobPhase,
+    flags: tuple[bool, ...],
+) -> None:
+    write(commands / "squeue", f"echo '7|{state}|{reason}|0|n1|asl:01234567:t|'")
+    (job,) = SlurmScheduler(tmp_path / "slurm").queue()
+    assert (job.phase, job.said) == (phase, state)
+    assert (job.can_never_start, job.never_began) == flags
 
 
 def test_ids_that_slurm_has_forgotten_are_no_error_but_other_complaints_are(
@@ -215,8 +245,11 @@ def test_a_node_without_scontrol_is_reached_by_its_name(
         task.address_of("no-such-name.invalid")
 
 
-def test_a_warning_is_kept_for_the_command_that_a_task_becomes(tmp_path: Path) -> None:
-    listen = """import signal
+def test_a_task_becomes_its_command_which_gets_warnings_and_neutral_variables(
+    tmp_path: Path,
+) -> None:
+    listen = """import os, signal
+print({name: value for name, value in os.environ.items() if name.startswith("ASL_")})
 signal.signal(signal.SIGUSR2, lambda *_: print("heard"))
 print(sorted(signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())))"""
     command = [sys.executable, "-c", listen]
@@ -231,15 +264,21 @@ sys.argv = ["task.py", {str(tmp_path)!r}]
 runpy.run_path({task.__file__!r}, run_name="__main__")"""
     slurm = {
         "JOB_ID": "27", "NTASKS": "1", "JOB_NUM_NODES": "1", "NODEID": "0", "PROCID": "0",
-        "LOCALID": "0", "JOB_NODELIST": "localhost",
+        "LOCALID": "0", "JOB_NODELIST": "localhost", "ARRAY_JOB_ID": "26", "ARRAY_TASK_ID": "0",
+        "RESTART_COUNT": "1", "CPUS_PER_TASK": "3",
     }  # fmt: skip
+    outer = {"ASL_JOB_CPUS": "9", "ASL_NODE": "of the job that has submitted this one"}
     done = subprocess.run(
         [sys.executable, "-c", warned], capture_output=True, text=True, check=False,
-        env=os.environ | {"SUBMITIT_EXECUTOR": "slurm"}
+        env=os.environ | outer | {"SUBMITIT_EXECUTOR": "slurm"}
         | {f"SLURM_{name}": value for name, value in slurm.items()},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "heard" in done.stdout
+    said = {"JOB_ID": "26_0", "JOB_NODES": "localhost", "JOB_RESTARTS": "1", "JOB_CPUS": "3"}
+    assert ast.literal_eval(done.stdout.splitlines()[0]) == {
+        f"ASL_{name}": value for name, value in said.items()
+    }
 
 
 def test_a_task_needs_nothing_of_the_project(tmp_path: Path) -> None:

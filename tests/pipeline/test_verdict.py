@@ -1,5 +1,6 @@
 """The table of verdicts, row by row, and what holds for every combination."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -7,11 +8,11 @@ import pytest
 from pipeline.jobs.job import Attempt, Terms
 from pipeline.jobs.state import JobState, Status
 from pipeline.jobs.verdict import Evidence, Verdict, judge
-from pipeline.schedulers.port import QueuedJob, QueueState
+from pipeline.schedulers.port import JobPhase, QueuedJob
 
 NOW = 1_000_000.0
 MANIFEST = {"runs/pretrain/asl": {"md5": "0" * 32}}
-TERMS = Terms(snapshot="s", resources={}, slurm={}, upstream={}, data_root="/data")
+TERMS = Terms(snapshot="s", resources={}, asked={}, upstream={}, data_root="/data")
 
 
 def attempt(job_id: str | None = "27", age: float = 1000.0, refused: str | None = None) -> Attempt:
@@ -29,8 +30,13 @@ def state(status: Status, age: float = 1000.0, token: str = "t") -> JobState:
     )  # fmt: skip
 
 
-def queued(name: str, reason: str = "None") -> QueuedJob:
-    return QueuedJob("27", name, reason, "asl:01234567:t", "", 0)
+def queued(phase: JobPhase, said: str = "", **flags: bool) -> QueuedJob:
+    return QueuedJob("27", phase, said, comment="asl:01234567:t", restarts=0, **flags)
+
+
+WAITING, STARTING, RUNNING, UNSETTLED, ENDED = map(queued, JobPhase)
+BLOCKED = queued(JobPhase.WAITING, can_never_start=True)
+CANCELLED = queued(JobPhase.ENDED, never_began=True)
 
 
 def find(
@@ -52,27 +58,27 @@ OLD, FRESH = 1000.0, 5.0
     ("said", "line", "verdict"),
     [
         (state(Status.SUCCEEDED), None, Verdict.SUCCEEDED),
-        (state(Status.SUCCEEDED), queued("COMPLETING"), Verdict.SUCCEEDED),
+        (state(Status.SUCCEEDED), UNSETTLED, Verdict.SUCCEEDED),
         (state(Status.FAILED), None, Verdict.FAILED),
-        (state(Status.FAILED), queued("FAILED"), Verdict.FAILED),
-        (state(Status.FAILED), queued("COMPLETING"), Verdict.SETTLING),
-        (state(Status.FAILED), queued("PENDING"), Verdict.ACTIVE),
-        (None, queued("PENDING", "DependencyNeverSatisfied"), Verdict.BLOCKED),
-        (None, queued("PENDING", "Priority"), Verdict.ACTIVE),
-        *((s, queued(name), Verdict.ACTIVE)
-          for s in (None, state(Status.RUNNING), state(Status.INTERRUPTED))
-          for name in ("RUNNING", "REQUEUED", "PREEMPTED", "COMPLETING", "SUSPENDED", "A_NEW_ONE")),
+        (state(Status.FAILED), ENDED, Verdict.FAILED),
+        (state(Status.FAILED), UNSETTLED, Verdict.SETTLING),
+        (state(Status.FAILED), WAITING, Verdict.ACTIVE),
+        (None, BLOCKED, Verdict.BLOCKED),
+        (None, WAITING, Verdict.ACTIVE),
+        *((said, line, Verdict.ACTIVE)
+          for said in (None, state(Status.RUNNING), state(Status.INTERRUPTED))
+          for line in (STARTING, RUNNING, UNSETTLED)),
         (state(Status.RUNNING, FRESH), None, Verdict.SETTLING),
-        (state(Status.RUNNING, FRESH), queued("NODE_FAIL"), Verdict.SETTLING),
+        (state(Status.RUNNING, FRESH), ENDED, Verdict.SETTLING),
         (state(Status.RUNNING, OLD), None, Verdict.LOST),
-        (state(Status.RUNNING, OLD), queued("TIMEOUT"), Verdict.LOST),
+        (state(Status.RUNNING, OLD), ENDED, Verdict.LOST),
         (state(Status.INTERRUPTED, FRESH), None, Verdict.SETTLING),
-        (state(Status.INTERRUPTED, FRESH), queued("CANCELLED"), Verdict.LOST),
+        (state(Status.INTERRUPTED, FRESH), CANCELLED, Verdict.LOST),
         (state(Status.INTERRUPTED, OLD), None, Verdict.LOST),
         (None, None, Verdict.LOST),
-        (None, queued("COMPLETED"), Verdict.LOST),
+        (None, ENDED, Verdict.LOST),
         # what an older attempt said counts for nothing
-        (state(Status.FAILED, token="older"), queued("PENDING"), Verdict.ACTIVE),
+        (state(Status.FAILED, token="older"), WAITING, Verdict.ACTIVE),
         (state(Status.SUCCEEDED, token="older"), None, Verdict.LOST),
         (state(Status.RUNNING, FRESH, token="older"), None, Verdict.LOST),
     ],
@@ -96,8 +102,8 @@ def test_evidence_of_both_sides_decides(
 def test_a_job_that_nobody_has_heard_of_gets_a_moment(tried: Attempt, verdict: Verdict) -> None:
     assert find(None, None, tried=tried) is verdict
     ended = Verdict.LOST if tried.refused else verdict
-    assert find(None, queued("COMPLETED"), tried=tried) is ended
-    assert find(None, queued("CANCELLED"), tried=tried) is Verdict.LOST
+    assert find(None, ENDED, tried=tried) is ended
+    assert find(None, CANCELLED, tried=tried) is Verdict.LOST
 
 
 def test_outputs_that_are_not_seen_settle_and_are_given_up_after_five_minutes() -> None:
@@ -134,8 +140,8 @@ def test_without_an_attempt_there_is_nothing_that_lives() -> None:
 def test_every_combination_has_a_verdict_and_the_dangerous_ones_are_safe() -> None:
     states = [None, *(state(s, age, token) for s in Status for age in (FRESH, OLD)
                       for token in ("t", "older"))]  # fmt: skip
-    lines = [None, *(queued(name, reason) for name in (*QueueState, "A_NEW_ONE")
-                     for reason in ("None", "DependencyNeverSatisfied"))]  # fmt: skip
+    flags = [{}, {"can_never_start": True}, {"never_began": True}]
+    lines = [None, *(queued(phase, **flag) for phase in JobPhase for flag in flags)]
     tried = [None, attempt(), attempt(None, 5), attempt(None, 5, "refused")]
     for said, line, newest, answers, visible in itertools.product(
         states, lines, tried, (True, False), (True, False)
@@ -162,7 +168,15 @@ def test_every_combination_has_a_verdict_and_the_dangerous_ones_are_safe() -> No
 def test_a_verdict_says_what_it_rests_on() -> None:
     failed = judge(Evidence(attempt(), state(Status.FAILED), None, True, False), NOW)
     assert failed.detail == "OSError: full"
-    lost = judge(Evidence(attempt(), state(Status.RUNNING), queued("TIMEOUT"), True, False), NOW)
+    lost = judge(
+        Evidence(attempt(), state(Status.RUNNING), queued(JobPhase.ENDED, "TIMEOUT"), True, False),
+        NOW,
+    )
     assert lost.detail == "not in the queue, TIMEOUT; last heard of 1000 s ago"
+    cancelled = queued(JobPhase.ENDED, "CANCELLED", never_began=True)
+    unheard = judge(Evidence(attempt(), None, cancelled, True, False), NOW)
+    assert unheard.detail == "CANCELLED before it began"
+    waiting = dataclasses.replace(queued(JobPhase.WAITING, "PENDING"), reason="Priority")
+    assert judge(Evidence(attempt(), None, waiting, True, False), NOW).detail == "PENDING Priority"
     refused = judge(Evidence(attempt(refused="no account"), None, None, True, False), NOW)
     assert refused.detail == "the scheduler refused it: no account"

@@ -1,7 +1,9 @@
 """A cluster in a folder: a working fake of the scheduler, for tests and for trying things out.
 
-`FakeScheduler` is what a client sees, from any process. `FakeCluster` is the controller: it starts
-jobs as processes of this machine, preempts them, loses nodes, enforces nothing else.
+`scheduler: fake_scheduler:fake` in a project's cluster.yaml chooses it; its folder is `cluster`
+beside the project. `FakeScheduler` is what a client sees, from any process. `FakeCluster`
+is the controller: it starts jobs as processes of this machine, preempts them, loses nodes, enforces
+nothing else.
 """
 
 import contextlib
@@ -15,13 +17,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.job_resources import JobResources
 from pipeline.schedulers.port import (
-    ENDED_STATES,
     BatchJob,
-    Limits,
+    JobPhase,
     QueuedJob,
-    QueueState,
     SchedulerError,
+    SchedulerKind,
     SubmitError,
 )
 from pipeline.writing import write_json
@@ -29,8 +31,28 @@ from pipeline.writing import write_json
 KILL_WAIT_S = 5.0
 """Between asking processes to end and ending them."""
 
-VARIABLE = "ASL_FAKE_CLUSTER"
-"""Names the folder; where it is set there is no Slurm."""
+PENDING, RUNNING, COMPLETED, FAILED, CANCELLED = (
+    "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED",
+)  # fmt: skip
+"""Its words for the states of jobs."""
+ENDED_STATES = (COMPLETED, FAILED, CANCELLED)
+PHASES = {PENDING: JobPhase.WAITING, RUNNING: JobPhase.RUNNING} | dict.fromkeys(
+    ENDED_STATES, JobPhase.ENDED
+)
+NEVER = "what it waits for has failed"
+
+HERE = str(Path(__file__).parent)
+"""Jobs ask the scheduler too: they find this module there."""
+
+
+def fake() -> SchedulerKind:
+    """Return what `fake_scheduler:fake` in cluster.yaml stands for."""
+    return SchedulerKind("fake", JobResources, lambda scratch: FakeScheduler(folder_of(scratch)))
+
+
+def folder_of(scratch: Path) -> Path:
+    """Return the folder of a project's cluster, given its `.asl`."""
+    return scratch.absolute().parent.with_name("cluster")
 
 
 class FakeScheduler:
@@ -68,22 +90,26 @@ class FakeScheduler:
             if self._fault("deaf"):
                 raise SchedulerError("Unable to contact slurm controller (connect failure)")
             return [
-                QueuedJob(j["id"], j["state"], j["reason"], j["comment"], j["nodes"], j["restarts"])
-                for j in self.all()
-            ]
+                QueuedJob(
+                    job["id"], PHASES[job["state"]], job["state"], job["reason"], job["comment"],
+                    job["nodes"], job["restarts"], can_never_start=job["reason"] == NEVER,
+                    never_began=job["state"] == CANCELLED,
+                )
+                for job in self.all()
+            ]  # fmt: skip
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         with self._locked():
             for job in self.all():
                 if job["id"] in job_ids and job["state"] not in ENDED_STATES:
-                    waits = job["state"] == QueueState.PENDING
-                    self._write(job | ({"state": QueueState.CANCELLED} if waits else
+                    waits = job["state"] == PENDING
+                    self._write(job | ({"state": CANCELLED} if waits else
                                        {"order": "cancel"}))  # fmt: skip
 
     def requeue(self, job_id: str) -> None:
         with self._locked():
             job = self.read(job_id)
-            if job["forbids_requeue"] or job["state"] != QueueState.RUNNING:
+            if job["forbids_requeue"] or job["state"] != RUNNING:
                 raise SchedulerError("Requested operation is presently disabled")
             self._write(job | {"order": "requeue"})
 
@@ -92,8 +118,8 @@ class FakeScheduler:
             return f"{self.read(job_id)['state']}, exit {self.read(job_id)['exit_code']}"
         return None
 
-    def limits(self) -> Limits:
-        return Limits(max_array_size=1001)
+    def send_signal(self, job_id: str, name: str) -> None:
+        raise SchedulerError("only the controller, which started them, can signal processes")
 
     def remove_old_submissions(self, needed: Collection[Path] = ()) -> int:
         files = list((self.folder / "submissions").glob("*.json"))
@@ -150,7 +176,7 @@ class FakeCluster(FakeScheduler):
     Args:
         folder: Of the cluster.
         slots: Jobs that run at once.
-        environment: What jobs find in their environment besides Slurm's variables.
+        environment: What jobs find in their environment besides the port's variables.
     """
 
     def __init__(
@@ -169,7 +195,7 @@ class FakeCluster(FakeScheduler):
                 if job["id"] in self.processes:
                     self._look_after(job)
             for job in self.all():
-                if job["state"] == QueueState.PENDING and len(self.processes) < self.slots:
+                if job["state"] == PENDING and len(self.processes) < self.slots:
                     self._start_if_free(job)
 
     def run(self, until: Callable[[], bool] | None = None, seconds: float = 60.0) -> None:
@@ -189,9 +215,8 @@ class FakeCluster(FakeScheduler):
 
     def is_idle(self) -> bool:
         """Say whether nothing runs and nothing waits for anything but the impossible."""
-        waiting = [j for j in self.all() if j["state"] == QueueState.PENDING]
-        never = "DependencyNeverSatisfied"
-        return not self.processes and all(job["reason"] == never for job in waiting)
+        waiting = [j for j in self.all() if j["state"] == PENDING]
+        return not self.processes and all(job["reason"] == NEVER for job in waiting)
 
     def signal(self, job_id: str, number: int, rank: int | None = None) -> None:
         """Send a signal to every process of a job, or to one."""
@@ -234,25 +259,26 @@ class FakeCluster(FakeScheduler):
 
     def _start_if_free(self, job: dict[str, Any]) -> None:
         known = {other["id"]: other["state"] for other in self.all()}
-        states = [known.get(job_id, QueueState.COMPLETED) for job_id in job["after"]]
-        if any(state in ENDED_STATES and state != QueueState.COMPLETED for state in states):
-            self._write(job | {"reason": "DependencyNeverSatisfied"})
-        elif any(state != QueueState.COMPLETED for state in states):
+        states = [known.get(job_id, COMPLETED) for job_id in job["after"]]
+        if any(state in ENDED_STATES and state != COMPLETED for state in states):
+            self._write(job | {"reason": NEVER})
+        elif any(state != COMPLETED for state in states):
             self._write(job | {"reason": "Dependency"})
         elif time.time() >= job["begin"]:
             ranks = range(job["tasks"])
             self.processes[job["id"]] = [self._start(job, rank) for rank in ranks]
-            self._write(job | {"state": QueueState.RUNNING, "reason": "None", "nodes": "n1"})
+            self._write(job | {"state": RUNNING, "reason": "", "nodes": "n1"})
 
     def _start(self, job: dict[str, Any], rank: int) -> "subprocess.Popen[bytes]":
         logs = Path(job["folder"]) / "log"
         logs.mkdir(parents=True, exist_ok=True)
         script = "\n".join(["set -e", *job["setup"], 'exec "$@"'])
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
+            **{k: v for k, v in os.environ.items() if not k.startswith("ASL_")},
+            "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), HERE]),
             **self.environment,
-            VARIABLE: str(self.folder), "SLURM_JOB_ID": job["id"], "SLURM_JOB_NODELIST": "n1",
-            "SLURM_RESTART_COUNT": str(job["restarts"]), "SLURM_PROCID": str(rank),
+            "ASL_JOB_ID": job["id"], "ASL_JOB_NODES": "n1", "ASL_NODE": "n1",
+            "ASL_JOB_RESTARTS": str(job["restarts"]),
         }  # fmt: skip
         if job["tasks"] > 1:
             environment |= {
@@ -284,13 +310,13 @@ class FakeCluster(FakeScheduler):
         if job["order"] == "requeue":
             self._put_back(job)
             return
-        state = QueueState.COMPLETED if bad is None else QueueState.FAILED
+        state = COMPLETED if bad is None else FAILED
         if job["order"] == "cancel":
-            state = QueueState.CANCELLED
+            state = CANCELLED
         self._write(job | {"state": state, "nodes": "", "exit_code": bad or 0, "order": None})
 
     def _put_back(self, job: dict[str, Any]) -> None:
-        state = {"state": QueueState.PENDING, "reason": "BeginTime", "nodes": "", "order": None}
+        state = {"state": PENDING, "reason": "BeginTime", "nodes": "", "order": None}
         self._write(job | state | {"restarts": job["restarts"] + 1})
 
 
@@ -307,6 +333,6 @@ def _pending(job_id: str, job: BatchJob) -> dict[str, Any]:
         "command": list(job.command), "setup": list(job.setup), "after": list(job.after),
         "tasks": resources.nodes * resources.tasks_per_node, "begin": 0.0,
         "port": 20_000 + int(job_id.split("_")[0]) % 10_000,
-        "state": QueueState.PENDING, "reason": "Priority", "nodes": "", "restarts": 0,
+        "state": PENDING, "reason": "Priority", "nodes": "", "restarts": 0,
         "order": None, "exit_code": None, "forbids_requeue": resources.requeue != "allowed",
     }  # fmt: skip

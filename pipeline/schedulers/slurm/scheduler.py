@@ -21,16 +21,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.cluster import SlurmResources
+from pipeline.config.job_resources import JobResources
 from pipeline.schedulers.port import (
     ARRAY_COMMENT,
     BatchJob,
-    Limits,
+    JobPhase,
     QueuedJob,
     SchedulerError,
     SubmitError,
 )
 from pipeline.schedulers.slurm import task
+from pipeline.schedulers.slurm.resources import SlurmResources
+from pipeline.schedulers.slurm.states import NEVER_BEGAN, NEVER_SATISFIED, phase_of
 from pipeline.writing import write_json
 
 REFUSED = re.compile(
@@ -83,7 +85,7 @@ class SlurmScheduler:
                     ids[position] = job_id
         except SubmitError as error:
             raise SubmitError(str(error), ambiguous=error.ambiguous, job_ids=ids) from error
-        except SchedulerError as error:  # the limits could not be asked for
+        except SchedulerError as error:  # how long an array may be could not be asked
             raise SubmitError(str(error), ambiguous=False, job_ids=ids) from error
         return [job_id for job_id in ids if job_id is not None]
 
@@ -155,14 +157,14 @@ class SlurmScheduler:
             return _explanation(job["JobState"], job.get("ExitCode", ""), job.get("Reason", ""))
         return None
 
-    def limits(self) -> Limits:
-        """Return what the cluster allows.
+    def longest_array(self) -> int | None:
+        """Return the largest index of an array, plus one; None where Slurm does not say.
 
         Raises:
             SchedulerError: The controller does not answer.
         """
         longest = self.configuration().get("MaxArraySize", "")
-        return Limits(int(longest) if longest.isdigit() else None)
+        return int(longest) if longest.isdigit() else None
 
     def configuration(self) -> dict[str, str]:
         """Return the cluster's settings by their names in slurm.conf.
@@ -174,7 +176,7 @@ class SlurmScheduler:
         pairs = (line.split("=", 1) for line in lines if "=" in line)
         return {name.strip(): value.strip() for name, value in pairs}
 
-    def try_out(self, resources: SlurmResources) -> str:
+    def try_out(self, resources: JobResources) -> str:
         """Ask sbatch when a job with these resources would start; nothing is submitted.
 
         Raises:
@@ -230,7 +232,7 @@ class SlurmScheduler:
             else:
                 alike.append([position])
         longest = max(map(len, alike), default=0)
-        allowed = self.limits().max_array_size if longest > 1 else None
+        allowed = self.longest_array() if longest > 1 else None
         most = max(1, longest if allowed is None else allowed)  # 0: there are no arrays
         for group in alike:
             for start in range(0, len(group), most):
@@ -356,6 +358,7 @@ def _write_script(jobs: Sequence[BatchJob], folder: Path) -> Path:
 def _parameters(jobs: Sequence[BatchJob], folder: Path) -> dict[str, Any]:
     """Return submitit's parameters of a job, or of an array of jobs that ask the same."""
     first, resources = jobs[0], jobs[0].resources
+    assert isinstance(resources, SlurmResources)
     options: dict[str, Any] = {
         name.replace("_", "-"): value
         for name, value in resources.options.items()
@@ -412,10 +415,14 @@ def _read_queue_line(line: str, comments: Callable[[str], list[str]]) -> QueuedJ
         index = job_id.partition("_")[2]
         if index.isdigit() and int(index) < len(own):
             comment = own[int(index)]
+    phase = phase_of(state)
     return QueuedJob(
         job_id=job_id,
-        state=state,
+        phase=phase,
+        said=state,
         reason="" if reason == "None" else reason,
+        can_never_start=phase is JobPhase.WAITING and reason == NEVER_SATISFIED,
+        never_began=state in NEVER_BEGAN,
         comment="" if comment == "(null)" else comment,
         nodes=nodes,
         restarts=int(restarts) if restarts.isdigit() else None,

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 SUBMISSION = "submission.json"
@@ -41,8 +41,8 @@ def become(command: Sequence[str]) -> None:
     """Replace this process by the command, which is told its rank and where the first one is.
 
     A task is its command from then on: signals reach it, and its exit code is the task's. It has to
-    unblock those in `HELD_BACK` once it is ready for them. The
-    variables are those of torch's env:// rendezvous.
+    unblock those in `HELD_BACK` once it is ready for them. The variables are those of torch's
+    env:// rendezvous and those that every scheduler sets.
     """
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -55,12 +55,29 @@ def become(command: Sequence[str]) -> None:
     processes.export(set_cuda_visible_devices=False, overwrite=True)
     one_node = processes.local_world_size == processes.world_size
     os.environ["MASTER_ADDR"] = "127.0.0.1" if one_node else address_of(processes.master_addr)
+    name_for_all_schedulers(os.environ)
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         os.execvp(command[0], list(command))
     except OSError as error:
         sys.exit(f"{command[0]} on {socket.gethostname()}: {error.strerror}; is it on this node?")
+
+
+def name_for_all_schedulers(environment: MutableMapping[str, str]) -> None:
+    """Say in variables that every scheduler sets what Slurm says in its own; see the port."""
+    array, element = (environment.get(f"SLURM_ARRAY_{n}_ID") for n in ("JOB", "TASK"))
+    said = {
+        "ASL_JOB_ID": f"{array}_{element}" if array and element else environment["SLURM_JOB_ID"],
+        "ASL_JOB_NODES": environment.get("SLURM_JOB_NODELIST"),
+        "ASL_JOB_RESTARTS": environment.get("SLURM_RESTART_COUNT"),
+        "ASL_JOB_CPUS": environment.get("SLURM_CPUS_PER_TASK"),
+        "ASL_NODE": environment.get("SLURMD_NODENAME"),
+    }
+    for name, value in said.items():
+        environment.pop(name, None)  # of the job from which this one was submitted
+        if value is not None:
+            environment[name] = value
 
 
 def address_of(node: str) -> str:
