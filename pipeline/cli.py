@@ -29,6 +29,7 @@ from pipeline.commands.tables import tables
 from pipeline.commands.trace import trace
 from pipeline.commands.ui import ui
 from pipeline.commands.validate import validate
+from pipeline.commands.vouch import vouch
 from pipeline.errors import AslPipeError
 
 _ROOM = "what was there is still valid, run the same command once there is room"
@@ -63,8 +64,8 @@ app = typer.Typer(
     ),
 )
 for command in (
-    run, plan, submit, status, logs, cancel, tables, compare, trace, ui, sync, gc, import_encoder,
-    export_encoder, expand, validate, doctor,
+    run, plan, submit, status, logs, cancel, tables, compare, trace, vouch, ui, sync, gc,
+    import_encoder, export_encoder, expand, validate, doctor,
 ):  # fmt: skip
     app.command()(command)
 

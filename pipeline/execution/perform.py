@@ -162,7 +162,10 @@ def help_perform(
 
 def write_metrics(path: Path, run: StageRun, record: JobRecord) -> None:
     """Write a run's metrics file."""
-    content: dict[str, Any] = {"fingerprint": record.fingerprint, "scale": run.params.scale}
+    content: dict[str, Any] = {
+        "fingerprint": record.fingerprint, "scale": run.params.scale,
+        "code": run.identity.inputs.get(STAGES[run.stage].code_path(run.recipe), ""),
+    }  # fmt: skip
     write_json(path, {**record.metrics, **content})
 
 

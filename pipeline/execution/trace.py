@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
 from pipeline.project import Project
 from pipeline.results.port import ResultCache
+from pipeline.results.vouchings import read_vouchings
 from pipeline.stages.request import StoredRun
 from pipeline.stages.table import STAGES
 from pipeline.tables.collect import Suite, collect
@@ -91,6 +92,8 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     page = None if result.fingerprint is None else run_page(suite.root, result.fingerprint)
     yield "MLflow", page or "not in this project's store"
     yield "code", _code(tags)
+    for vouching in read_vouchings(link.metrics):
+        yield "vouched", str(vouching)
     for name, digest in said.datasets.items():
         yield "data", f"{name} {digest}"
     yield "machine", _machine(tags, said.host)

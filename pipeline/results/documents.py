@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.stages.table import CODE_FOLDER
+
 Document = dict[str, Any]
 Hashes = Mapping[str, Mapping[str, Any]]
 """Path -> {md5, size, nfiles}."""
@@ -59,6 +61,18 @@ def recipe_id(document: Document, upstream: Mapping[str, str]) -> str:
     content = [document["cmd"], deps, document.get("params"), [o["path"] for o in document["outs"]]]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_of(document: Document) -> tuple[str, str]:
+    """Return path and md5 of the text that stands for a run's code.
+
+    Raises:
+        KeyError: The document has none.
+    """
+    for dep in document["deps"]:
+        if dep["path"].startswith(f"{CODE_FOLDER}/"):
+            return dep["path"], dep["md5"]
+    raise KeyError("a run depends on the text that stands for its code")
 
 
 def differences(old: Document, new: Document) -> list[str]:

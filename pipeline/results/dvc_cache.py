@@ -19,6 +19,7 @@ from pipeline.results.code import refresh_identities
 from pipeline.results.documents import (
     Document,
     Hashes,
+    code_of,
     hashes_of,
     missing_deps,
     recipe_id,
@@ -171,11 +172,38 @@ class DvcCache:
                     path: _put(repo, place, filing.suite / path)
                     for path, place in filing.outputs.items()
                 }
+                code, _ = code_of(filing.document)
+                _put(repo, filing.code / code, filing.suite / code)
                 self._write_entry(repo, with_outs(filing.document, hashes))
         except NAME_IS_GONE as error:
             logger.warning("DVC changed inside (%r); filing through its commands", error)
             return file_through_commands(filing)
         return hashes
+
+    def file_again(self, suite: Path, document: Document, outputs: Hashes) -> None:
+        """Write another entry of the run-cache for outputs that the workspace and the cache have.
+
+        Raises:
+            UserError: The cache lacks some of them.
+        """
+        with _repo(suite) as repo:
+            for path, hashed in outputs.items():
+                if not _is_cached(repo.cache.local, {path: hashed}):
+                    # a metrics file of a pulled result is in git, and need not be in the cache
+                    put = _put(repo, suite / path, suite / path)
+                    if put["md5"] != hashed["md5"]:
+                        raise UserError(f"{path} is not in DVC's cache any more; dvc pull it")
+            code, _ = code_of(document)
+            _put(repo, suite / code, suite / code)  # for who compares it with later code
+            self._write_entry(repo, with_outs(document, outputs))
+
+    def read(self, root: Path, md5: str) -> str | None:
+        """Return the text of a file in the cache; None where it is not there."""
+        try:
+            path = self._opened(root).cache.local.oid_to_path(md5)
+            return Path(path).read_text(encoding="utf-8")
+        except OSError:
+            return None
 
     def _write_entry(self, repo: Any, document: Document) -> None:
         from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA

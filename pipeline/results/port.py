@@ -117,6 +117,14 @@ class ResultCache(Protocol):
         """
         ...
 
+    def file_again(self, suite: Path, document: Document, outputs: Hashes) -> None:
+        """File a result that there is under another document too."""
+        ...
+
+    def read(self, root: Path, md5: str) -> str | None:
+        """Return the text of a file that the cache has by its md5; None where it has not."""
+        ...
+
     def file(self, filing: Filing) -> Hashes:
         """File a result as DVC would have filed it, and return its outputs' hashes."""
         ...

@@ -42,6 +42,7 @@ class Stage:
         variant: Field of an entry that chooses among code loaded by name: its code is its own.
         input_side: Field with the side of the pictures that the encoder gets, in pixels.
         whole_patches: That side must be a multiple of so many patches.
+        trains: Whether it takes optimiser steps, of which its journal bears witness.
         layer_decay: Whether rates may decay by layer.
         captions: Picture under `pictures/` -> what the report says of it.
         headline: The metrics by which experiments are compared -> title of a chart.
@@ -57,6 +58,7 @@ class Stage:
     variant: str | None = None
     input_side: str | None = None
     whole_patches: int = 1
+    trains: bool = False
     layer_decay: bool = False
     captions: Mapping[str, str] = field(default_factory=dict)
     headline: Mapping[str, str] = field(default_factory=dict)
@@ -106,12 +108,13 @@ PREPARE = Stage(
     outputs={"dataset": "data/{key}", DETAILS: "runs/prepare/{key}"},
 )  # fmt: skip
 PRETRAIN = Stage(
-    name="pretrain", section="experiments", variant="method", inputs={"dataset": DATASET},
+    name="pretrain", section="experiments", variant="method", trains=True,
+    inputs={"dataset": DATASET},
     outputs={"encoder": ENCODER, "held_out": HELD_OUT, DETAILS: "runs/pretrain/{key}"},
     captions={"reconstructions": "Reconstructions of test images under a fixed mask."},
 )  # fmt: skip
 LINPROBE = _evaluation(
-    "linprobe", LinearProbe, input_side="image_size",
+    "linprobe", LinearProbe, trains=True, input_side="image_size",
     captions={
         "confusion": "Confusion matrix of the linear probe on the test images.",
         "worst_mistakes": "Test images that the linear probe got most wrong.",
@@ -119,7 +122,7 @@ LINPROBE = _evaluation(
     headline={"lp_acc1": "Linear probe, top-1 [%]"},
 )  # fmt: skip
 FINETUNE = _evaluation(
-    "finetune", FineTune, input_side="image_size", layer_decay=True,
+    "finetune", FineTune, trains=True, input_side="image_size", layer_decay=True,
     captions={
         "confusion": "Confusion matrix after fine-tuning on the test images.",
         "worst_mistakes": "Test images that were got most wrong after fine-tuning.",
@@ -127,7 +130,7 @@ FINETUNE = _evaluation(
     headline={"ft_acc1": "Fine-tuning, top-1 [%]"},
 )  # fmt: skip
 DETECT = _evaluation(
-    "detect", Detection, input_side="image_size", whole_patches=2,
+    "detect", Detection, trains=True, input_side="image_size", whole_patches=2,
     captions={
         "detections": "Detections on test images.",
         "precision_recall": "Precision by recall of boxes and masks, mean over classes.",
@@ -135,7 +138,7 @@ DETECT = _evaluation(
     headline={"ap_box": "Box AP", "ap_mask": "Mask AP"},
 )  # fmt: skip
 SEGMENT = _evaluation(
-    "segment", Segmentation, input_side="crop_size", layer_decay=True,
+    "segment", Segmentation, trains=True, input_side="crop_size", layer_decay=True,
     captions={"segmentations": "Semantic segmentation of test images."},
     headline={"miou": "mIoU"},
 )  # fmt: skip

@@ -84,6 +84,11 @@ class Cell:
         """Which of current, outdated and unrecorded the counted runs are."""
         return frozenset(run.state for run in self.counted)
 
+    @property
+    def vouched(self) -> bool:
+        """Whether a counted run was made with other code than it stands for."""
+        return any(run.vouched for run in self.counted)
+
     def _pairs(self) -> Iterator[tuple[StageResult, float | None]]:
         return zip(self.runs, self.values, strict=True)
 

@@ -46,6 +46,8 @@ class StageResult:
     """Path -> md5 of the data and runs it was made from, as recorded in dvc.lock."""
     command: str
     """Makes this result, from the project's root."""
+    vouched: bool = False
+    """Made with other code than it stands for: somebody has shown that this makes the same."""
 
     @property
     def short_fingerprint(self) -> str:
@@ -97,6 +99,7 @@ def collect(suite_folder: Path, params: Params) -> Suite:
         for key, recipe in params.section(stage.name).items():
             name = stage.run_name(key)
             content = _metrics(folder / str(stage.metrics_path(key)))
+            made_with, stands_for = (content or {}).get("code"), lock.code(name)
             results[stage.name, key] = StageResult(
                 stage=stage.name,
                 key=key,
@@ -109,6 +112,7 @@ def collect(suite_folder: Path, params: Params) -> Suite:
                     path: lock.digest(name, path) for path in stage.output_paths(key).values()
                 },
                 inputs=lock.inputs(name),
+                vouched=bool(made_with and stands_for and made_with != stands_for),
                 command=_command(folder, root, name),
             )
     return Suite(
@@ -157,6 +161,15 @@ def _metrics(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object; delete it and run its stage")
     return content
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """Return the numbers of a metrics file, none where there is none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    return _numbers(_metrics(path) or {})
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:

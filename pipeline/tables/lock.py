@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config.files import read_yaml
+from pipeline.stages.table import CODE_FOLDER
 
 State = Literal["current", "outdated", "unrecorded"]
 
@@ -61,6 +62,12 @@ class Lock:
         """Return the md5 that DVC recorded for an output of a stage."""
         outputs = self.stages.get(name, {}).get("outs", [])
         return next((out.get("md5") for out in outputs if out["path"] == path), None)
+
+    def code(self, name: str) -> str | None:
+        """Return the md5 of the text that stands for the code of a stage's result."""
+        dependencies = self.stages.get(name, {}).get("deps", [])
+        found = (d.get("md5") for d in dependencies if d["path"].startswith(f"{CODE_FOLDER}/"))
+        return next(found, None)
 
     def inputs(self, name: str) -> dict[str, str]:
         """Return path -> md5 of the data that a stage was made from."""

@@ -21,6 +21,10 @@ REDUCED_NOTE = (
     "r: reduced scale. Our number comes from a smaller model, less data and a shorter training "
     "than the paper's and is not a reproduction of it; compare our rows with each other."
 )
+VOUCHED_NOTE = (
+    "v: vouched for. Made with earlier code; the present code was shown to make the same: "
+    "`asl-pipe trace` says by whom and how."
+)
 STALE_NOTE = "*: older than params.yaml or its inputs; `dvc repro` brings it up to date."
 UNRECORDED_NOTE = "!: not recorded in dvc.lock; `dvc repro` records it."
 SEEDS_NOTE = (
@@ -64,9 +68,10 @@ def seed_count(cell: Cell) -> str:
 
 
 def mark(cell: Cell) -> str:
-    """Return what a number's own cell must say about it: r, *, !."""
+    """Return what a number's own cell must say about it: r, v, *, !."""
     states = (("outdated", "*"), ("unrecorded", "!"))
-    return "r" * cell.reduced + "".join(sign for state, sign in states if state in cell.states)
+    signs = "".join(sign for state, sign in states if state in cell.states)
+    return "r" * cell.reduced + "v" * cell.vouched + signs
 
 
 def ours(cell: Cell) -> str:
@@ -116,8 +121,8 @@ def notes(table: ResultTable) -> list[str]:
     """Return the lines that explain a table: its marks and seeds, the paper's numbers, its runs."""
     marks = "".join(mark(cell) + seed_count(cell) for _, _, cell in table.cells())
     explained = (
-        ("r", REDUCED_NOTE), ("*", STALE_NOTE), ("!", UNRECORDED_NOTE), ("n", SEEDS_NOTE),
-        ("of", PARTIAL_NOTE),
+        ("r", REDUCED_NOTE), ("v", VOUCHED_NOTE), ("*", STALE_NOTE), ("!", UNRECORDED_NOTE),
+        ("n", SEEDS_NOTE), ("of", PARTIAL_NOTE),
     )  # fmt: skip
     found = [note for sign, note in explained if sign in marks]
     if any(label(line) != line.label for line in table.lines):

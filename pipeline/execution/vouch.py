@@ -1,0 +1,267 @@
+"""A result survives a refactor: the new code is shown to make the same, and the result refiled.
+
+What trains is replayed: its first steps are computed once more under the present code and compared
+with the witness in its journal, bit for bit. What can be evaluated from stored weights is, and each
+number compared exactly. Writes one entry of DVC's run-cache and the file of vouchings, and nothing
+unless all of it is equal.
+"""
+
+import dataclasses
+import getpass
+import importlib
+import logging
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asl_core.engine.journal import Journal
+from asl_core.engine.witness import Circumstances, Witness, first_difference, read_witness
+from asl_core.errors import ReplayFinished
+from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.optimisation import Resources
+from pipeline.config.cluster import load_resources
+from pipeline.config.params import load_params
+from pipeline.errors import AslPipeError, UserError
+from pipeline.execution.inputs import find_inputs, find_stage, recipe_of
+from pipeline.execution.perform import set_threads
+from pipeline.jobs.journal import read_records
+from pipeline.project import Project
+from pipeline.results.closure import changed_modules
+from pipeline.results.documents import Document, code_of, differences, hashes_of
+from pipeline.results.port import ResultCache, StageFacts
+from pipeline.results.vouchings import Vouching, add_vouching
+from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.table import MEASURED, Stage
+from pipeline.tables.collect import read_metrics
+
+logger = logging.getLogger(__name__)
+
+
+class NotEqualError(AslPipeError):
+    """Raised when the present code makes something else; says where it differs first."""
+
+
+@dataclass(frozen=True)
+class _Stale:
+    """A result whose code has changed, and nothing else.
+
+    Attributes:
+        stage: Its stage.
+        key: Its entry of params.yaml.
+        facts: What DVC knows of it, under the present code.
+        locked: What dvc.lock has of it.
+    """
+
+    stage: Stage
+    key: str
+    facts: StageFacts
+    locked: Document
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+
+def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vouching | None:
+    """Show that the present code makes a result that other code has made, and file it anew.
+
+    Args:
+        project: The project and the suite.
+        stage_name: `pretrain`.
+        key: `asl`.
+        cache: Where results are.
+
+    Returns:
+        What was vouched for; None where the result is current as it is.
+
+    Raises:
+        UserError: There is no result, or more than its code has changed, or what it was made from
+            or left is not there as it was.
+        NotEqualError: The present code makes something else.
+    """
+    if find_stage(stage_name) not in MEASURED:
+        raise UserError(
+            f"{stage_name} measures nothing to compare; dvc repro runs it again, and what it makes "
+            "with the same bytes makes nothing else stale"
+        )
+    stale = _find_stale(project, find_stage(stage_name), key, cache)
+    if stale is None:
+        return None
+    stage = stale.stage
+    recipe = recipe_of(load_params(project.params_file), stage_name, key)
+    _check_stored(project, stale, cache)
+    details = stage.details(project.suite, key)
+    records = read_records(details / "journal")
+    witness = read_witness((record.kind, record.body) for record in records)
+    trains = stage.trains and not isinstance(recipe, ImportedRecipe)
+    if trains and not (witness.losses and witness.tensors and witness.circumstances):
+        raise UserError(
+            f"{stale.name}: its journal does not say how its first steps went; `dvc repro "
+            f"{stale.name}` makes it again"
+        )
+    resources = load_resources(project.cluster_file, stage_name)
+    if trains:
+        resources = _as_it_was(resources, witness.circumstances, stale.name)
+    set_threads(resources)  # before torch is loaded
+    module = importlib.import_module(stage.module)
+    inputs = find_inputs(project, stage_name, key, recipe)
+    steps = _replay(project, stale, module.run, recipe, inputs, resources, witness) if trains else 0
+    stored = StoredRun(recipe=recipe, folder=details, inputs=inputs, resources=resources)
+    evaluated = _evaluate(project, stale, module.reevaluate(stored))
+    if not steps and not evaluated:
+        raise UserError(f"{stale.name}: nothing of it can be compared; dvc repro makes it again")
+    vouching = _describe(project, stale, cache, steps, evaluated, resources)
+    cache.file_again(project.suite, stale.facts.document, hashes_of(stale.locked["outs"]))
+    add_vouching(project.suite / str(stage.metrics_path(key)), vouching)
+    return vouching
+
+
+def _find_stale(project: Project, stage: Stage, key: str, cache: ResultCache) -> _Stale | None:
+    recipe_of(load_params(project.params_file), stage.name, key)
+    name = stage.run_name(key)
+    facts = cache.survey(project.suite, [name])[name]
+    if facts.outputs is not None:
+        return None
+    if facts.locked is None:
+        raise UserError(f"{name} has no result in dvc.lock; `dvc repro {name}` makes one")
+    if facts.fingerprint is None:
+        made = ", ".join(sorted(set(facts.upstream.values())))
+        raise UserError(f"{name}: vouch for what it was made from first, or make it: {made}")
+    code = code_of(facts.document)[0]
+    others = [text for text in differences(facts.locked, facts.document) if text != code]
+    if others:
+        raise UserError(
+            f"{name}: more than its code has changed: {', '.join(others)}; `dvc repro {name}` "
+            "makes it again"
+        )
+    if cache.identify(project.suite, name).fingerprint != facts.fingerprint:
+        raise UserError(
+            f"{name}: its inputs in the workspace are not those in dvc.lock; dvc checkout brings "
+            "them back"
+        )
+    return _Stale(stage, key, facts, facts.locked)
+
+
+def _check_stored(project: Project, stale: _Stale, cache: ResultCache) -> None:
+    """Make sure that what the run left is what dvc.lock says, its journal above all."""
+    for path, hashed in hashes_of(stale.locked["outs"]).items():
+        found = cache.digest(project.root, project.suite / path)
+        if found is None:
+            raise UserError(f"{stale.name}: {path} is not there; dvc checkout brings it back")
+        if found != hashed["md5"]:
+            raise UserError(
+                f"{stale.name}: {path} is not what the run left: dvc.lock has {hashed['md5']}, it "
+                f"is {found}; dvc checkout brings it back"
+            )
+
+
+def _as_it_was(
+    resources: Resources, circumstances: tuple[Circumstances, ...], name: str
+) -> Resources:
+    """Return resources under which sums are rounded as they were."""
+    kinds = {dataclasses.replace(each, after_step=0, total_steps=0) for each in circumstances}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{name}: its first steps were computed in parts under different circumstances, which "
+            "a replay cannot have; dvc repro makes it again"
+        )
+    was = circumstances[0]
+    if was.processes > 1:
+        raise UserError(
+            f"{name}: {was.processes} processes made it, whose sums one process rounds "
+            "differently; dvc repro makes it again"
+        )
+    return dataclasses.replace(
+        resources, device=was.device, threads=was.threads, compile=was.compiled,
+        micro_batch_size=was.micro_batch_size,
+    )  # fmt: skip
+
+
+def _replay(
+    project: Project,
+    stale: _Stale,
+    run: Any,
+    recipe: Any,
+    inputs: dict[str, Path],
+    resources: Resources,
+    old: Witness,
+) -> int:
+    """Compute the first steps again and return how many; all that is written goes again."""
+    fingerprint = stale.facts.fingerprint or ""
+    folder = project.scratch / "replays" / fingerprint
+    shutil.rmtree(folder, ignore_errors=True)
+    outputs = {role: folder / "out" / role for role in stale.stage.outputs}
+    for output in outputs.values():
+        output.mkdir(parents=True)
+    try:
+        with Journal.open(folder / "journal") as journal:
+            request = StageRequest(
+                stale.stage.name, stale.key, recipe, inputs, folder, outputs, journal, resources,
+                replay=True,
+            )  # fmt: skip
+            try:
+                run(request)
+            except ReplayFinished as finished:
+                logger.info("%s", finished)
+        new = read_witness((r.kind, r.body) for r in read_records(folder / "journal"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    difference = first_difference(old, new)
+    if difference is not None:
+        raise NotEqualError(
+            f"{stale.name}: not what the present code makes: {difference}"
+            f"{_explanation(old.circumstances, new.circumstances)}"
+        )
+    return max(new.losses)
+
+
+def _explanation(old: tuple[Circumstances, ...], new: tuple[Circumstances, ...]) -> str:
+    """Return what else than the code may have made a difference: another machine, another torch."""
+    if not (old and new):
+        return ""
+    before, now = dataclasses.asdict(old[0]), dataclasses.asdict(new[0])
+    found = [
+        f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now[name]
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _evaluate(project: Project, stale: _Stale, again: Mapping[str, float]) -> tuple[str, ...]:
+    """Compare numbers that were computed again with those that were measured."""
+    stored = read_metrics(project.suite / str(stale.stage.metrics_path(stale.key)))
+    for name, value in again.items():
+        if name in stored and stored[name] != value:
+            raise NotEqualError(
+                f"{stale.name}: {name} was {stored[name]!r}, the present code measures {value!r}, "
+                f"{abs(value - stored[name]):.3g} apart"
+            )
+    return tuple(name for name in again if name in stored)
+
+
+def _describe(
+    project: Project,
+    stale: _Stale,
+    cache: ResultCache,
+    steps: int,
+    evaluated: Iterable[str],
+    resources: Resources,
+) -> Vouching:
+    torch = importlib.import_module("torch")
+    path, new_code = code_of(stale.facts.document)
+    _, old_code = code_of(stale.locked)
+    old_text = cache.read(project.root, old_code)
+    new_text = (project.suite / path).read_text(encoding="utf-8")
+    changed = ("unknown",) if old_text is None else changed_modules(old_text, new_text)
+    device = "cpu" if resources.device == "auto" else resources.device
+    return Vouching(
+        made_under=cache.key(stale.locked), filed_under=stale.facts.fingerprint or "",
+        who=f"{getpass.getuser()}@{socket.gethostname()}",
+        when=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        steps=steps, evaluated=tuple(evaluated),
+        device=f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        old_code=old_code, new_code=new_code, changed=tuple(changed),
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""What was vouched for: results that stand for other code than they were made with.
+
+`runs/<stage>/<key>.vouched.json` lists who looked, when, at how many steps, on what machine, and
+both codes. It lies beside the metrics file and is committed with it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.writing import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vouching:
+    """One time that a result was found to be what other code would have made.
+
+    Attributes:
+        made_under: DVC's key under which the result was filed before.
+        filed_under: The key under which it is filed too from then on.
+        who: User and host.
+        when: Date and time in UTC.
+        steps: Optimiser steps that were replayed and are equal bit for bit; 0: it trains none.
+        evaluated: Numbers that were computed again from stored weights and are equal exactly.
+        device: Where: kind, name, threads, version of torch.
+        old_code, new_code: md5 of the texts that stand for both codes.
+        changed: Modules in which they differ.
+    """
+
+    made_under: str
+    filed_under: str
+    who: str
+    when: str
+    steps: int
+    evaluated: tuple[str, ...]
+    device: str
+    old_code: str
+    new_code: str
+    changed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        what = [f"{self.steps} steps replayed, equal bit for bit"] if self.steps else []
+        if self.evaluated:
+            what.append(f"{', '.join(self.evaluated)} evaluated again, equal")
+        return (
+            f"{self.when} by {self.who}: {'; '.join(what)}; on {self.device}; "
+            f"code {self.old_code[:8]} -> {self.new_code[:8]} ({', '.join(self.changed)}); "
+            f"key {self.made_under[:8]} -> {self.filed_under[:8]}"
+        )
+
+
+def vouchings_file(metrics: Path) -> Path:
+    """Return where vouchings lie, given a run's metrics file."""
+    return metrics.with_suffix(".vouched.json")
+
+
+def read_vouchings(metrics: Path) -> list[Vouching]:
+    """Return a run's vouchings, the first one first; none where there is no file.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    file = vouchings_file(metrics)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = ("evaluated", "changed")
+        return [
+            Vouching(**{**each, **{name: tuple(each[name]) for name in names}}) for each in content
+        ]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}); git checkout brings it back") from error
+
+
+def add_vouching(metrics: Path, vouching: Vouching) -> None:
+    """Append one to a run's file."""
+    every: Sequence[Vouching] = [*read_vouchings(metrics), vouching]
+    write_json(vouchings_file(metrics), [dataclasses.asdict(each) for each in every])
