@@ -22,10 +22,10 @@ from asl_core.losses.alignment import alignment_loss, cosine_alignment_loss
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, LayerNorm, initialise_as_mae
-from asl_core.modules.masking import Mask, draw_mask, gather_tokens
+from asl_core.modules.masking import draw_mask, gather_tokens
 from asl_core.modules.patches import pixel_target
 from asl_core.precision import at_least_float32
-from asl_core.protocol import Draw, Step, Views
+from asl_core.protocol import Draw, Mask, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.normalisation import Rgb
@@ -195,9 +195,6 @@ class ArbitrarySelfSupervised(nn.Module):
         pred = self.head(self.decode(features, mask)[:, features.shape[1] :])
         pred_ori, pred_aug = pred.chunk(2)
         return {"ori": pred_ori, "aug": pred_aug}
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names; the extra layer is not exported.

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import nn
 
 from asl_core.analysis.contrast import measure_contrast
 from asl_core.analysis.tokens import analyse_tokens
@@ -14,6 +13,7 @@ from asl_core.errors import InputError
 from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import check_same_architecture, load_encoder
 from asl_core.pretrain import build_method
+from asl_core.protocol import ModuleLike
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.transfer.detection.train import build_detector, evaluate_detector, instance_dataset
 from asl_core.transfer.features import labelled_dataset
@@ -103,7 +103,7 @@ def _encoder(run: StoredRun) -> Path:
     return run.encoder
 
 
-def _load(model: nn.Module, path: Path) -> None:
+def _load(model: ModuleLike, path: Path) -> None:
     try:
         state = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:

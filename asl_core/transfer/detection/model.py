@@ -111,9 +111,6 @@ class MaskRcnn(nn.Module):
             {"params": others, "weight_decay": weight_decay},
         ]
 
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
-
 
 def build_rpn(recipe: Detection) -> L1RegionProposalNetwork:
     """Build the region proposal network: three aspect ratios, one size a level."""
