@@ -11,6 +11,7 @@ Both branches travel stacked along the batch, fea_ori first: one pass of the dec
 What the paper leaves open is a field of `AslRecipe`, with the reason for its default.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -146,11 +147,11 @@ class ArbitrarySelfSupervised(nn.Module):
 
     def align(self, both: Tensor) -> Tensor:
         """Return the alignment loss of the two halves of a stack, (2B, T, P)."""
-        loss = {
+        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "l1": partial(alignment_loss, reduction=self.recipe.sem_reduction),
             "cosine": cosine_alignment_loss,
-        }[self.recipe.sem_type]
-        return loss(*both.chunk(2))
+        }
+        return losses[self.recipe.sem_type](*both.chunk(2))
 
     def _cls(self, features: Tensor, decoded: Tensor) -> Tensor:
         """Return the [cls] token of both branches in the space that `cls_align` names."""

@@ -43,7 +43,7 @@ def initialise_as_mae(module: nn.Module) -> None:
     """Initialise as MAE does: Xavier-uniform Linears, zero biases; use with `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  # as torch says
             nn.init.zeros_(module.bias)
 
 

@@ -20,7 +20,7 @@ from asl_core.transfer.detection.heads import Detections, build_heads
 from asl_core.transfer.detection.pyramid import LEVELS, TapPyramid
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm)
 NO_DECAY = ("pos_embed", "_bias.table")
 """Endings of the names of parameters without weight decay, beside those of `NORMS`."""
 
