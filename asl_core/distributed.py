@@ -106,11 +106,11 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(copy)
 
 
-def gather_objects(value: object) -> list:
+def gather_objects(value: T) -> list[T]:
     """Return every process's value, in order of rank."""
     if not dist.is_initialized():
         return [value]
-    values: list = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -119,7 +119,7 @@ def decided_by_first(decide: Callable[[], T]) -> T:
     """Call `decide` in the first process only; return its value, or raise its error, in all."""
     if not dist.is_initialized():
         return decide()
-    outcome: list = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
             outcome[0] = decide()

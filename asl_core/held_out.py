@@ -11,12 +11,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from asl_core.data.loaders import evaluation_batches
 from asl_core.data.shards import PackedDataset
@@ -24,7 +23,7 @@ from asl_core.data.views import collate_labelled, evaluation_transform
 from asl_core.engine.devices import move
 from asl_core.errors import InputError
 from asl_core.modules.weights import save_weights
-from asl_core.protocol import Draw, Views
+from asl_core.protocol import Draw, Method, ReconstructingMethod, Views
 from asl_core.randomness import seeded_globals
 
 HELD_OUT_FOLDER = "held_out"
@@ -33,14 +32,16 @@ HELD_OUT_DRAW = Draw(seed=0, step=0)  # the same masks for every method, seed an
 _BATCH = 32  # bounds memory; changes no prediction
 
 
-def held_out_predictions(method: Any, dataset_folder: Path, count: int) -> dict[str, Tensor]:
+def held_out_predictions(
+    method: ReconstructingMethod, dataset_folder: Path, count: int
+) -> dict[str, Tensor]:
     """Predict the removed patches of test images, masked always alike.
 
     The images are spread evenly over the test split, so that each member of a union takes part.
     Leaves the method and the global random numbers as they are.
 
     Args:
-        method: `Reconstructing`.
+        method: Predicts removed patches.
         dataset_folder: The packed dataset.
         count: How many images; all where the split has fewer.
 
@@ -69,7 +70,9 @@ def held_out_predictions(method: Any, dataset_folder: Path, count: int) -> dict[
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def write_held_out(method: Any, dataset_folder: Path, count: int, folder: Path, step: int) -> None:
+def write_held_out(
+    method: ReconstructingMethod, dataset_folder: Path, count: int, folder: Path, step: int
+) -> None:
     """Write what `held_out_predictions` returns after `step` steps; a file is whole or absent."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.safetensors"
@@ -112,7 +115,7 @@ def read_held_out(path: Path) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def evaluating(method: nn.Module) -> Iterator[None]:
+def evaluating(method: Method) -> Iterator[None]:
     """Switch to evaluation and back, each module to its own mode: a teacher may never train."""
     modes = [(module, module.training) for module in method.modules()]
     method.eval()

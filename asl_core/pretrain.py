@@ -27,7 +27,15 @@ from asl_core.forward_batch import refuse_torn_groups
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps
 from asl_core.methods import method_class
 from asl_core.modules.reconstruction import reconstruction_pictures
-from asl_core.protocol import Classifying, Grouped, RunLength, Scheduled, Views
+from asl_core.protocol import (
+    ClassifyingMethod,
+    Grouped,
+    Method,
+    ReconstructingMethod,
+    RunLength,
+    Scheduled,
+    Views,
+)
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
@@ -35,7 +43,7 @@ from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 _CAPTIONS = {"ori": "prediction (original)", "aug": "prediction (augmented)"}
 
 
-def build_method(recipe: Pretraining, dataset: PackedDataset) -> Any:
+def build_method(recipe: Pretraining, dataset: PackedDataset) -> Method:
     """Build a method with weights that depend on the recipe's seed alone.
 
     Raises:
@@ -57,8 +65,8 @@ def pretrain(
     dataset_folder: Path,
     context: RunContext,
     *,
-    at_snapshot: Callable[[Any, int], None] | None = None,
-) -> Any:
+    at_snapshot: Callable[[Method, int], None] | None = None,
+) -> Method:
     """Pre-train on the training split and return the method.
 
     Args:
@@ -99,7 +107,7 @@ def pretrain(
 
 @torch.no_grad()
 def own_accuracy(
-    method: Classifying, recipe: Pretraining, dataset_folder: Path, resources: Resources
+    method: ClassifyingMethod, recipe: Pretraining, dataset_folder: Path, resources: Resources
 ) -> float:
     """Return the share of the test split that the method itself classifies rightly, in percent.
 
@@ -108,8 +116,7 @@ def own_accuracy(
     """
     dataset = PackedDataset(dataset_folder, "test")
     device = pick_device(resources)
-    network: Any = method
-    network.to(device).eval()
+    method.to(device).eval()
     batches = evaluation_batches(
         dataset,
         evaluation_transform(recipe.model.image_size),
@@ -127,7 +134,9 @@ def own_accuracy(
 
 
 @torch.no_grad()
-def picture_reconstructions(method: Any, dataset_folder: Path, count: int = 8) -> dict[str, Tensor]:
+def picture_reconstructions(
+    method: ReconstructingMethod, dataset_folder: Path, count: int = 8
+) -> dict[str, Tensor]:
     """Return reconstructions of test images, spread over the split, masked always alike, by name.
 
     Leaves the method and the global random numbers as they are.
@@ -136,6 +145,7 @@ def picture_reconstructions(method: Any, dataset_folder: Path, count: int = 8) -
         - Outputs: (count, 3, H, W), float in [0, 1]: input, masked input, predictions.
     """
     recipe = method.recipe
+    assert isinstance(recipe, MaskedPretraining)  # that of all that reconstruct
     dataset = PackedDataset(dataset_folder, "test")
     transform = evaluation_transform(recipe.model.image_size)
     count = min(count, len(dataset))
@@ -182,7 +192,7 @@ def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> 
 def _introduced(method: object, length: RunLength) -> list[dict[str, Any]] | None:
     """Tell a method how long its run is, and return the parameter groups that it wants."""
     if isinstance(method, Scheduled):
-        method.lasts(length)
+        method.set_run_length(length)
     return method.parameter_groups() if isinstance(method, Grouped) else None
 
 

@@ -1,9 +1,14 @@
 """What the loop, the stages and the methods know of each other."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from asl_core.recipes.models import Vit
+from asl_core.recipes.normalisation import Rgb
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,30 @@ class Views:
     labels: Tensor | None = None
 
 
+class Mask(NamedTuple):
+    """A random split of the patches of each image into visible and removed.
+
+    Attributes:
+        ids_keep: Indices of the visible patches, in the order they are fed, (B, V).
+        ids_removed: Indices of the others, (B, R), V + R = N.
+    """
+
+    ids_keep: Tensor
+    ids_removed: Tensor
+
+    @property
+    def removed(self) -> Tensor:
+        """True where a patch was removed, in the order of the image, (B, N)."""
+        batch, kept = self.ids_keep.shape
+        shape = (batch, kept + self.ids_removed.shape[1])
+        removed = torch.zeros(shape, dtype=torch.bool, device=self.ids_keep.device)
+        return removed.scatter(1, self.ids_removed, True)
+
+    def twice(self) -> "Mask":
+        """Return the mask of a batch followed by itself, (2B, ...)."""
+        return Mask(self.ids_keep.repeat(2, 1), self.ids_removed.repeat(2, 1))
+
+
 @dataclass(frozen=True)
 class RunLength:
     """How long a run is: what schedules of a method are functions of."""
@@ -61,18 +90,63 @@ class Step:
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Trainable(Protocol):
+Batch_contra = TypeVar("Batch_contra", contravariant=True)
+
+
+class Indexed(Protocol):
+    """A batch that says which samples of the training split it has: (B,), int64."""
+
+    @property
+    def indices(self) -> Tensor: ...
+
+
+class ModuleLike(Protocol):
+    """What is used of an nn.Module where it is known by a protocol: Python has no intersections."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
+
+    def to(self, device: torch.device, /) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+
+class Trainable(ModuleLike, Protocol[Batch_contra]):
     """What the loop trains: an nn.Module whose forward takes a batch and returns a Step."""
 
-    def __call__(self, batch: object, draw: Draw) -> Step: ...
+    def forward(self, batch: Batch_contra, draw: Draw) -> Step: ...
 
-    def after_step(self, step: int) -> None:
-        """Change state after the optimiser's step `step` (EMA teachers); most do nothing."""
-        ...
+    def __call__(self, batch: Batch_contra, draw: Draw) -> Step: ...
 
 
-class Method(Trainable, Protocol):
+class SizedRecipe(Protocol):
+    """What of a method's recipe everybody may read."""
+
+    @property
+    def model(self) -> Vit: ...
+
+
+class Method(Trainable[Views], Protocol):
     """A pre-training method."""
+
+    @property
+    def recipe(self) -> SizedRecipe: ...
+
+    @property
+    def mean(self) -> Rgb: ...
+
+    @property
+    def std(self) -> Rgb: ...
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder that is trained, not what follows it."""
+        ...
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names: what transfer stages load."""
@@ -83,15 +157,15 @@ class Method(Trainable, Protocol):
 class Reconstructing(Protocol):
     """A method that predicts pixels of removed patches; its recipe is a `MaskedPretraining`."""
 
-    def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Any]:
-        """Return the normalised images, (B, 3, H, W), and their `Mask` in this step."""
+    def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
+        """Return the normalised images, (B, 3, H, W), and their mask in this step."""
         ...
 
-    def target(self, images: Tensor, mask: Any) -> Tensor:
+    def target(self, images: Tensor, mask: Mask) -> Tensor:
         """Return what the removed patches should be predicted as, (B, R, P)."""
         ...
 
-    def predictions(self, images: Tensor, mask: Any) -> dict[str, Tensor]:
+    def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         """Return the predictions of the removed patches, (B, R, P), by branch: ori, aug."""
         ...
 
@@ -109,8 +183,17 @@ class Classifying(Protocol):
 class Scheduled(Protocol):
     """A method with schedules of its own."""
 
-    def lasts(self, length: RunLength) -> None:
+    def set_run_length(self, length: RunLength) -> None:
         """Take note of how long the run is, before it begins or goes on."""
+        ...
+
+
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """What changes state of its own after the optimiser: a teacher, a moving average."""
+
+    def after_step(self, step: int) -> None:
+        """Change state after the optimiser's step `step`, the first one being 1."""
         ...
 
 
@@ -139,3 +222,11 @@ class Grouped(Protocol):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups, with their weight decay."""
         ...
+
+
+class ReconstructingMethod(Method, Reconstructing, Protocol):
+    """A method that is `Reconstructing`."""
+
+
+class ClassifyingMethod(Method, Classifying, Protocol):
+    """A method that is `Classifying`."""

@@ -45,6 +45,18 @@ def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=derive_seed(seed, purpose, *counters)))
 
 
+def seed_globals(seed: int, *, devices: bool = False) -> None:
+    """Seed the generators that library code draws from: Python's, NumPy's, torch's on the CPU.
+
+    Args:
+        seed: From `derive_seed`.
+        devices: Those of the GPUs, too.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
+
+
 @contextlib.contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch (CPU), and restore them afterwards.
@@ -54,9 +66,7 @@ def seeded_globals(seed: int) -> Iterator[None]:
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+    seed_globals(seed)
     try:
         yield
     finally:

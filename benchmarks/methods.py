@@ -28,7 +28,15 @@ from asl_core.engine.clipping import CLIPPERS
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.optimizer import build_optimizer, no_decay_groups
 from asl_core.methods import method_class
-from asl_core.protocol import Draw, EditsGradients, Grouped, RunLength, Scheduled, TakesStatistics
+from asl_core.protocol import (
+    Draw,
+    EditsGradients,
+    FollowsSteps,
+    Grouped,
+    RunLength,
+    Scheduled,
+    TakesStatistics,
+)
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.catalogue import RECIPES
 from asl_core.recipes.models import MODELS, Vit
@@ -66,7 +74,7 @@ class Contestant:
         method = kind(self.recipe, (0.5,) * 3, (0.25,) * 3, **wanted).to(self.device)
         self.method: Any = method
         if isinstance(method, Scheduled):
-            method.lasts(LENGTH)
+            method.set_run_length(LENGTH)
         if isinstance(method, Grouped):
             groups = method.parameter_groups()
         else:
@@ -95,7 +103,8 @@ class Contestant:
         self.optimizer.zero_grad(set_to_none=True)
         if takes:
             method.take_statistics({k: v.detach() for k, v in result.statistics.items()})
-        method.after_step(number + 1)
+        if isinstance(method, FollowsSteps):
+            method.after_step(number + 1)
 
 
 def _noise(index: int) -> Sample:

@@ -27,9 +27,9 @@ from asl_core.engine.devices import autocast, pick_device
 from asl_core.engine.optimizer import build_optimizer, no_decay_groups
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
-from asl_core.modules.masking import Mask, gather_tokens
+from asl_core.modules.masking import gather_tokens
 from asl_core.modules.patches import pixel_target
-from asl_core.protocol import Draw, Views
+from asl_core.protocol import Draw, Mask, Views
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS, Vit

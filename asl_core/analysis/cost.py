@@ -1,16 +1,15 @@
 """What an image costs a method: multiply-adds, parameters, memory for activations."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from asl_core.engine.devices import autocast
 from asl_core.methods import method_class
-from asl_core.protocol import Draw, Views
+from asl_core.protocol import Draw, ModuleLike, Trainable, Views
 from asl_core.recipes.pretraining import Pretraining
 
 _GREY = (0.5, 0.5, 0.5)  # mean and std of an image that nobody looks at
@@ -59,7 +58,7 @@ def measure_cost(recipe: Pretraining, num_classes: int | None = None) -> Cost:
         flops_forward_g=flops.forward_g,
         flops_train_g=flops.train_g,
         parameters_m=trained_parameters_m(method),
-        activation_mib_per_image=activation_mib_per_image(method, recipe.precision),
+        activation_mib_per_image=activation_mib_per_image(method, recipe),
     )
 
 
@@ -81,12 +80,12 @@ def count_flops(recipe: Pretraining, num_classes: int | None = None) -> Flops:
     return Flops(forward / per_image, total / per_image)
 
 
-def trained_parameters_m(method: nn.Module) -> float:
+def trained_parameters_m(method: ModuleLike) -> float:
     """Return the number of trained parameters in 1e6."""
     return sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6
 
 
-def activation_mib_per_image(method: Any, precision: str) -> float:
+def activation_mib_per_image(method: Trainable[Views], recipe: Pretraining) -> float:
     """Measure how much one more image makes the forward pass keep for the backward pass, in MiB.
 
     Half the difference between batches of four and of two: parameters, and whatever else is kept
@@ -95,13 +94,13 @@ def activation_mib_per_image(method: Any, precision: str) -> float:
 
     Args:
         method: On the CPU, in training mode, not compiled.
-        precision: As in its recipe.
+        recipe: Of which images it is made for, and in which precision.
     """
-    two, four = (_saved_bytes(method, size, precision) for size in (2, 4))
+    two, four = (_saved_bytes(method, recipe, size) for size in (2, 4))
     return (four - two) / 2 / 2**20
 
 
-def _saved_bytes(method: Any, batch_size: int, precision: str) -> int:
+def _saved_bytes(method: Trainable[Views], recipe: Pretraining, batch_size: int) -> int:
     """Return the bytes of all storages that a forward pass saves, each counted once."""
     storages: dict[int, int] = {}
 
@@ -111,9 +110,9 @@ def _saved_bytes(method: Any, batch_size: int, precision: str) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself, if it is an output, would keep its graph alive
 
-    batch = _images(method.recipe, batch_size)
+    batch = _images(recipe, batch_size)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with autocast(torch.device("cpu"), precision):
+        with autocast(torch.device("cpu"), recipe.precision):
             loss = method(batch, Draw(0, 0)).loss
         assert loss.requires_grad  # and is alive here
     return sum(storages.values())

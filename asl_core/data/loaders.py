@@ -1,29 +1,30 @@
 """Batches for training and evaluation, the same ones however many processes make them."""
 
 import dataclasses
-import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from asl_core.data.sampler import Draw, StepPlan
-from asl_core.randomness import derive_seed, seeded_globals
+from asl_core.randomness import derive_seed, seed_globals, seeded_globals
 
 Batch = TypeVar("Batch")
+Item = TypeVar("Item")
+Record = TypeVar("Record")
+Record_co = TypeVar("Record_co", covariant=True)
 Indices = list[int]
 
 
-class Readable(Protocol):
+class Readable(Protocol[Record_co]):
     """A dataset that can be read at any position."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> Record_co: ...
 
 
 class TrainingLoader(Generic[Batch]):
@@ -52,9 +53,9 @@ class TrainingLoader(Generic[Batch]):
 
     def __init__(
         self,
-        dataset: Readable,
-        transform: Callable[[Any], Any],
-        collate: Callable[[list[Any]], Batch],
+        dataset: Readable[Record],
+        transform: Callable[[Record], Item],
+        collate: Callable[[list[Item]], Batch],
         *,
         seed: int,
         batch_size: int,
@@ -93,9 +94,9 @@ class TrainingLoader(Generic[Batch]):
 
 
 def evaluation_batches(
-    dataset: Readable,
-    transform: Callable[[Any], Any],
-    collate: Callable[[list[Any]], Batch],
+    dataset: Readable[Record],
+    transform: Callable[[Record], Item],
+    collate: Callable[[list[Item]], Batch],
     *,
     batch_size: int,
     num_workers: int = 0,
@@ -129,47 +130,40 @@ class _MicroBatches:
 
 
 @dataclasses.dataclass
-class _Augmented(Dataset[Any]):
+class _Augmented(Dataset[Item], Generic[Record, Item]):
     """Samples by (epoch, index), transformed with the draws that belong to them."""
 
-    dataset: Readable
-    transform: Callable[[Any], Any]
+    dataset: Readable[Record]
+    transform: Callable[[Record], Item]
     seed: int
 
-    def __getitems__(self, draws: list[Draw]) -> list[Any]:
+    def __getitems__(self, draws: list[Draw]) -> list[Item]:
         """Return a batch's items; DataLoader asks for them at once."""
         # saved and restored once for all: that takes longer than to crop a small image
         with seeded_globals(self.seed):
             return [self._draw(epoch, index) for epoch, index in draws]
 
-    def _draw(self, epoch: int, index: int) -> Any:
+    def _draw(self, epoch: int, index: int) -> Item:
         sample = self.dataset[index]
-        _seed_globals(derive_seed(self.seed, "augment", epoch, index))
+        seed_globals(derive_seed(self.seed, "augment", epoch, index))
         return self.transform(sample)
 
 
-def _seed_globals(seed: int) -> None:
-    """Seed the generators that library code draws from, as `seeded_globals` does."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-
-
 @dataclasses.dataclass
-class _Transformed(Dataset[Any]):
+class _Transformed(Dataset[Item], Generic[Record, Item]):
     """Samples by index, transformed."""
 
-    dataset: Readable
-    transform: Callable[[Any], Any]
+    dataset: Readable[Record]
+    transform: Callable[[Record], Item]
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Item:
         return self.transform(self.dataset[index])
 
 
 def _load(
-    dataset: Dataset[Any],
+    dataset: Dataset[Item],
     batches: "_MicroBatches | list[Indices]",
-    collate: Callable[[list[Any]], Batch],
+    collate: Callable[[list[Item]], Batch],
     num_workers: int,
 ) -> Iterator[Batch]:
     """Yield the collated batches in order, pinned where there is a GPU to send them to."""
@@ -194,36 +188,40 @@ def _use_one_thread(worker: int) -> None:
 
 
 @dataclasses.dataclass
-class _Parcel:
+class _Parcel(Generic[Batch]):
     """A batch on its way; DataLoader pins what has this method, but looks into no dataclass."""
 
-    batch: Any
+    batch: Batch
 
-    def pin_memory(self) -> "_Parcel":
-        return _Parcel(_pinned(self.batch))
+    def pin_memory(self) -> "_Parcel[Batch]":
+        return _Parcel(map_tensors(self.batch, Tensor.pin_memory))
 
 
 @dataclasses.dataclass
-class _Parcels:
+class _Parcels(Generic[Item, Batch]):
     """Collates into parcels."""
 
-    collate: Callable[[list[Any]], Any]
+    collate: Callable[[list[Item]], Batch]
 
-    def __call__(self, items: list[Any]) -> _Parcel:
+    def __call__(self, items: list[Item]) -> _Parcel[Batch]:
         return _Parcel(self.collate(items))
 
 
-def _pinned(batch: Any) -> Any:
-    """Pin every tensor in tuples, lists, mappings and dataclasses."""
-    if isinstance(batch, Tensor):
-        return batch.pin_memory()
-    if isinstance(batch, dict):
-        return {key: _pinned(value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_pinned(value) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_pinned(value) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        names = [each.name for each in dataclasses.fields(batch)]
-        return dataclasses.replace(batch, **{n: _pinned(getattr(batch, n)) for n in names})
-    return batch
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return a batch with every tensor changed in tuples, lists, mappings and dataclasses."""
+    return _mapped(batch, change)
+
+
+def _mapped(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(part, Tensor):
+        return change(part)
+    if isinstance(part, dict):
+        return {key: _mapped(value, change) for key, value in part.items()}
+    if isinstance(part, tuple) and hasattr(part, "_fields"):
+        return type(part)(*(_mapped(value, change) for value in part))
+    if isinstance(part, (list, tuple)):
+        return type(part)(_mapped(value, change) for value in part)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        names = [each.name for each in dataclasses.fields(part)]
+        return dataclasses.replace(part, **{n: _mapped(getattr(part, n), change) for n in names})
+    return part

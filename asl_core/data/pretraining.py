@@ -7,7 +7,6 @@ Draws come from the global generators, which the loader seeds for each sample: v
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torchvision.transforms.v2.functional as F
@@ -28,7 +27,8 @@ from asl_core.recipes.views import Colour, View, ViewPlan
 _SOLARISED_FROM = 128
 
 
-class ViewsItem(NamedTuple):
+@dataclass(frozen=True)
+class ViewsItem:
     """One sample's views, each (3, S, S) uint8, its index, and what else the plan asks for."""
 
     views: tuple[Tensor, ...]

@@ -35,7 +35,8 @@ Box = tuple[int, int, int, int]
 """top, left, height, width in pixels."""
 
 
-class LabelledItem(NamedTuple):
+@dataclass(frozen=True)
+class LabelledItem:
     """One image, (3, S, S) uint8, its label and its index."""
 
     image: Tensor

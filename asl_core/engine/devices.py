@@ -1,15 +1,17 @@
 """Where a run computes: device, threads, precision."""
 
 import contextlib
-import dataclasses
 import os
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from asl_core.data.loaders import map_tensors
 from asl_core.errors import InputError
 from asl_core.recipes.optimisation import Resources
+
+Batch = TypeVar("Batch")
 
 
 def pick_device(resources: Resources) -> torch.device:
@@ -28,27 +30,16 @@ def pick_device(resources: Resources) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return bf16 autocast for the network, or nothing for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def move(batch: Any, device: torch.device) -> Any:
+def move(batch: Batch, device: torch.device) -> Batch:
     """Move every tensor in a batch (tuples, lists, dicts, dataclasses), without waiting."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: move(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(move(value, device) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changes = {f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **changes)
-    return batch
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:

@@ -2,13 +2,11 @@
 
 import contextlib
 import logging
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
@@ -25,14 +23,25 @@ from asl_core.engine.signals import StopRequest, catch_stop_signals
 from asl_core.engine.state import TrainState
 from asl_core.engine.witness_writer import WitnessWriter, present_circumstances
 from asl_core.errors import InterruptedRun, ReplayFinished, TrainingError
-from asl_core.protocol import Draw, EditsGradients, Step, TakesStatistics
-from asl_core.randomness import derive_seed
+from asl_core.protocol import (
+    Draw,
+    EditsGradients,
+    FollowsSteps,
+    Indexed,
+    Step,
+    TakesStatistics,
+    Trainable,
+)
+from asl_core.randomness import derive_seed, seed_globals
 from asl_core.recipes.optimisation import Optimisation
 
 logger = logging.getLogger(__name__)
 
 
-class StepLoader(Protocol):
+Batch = TypeVar("Batch", bound=Indexed)
+
+
+class StepLoader(Protocol[Batch]):
     """Gives the micro-batches of every optimiser step from any step on."""
 
     @property
@@ -41,12 +50,12 @@ class StepLoader(Protocol):
     @property
     def total_steps(self) -> int: ...
 
-    def iterate(self, start_step: int) -> Iterator[list[Any]]: ...
+    def iterate(self, start_step: int) -> Iterator[list[Batch]]: ...
 
 
 def fit(
-    model: nn.Module,
-    loader: StepLoader,
+    model: Trainable[Batch],
+    loader: StepLoader[Batch],
     recipe: Optimisation,
     context: RunContext,
     *,
@@ -59,7 +68,7 @@ def fit(
     A checkpoint follows the last step, so that what comes after training can be interrupted too.
 
     Args:
-        model: Called as `model(batch, draw)`, returns a `Step`; see `protocol.Trainable`.
+        model: An nn.Module that makes a `Step` of each of the loader's batches.
         loader: Micro-batches of each step.
         recipe: Rates, precision, clipping, seed.
         context: Checkpoints, journal, resources.
@@ -78,6 +87,8 @@ def fit(
         ReplayFinished: Of a replay, after the last step that the journal has a witness of.
         OSError: A checkpoint could not be written; the one before is still valid.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{type(model).__name__} is no nn.Module")
     device = pick_device(context.resources)
     model.to(device)
     optimizer = build_optimizer(param_groups or no_decay_groups(model, recipe), recipe)
@@ -129,7 +140,7 @@ class _Run:
     def until_done(
         self,
         state: TrainState,
-        loader: StepLoader,
+        loader: StepLoader[Batch],
         checkpoints: CheckpointFolder,
         stop: StopRequest,
     ) -> None:
@@ -159,7 +170,7 @@ class _Run:
                     self.at_steps[state.step]()
                 self.checkpoint_if_due(state, total, checkpoints, stop)
 
-    def step_within_memory(self, state: TrainState, micro_batches: list[Any]) -> None:
+    def step_within_memory(self, state: TrainState, micro_batches: Sequence[Indexed]) -> None:
         """Do one optimiser step, or say what would make it fit.
 
         Raises:
@@ -175,10 +186,12 @@ class _Run:
                 "and run the same command to go on from the newest checkpoint"
             ) from error
 
-    def step(self, state: TrainState, micro_batches: list[Any]) -> None:
+    def step(self, state: TrainState, micro_batches: Sequence[Indexed]) -> None:
         """Do one optimiser step; random draws and rates are functions of its number."""
         step = state.step
-        _seed_globals(derive_seed(self.recipe.seed, "step", step, distributed.rank()))
+        # what library code draws in this step (dropout, drop path, mixup) is a function of it
+        seed = derive_seed(self.recipe.seed, "step", step, distributed.rank())
+        seed_globals(seed, devices=True)
         for schedule in self.schedules:
             schedule.step_update(step)
         draw = Draw(self.recipe.seed, step)
@@ -211,9 +224,10 @@ class _Run:
         if isinstance(state.model, TakesStatistics):
             means = {k: distributed.mean_over_processes(v) for k, v in statistics.items()}
             state.model.take_statistics(means)
-        state.model.after_step(state.step)  # type: ignore[operator]
+        if isinstance(state.model, FollowsSteps):
+            state.model.after_step(state.step)
 
-    def without_sync(self, wanted: bool) -> contextlib.AbstractContextManager:
+    def without_sync(self, wanted: bool) -> contextlib.AbstractContextManager[object]:
         """Leave gradients unreduced for all but the last micro-batch."""
         if wanted and isinstance(self.network, nn.parallel.DistributedDataParallel):
             return self.network.no_sync()
@@ -318,13 +332,6 @@ class _Run:
                 f"{self.context.label}: stopped by {stop.signal_name} after step {state.step}; the "
                 "checkpoint is written, run the same command to go on"
             )
-
-
-def _seed_globals(seed: int) -> None:
-    """Make what library code draws in this step (dropout, drop path, mixup) a function of it."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def _remedy(checkpoints: CheckpointFolder) -> str:

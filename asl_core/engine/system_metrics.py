@@ -121,13 +121,13 @@ class _Gpus:
         self._handles: list[object] = []
         try:
             import pynvml  # optional: machines without NVIDIA GPUs go without it
-
-            pynvml.nvmlInit()
-            count = pynvml.nvmlDeviceGetCount()
-            handles: list[object] = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         except ImportError:
             _log.debug("nvidia-ml-py is not installed; no GPU metrics")
             return
+        try:
+            pynvml.nvmlInit()
+            count = pynvml.nvmlDeviceGetCount()
+            handles: list[object] = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         except pynvml.NVMLError as error:
             _log.debug("no GPU metrics: %s", error)
             return
@@ -169,7 +169,8 @@ def _share(memory: Any) -> float:
 def _counters() -> dict[str, float]:
     """Return bytes moved since the machine started."""
     values: dict[str, float] = {}
-    if (network := psutil.net_io_counters()) is not None:
+    network = psutil.net_io_counters()
+    if network is not None:  # pyright: ignore[reportUnnecessaryComparison]  # without interfaces
         values |= {"network_receive": network.bytes_recv, "network_transmit": network.bytes_sent}
     if (disk := psutil.disk_io_counters()) is not None:
         values |= {"disk_read": disk.read_bytes, "disk_write": disk.write_bytes}

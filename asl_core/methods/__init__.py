@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from asl_core.modules.encoder import Encoder
+from asl_core.protocol import Method
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.pretraining import Pretraining
@@ -31,7 +32,7 @@ read from it without running it."""
 class MethodClass(Protocol):
     """What every class of the table is made from: its own recipe, and statistics of the images."""
 
-    def __call__(self, recipe: Pretraining, mean: Rgb, std: Rgb, **head: int) -> Any: ...
+    def __call__(self, recipe: Pretraining, mean: Rgb, std: Rgb, **head: int) -> Method: ...
 
 
 def method_class(name: str) -> MethodClass:

@@ -11,6 +11,7 @@ Both branches travel stacked along the batch, fea_ori first: one pass of the dec
 What the paper leaves open is a field of `AslRecipe`, with the reason for its default.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -22,10 +23,10 @@ from asl_core.losses.alignment import alignment_loss, cosine_alignment_loss
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, LayerNorm, initialise_as_mae
-from asl_core.modules.masking import Mask, draw_mask, gather_tokens
+from asl_core.modules.masking import draw_mask, gather_tokens
 from asl_core.modules.patches import pixel_target
 from asl_core.precision import at_least_float32
-from asl_core.protocol import Draw, Step, Views
+from asl_core.protocol import Draw, Mask, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.normalisation import Rgb
@@ -146,11 +147,11 @@ class ArbitrarySelfSupervised(nn.Module):
 
     def align(self, both: Tensor) -> Tensor:
         """Return the alignment loss of the two halves of a stack, (2B, T, P)."""
-        loss = {
+        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "l1": partial(alignment_loss, reduction=self.recipe.sem_reduction),
             "cosine": cosine_alignment_loss,
-        }[self.recipe.sem_type]
-        return loss(*both.chunk(2))
+        }
+        return losses[self.recipe.sem_type](*both.chunk(2))
 
     def _cls(self, features: Tensor, decoded: Tensor) -> Tensor:
         """Return the [cls] token of both branches in the space that `cls_align` names."""
@@ -195,9 +196,6 @@ class ArbitrarySelfSupervised(nn.Module):
         pred = self.head(self.decode(features, mask)[:, features.shape[1] :])
         pred_ori, pred_aug = pred.chunk(2)
         return {"ori": pred_ori, "aug": pred_aug}
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names; the extra layer is not exported.

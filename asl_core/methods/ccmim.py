@@ -21,9 +21,9 @@ from asl_core.modules.attention import block_with_weights
 from asl_core.modules.batch_norm import BatchNorm
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, initialise_as_mae
-from asl_core.modules.masking import Mask, random_mask
+from asl_core.modules.masking import random_mask
 from asl_core.modules.patches import pixel_target
-from asl_core.protocol import Draw, Step, Views
+from asl_core.protocol import Draw, Mask, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.ccmim import CcMimRecipe
 from asl_core.recipes.normalisation import Rgb
@@ -114,9 +114,6 @@ class ContextContrastiveAutoencoder(nn.Module):
         """Return what the removed patches should be predicted as, (B, R, P)."""
         recipe = self.recipe
         return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names."""

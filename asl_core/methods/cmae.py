@@ -18,10 +18,10 @@ from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.batch_norm import BatchNorm
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder
-from asl_core.modules.masking import Mask, block_grid_mask, draw_mask
+from asl_core.modules.masking import block_grid_mask, draw_mask
 from asl_core.modules.momentum import ema_update, frozen_copy
 from asl_core.modules.patches import pixel_target
-from asl_core.protocol import Draw, Step, Views
+from asl_core.protocol import Draw, Mask, Step, Views
 from asl_core.randomness import derive_seed, not_compiled, uniform
 from asl_core.recipes.cmae import CmaeRecipe
 from asl_core.recipes.normalisation import Rgb

@@ -101,7 +101,7 @@ class SelfDistillation(nn.Module):
         center = at_least_float32(raw).mean(0, keepdim=True)
         return Step(loss, {"teacher_entropy": entropy}, {"center": center})
 
-    def lasts(self, length: RunLength) -> None:
+    def set_run_length(self, length: RunLength) -> None:
         """Take note of the length of the run, which schedules are functions of."""
         self.length = length
 

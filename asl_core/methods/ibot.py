@@ -143,7 +143,7 @@ class OnlineTokenizer(nn.Module):
         name = "prototypes" if self.recipe.shared_head_teacher else "patch_prototypes"
         return self.teacher[name]
 
-    def lasts(self, length: RunLength) -> None:
+    def set_run_length(self, length: RunLength) -> None:
         """Take note of the length of the run, which schedules are functions of."""
         self.length = length
 

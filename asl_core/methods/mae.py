@@ -6,9 +6,9 @@ from asl_core.data.views import normalise
 from asl_core.losses.reconstruction import reconstruction_loss
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder
-from asl_core.modules.masking import Mask, draw_mask
+from asl_core.modules.masking import draw_mask
 from asl_core.modules.patches import pixel_target
-from asl_core.protocol import Draw, Step, Views
+from asl_core.protocol import Draw, Mask, Step, Views
 from asl_core.randomness import not_compiled
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.normalisation import Rgb
@@ -58,9 +58,6 @@ class MaskedAutoencoder(nn.Module):
         """Return what the removed patches should be predicted as, (B, R, P)."""
         recipe = self.recipe
         return pixel_target(images, recipe.model.patch_size, recipe.norm_pix, mask.ids_removed)
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names."""

@@ -21,11 +21,11 @@ from asl_core.data.views import normalise
 from asl_core.losses.unigrad import token_correlation, unigrad_loss
 from asl_core.modules.batch_norm import BatchNorm
 from asl_core.modules.encoder import Encoder, initialise_as_mae
-from asl_core.modules.masking import Mask, gather_tokens, mask_of
+from asl_core.modules.masking import gather_tokens, mask_of
 from asl_core.modules.momentum import ema_update, frozen_copy, momentum_at
 from asl_core.modules.positions import relative_positions, sincos_positions
 from asl_core.precision import at_least_float32
-from asl_core.protocol import Draw, RunLength, Step, Views
+from asl_core.protocol import Draw, Mask, RunLength, Step, Views
 from asl_core.randomness import not_compiled
 from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.sim import SimRecipe
@@ -128,7 +128,7 @@ class SiameseImageModel(nn.Module):
         patches = at_least_float32(tokens[:, 1:])
         return F.layer_norm(patches, patches.shape[-1:], eps=1e-5)
 
-    def lasts(self, length: RunLength) -> None:
+    def set_run_length(self, length: RunLength) -> None:
         """Take note of the length of the run, which the teacher's momentum is a function of."""
         self.length = length
 

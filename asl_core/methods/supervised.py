@@ -90,9 +90,6 @@ class SupervisedEncoder(nn.Module):
             self, self.recipe.weight_decay, no_weight_decay_list=spared
         )
 
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
-
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names."""
         return self.encoder.state_dict()

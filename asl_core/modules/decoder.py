@@ -5,8 +5,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from asl_core.modules.encoder import LayerNorm, initialise_as_mae
-from asl_core.modules.masking import Mask
 from asl_core.modules.positions import sincos_positions
+from asl_core.protocol import Mask
 from asl_core.recipes.models import Vit
 
 

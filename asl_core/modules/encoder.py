@@ -21,6 +21,7 @@ from asl_core.modules.positions import (
     sincos_positions,
 )
 from asl_core.modules.weights import save_weights
+from asl_core.protocol import ModuleLike
 from asl_core.recipes.models import Vit
 
 WEIGHTS_FILE = "encoder.safetensors"
@@ -42,7 +43,7 @@ def initialise_as_mae(module: nn.Module) -> None:
     """Initialise as MAE does: Xavier-uniform Linears, zero biases; use with `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  # as torch says
             nn.init.zeros_(module.bias)
 
 
@@ -248,7 +249,7 @@ def _check_positions(pos_embed: Tensor | None, width: int, path: Path) -> None:
 
 
 def check_same_architecture(
-    module: nn.Module, state: dict[str, Tensor], path: Path, ignore: tuple[str, ...] = ()
+    module: ModuleLike, state: dict[str, Tensor], path: Path, ignore: tuple[str, ...] = ()
 ) -> None:
     """Refuse weights of another architecture with one line that names the first difference.
 

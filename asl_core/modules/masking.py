@@ -1,36 +1,10 @@
 """Which patches the encoder sees."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from asl_core.protocol import Draw
+from asl_core.protocol import Draw, Mask
 from asl_core.randomness import derive_seed, uniform
-
-
-class Mask(NamedTuple):
-    """A random split of the patches of each image into visible and removed.
-
-    Attributes:
-        ids_keep: Indices of the visible patches, in the order they are fed, (B, V).
-        ids_removed: Indices of the others, (B, R), V + R = N.
-    """
-
-    ids_keep: Tensor
-    ids_removed: Tensor
-
-    @property
-    def removed(self) -> Tensor:
-        """True where a patch was removed, in the order of the image, (B, N)."""
-        batch, kept = self.ids_keep.shape
-        shape = (batch, kept + self.ids_removed.shape[1])
-        removed = torch.zeros(shape, dtype=torch.bool, device=self.ids_keep.device)
-        return removed.scatter(1, self.ids_removed, True)
-
-    def twice(self) -> "Mask":
-        """Return the mask of a batch followed by itself, (2B, ...)."""
-        return Mask(self.ids_keep.repeat(2, 1), self.ids_removed.repeat(2, 1))
 
 
 def random_mask(noise: Tensor, mask_ratio: float) -> Mask:

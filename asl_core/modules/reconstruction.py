@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from asl_core.modules.masking import Mask
 from asl_core.modules.patches import patch_statistics, patchify, unpatchify
+from asl_core.protocol import Mask
 
 
 def reconstruction_pictures(

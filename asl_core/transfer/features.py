@@ -1,7 +1,7 @@
 """Frozen features of an encoder."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ def extract_features(
     mean, std = dataset.manifest.mean, dataset.manifest.std
     none = torch.empty(0, dtype=torch.int64)
     parts = [FeatureBatch(torch.empty(0, len(poolings), encoder.vit.embed_dim), none, none)]
-    batches: Any = evaluation_batches(
+    batches = evaluation_batches(
         dataset,
         evaluation_transform(encoder.vit.image_size),
         collate_labelled,

@@ -1,7 +1,6 @@
 """End-to-end fine-tuning by MAE's protocol: mean of the patches, fresh norm, layer decay, mixup."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader, evaluation_batches
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import (
+    LabelledBatch,
     collate_labelled,
     evaluation_transform,
     finetune_transform,
@@ -70,7 +70,7 @@ class Classifier(nn.Module):
         """Classify normalised images."""
         return self.head(self.fc_norm(mean_of_patches(self.encoder(images))))
 
-    def forward(self, batch: Any, draw: Draw) -> Step:
+    def forward(self, batch: LabelledBatch, draw: Draw) -> Step:
         """Mix images and labels (a function of the step, by the loop's seeding), compare."""
         images = normalise(batch.images, self.mean, self.std)
         targets = batch.labels
@@ -80,9 +80,6 @@ class Classifier(nn.Module):
             return Step(F.cross_entropy(self.logits(images).float(), targets))
         logits = self.logits(images).float()
         return Step(F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing))
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Tell timm's layer decay which parameter belongs to which layer."""
@@ -150,7 +147,7 @@ def classify(
     none = torch.empty(0, dtype=torch.int64)
     # with more processes than samples the share of some is empty
     parts = [(none, none, torch.empty(0, model.head.out_features))]
-    batches: Any = evaluation_batches(
+    batches = evaluation_batches(
         dataset,
         evaluation_transform(model.encoder.vit.image_size),
         collate_labelled,

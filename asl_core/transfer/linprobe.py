@@ -14,7 +14,7 @@ from asl_core import distributed
 from asl_core.data.loaders import TrainingLoader
 from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
-from asl_core.data.views import collate_labelled, normalise, train_crop_transform
+from asl_core.data.views import LabelledBatch, collate_labelled, normalise, train_crop_transform
 from asl_core.engine.context import RunContext
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import lars_groups, no_decay_groups
@@ -86,9 +86,6 @@ class FeatureProbe(nn.Module):
     def forward(self, batch: FeatureBatch, draw: Draw) -> Step:
         return _step(self.heads(batch.features), batch.labels)
 
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
-
 
 class ImageProbe(nn.Module):
     """Probe on augmented images, through the frozen encoder."""
@@ -100,15 +97,12 @@ class ImageProbe(nn.Module):
         self.encoder = encoder.requires_grad_(False)
         self.heads, self.poolings, self.mean, self.std = heads, poolings, mean, std
 
-    def forward(self, batch: Any, draw: Draw) -> Step:
+    def forward(self, batch: LabelledBatch, draw: Draw) -> Step:
         self.encoder.eval()
         with torch.no_grad():
             images = normalise(batch.images, self.mean, self.std)
             features = frozen_features(self.encoder, images, self.poolings)
         return _step(self.heads(features), batch.labels)
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from asl_core.pretrain import (
     picture_views,
     pretrain,
 )
-from asl_core.protocol import Classifying, Reconstructing
+from asl_core.protocol import Classifying, Method, Reconstructing
 from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from pipeline.jobs.journal import effective_points, last_losses
@@ -80,14 +80,16 @@ def cost_metrics(recipe: Any, dataset: Path) -> dict[str, float]:
     return dataclasses.asdict(measure_cost(recipe, PackedDataset(dataset, "train").num_classes))
 
 
-def own_metrics(method: Any, recipe: Any, dataset: Path, resources: Resources) -> dict[str, float]:
+def own_metrics(
+    method: Method, recipe: Any, dataset: Path, resources: Resources
+) -> dict[str, float]:
     """Return what a method can be measured by itself: its classes, if it tells any."""
     if not isinstance(method, Classifying):
         return {}
     return {"supervised_acc1": own_accuracy(method, recipe, dataset, resources)}
 
 
-def _pictures(request: StageRequest, method: Any) -> list[Path]:
+def _pictures(request: StageRequest, method: Method) -> list[Path]:
     """Put into `out` what a person wants to look at: reconstructions, or what the method sees."""
     if not isinstance(method, Reconstructing):
         path = request.out / VIEWS
@@ -103,7 +105,7 @@ def _pictures(request: StageRequest, method: Any) -> list[Path]:
     return [newest, *steps]
 
 
-def _snapshot(request: StageRequest, method: Any, step: int) -> None:
+def _snapshot(request: StageRequest, method: Method, step: int) -> None:
     """Keep what the method predicts now, as numbers for the analysis and as pictures.
 
     In `work`, as what is in `out` is lost when the run is killed and goes on.

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import nn
 
 from asl_core.errors import InputError
 from asl_core.modules.encoder import check_same_architecture
+from asl_core.protocol import ModuleLike
 
 
-def load_stored(model: nn.Module, path: Path) -> None:
+def load_stored(model: ModuleLike, path: Path) -> None:
     """Load weights into a model in place.
 
     Raises:

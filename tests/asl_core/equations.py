@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asl_core.modules.masking import Mask, random_mask
-from asl_core.protocol import Views
+from asl_core.modules.masking import random_mask
+from asl_core.protocol import Mask, Views
 from asl_core.recipes.models import Vit
 
 Weights = dict[str, Tensor]

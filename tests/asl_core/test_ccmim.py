@@ -33,8 +33,7 @@ from asl_core.methods.ccmim import ContextContrastiveAutoencoder
 from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.modules.attention import block_with_weights
 from asl_core.modules.batch_norm import BatchNorm
-from asl_core.modules.masking import Mask
-from asl_core.protocol import Draw
+from asl_core.protocol import Draw, Mask
 from asl_core.recipes.ccmim import CcMimRecipe
 from asl_core.recipes.mae import MaeRecipe
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from asl_core.engine.optimizer import build_optimizer
 from asl_core.methods.cmae import ContrastiveMaskedAutoencoder
-from asl_core.modules.masking import Mask, block_grid_mask
+from asl_core.modules.masking import block_grid_mask
 from asl_core.modules.momentum import ema_update
-from asl_core.protocol import Draw, Views
+from asl_core.protocol import Draw, Mask, Views
 from asl_core.recipes.cmae import CmaeRecipe
 from asl_core.recipes.models import Vit
 

@@ -17,8 +17,8 @@ from asl_core.engine.devices import autocast
 from asl_core.methods import method_class
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
-from asl_core.modules.masking import Mask, random_mask
-from asl_core.protocol import Draw, Views
+from asl_core.modules.masking import random_mask
+from asl_core.protocol import Draw, Mask, Views
 from asl_core.randomness import seeded_globals
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe

@@ -115,7 +115,6 @@ class TwoLayers(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.recipe = MaeRecipe(dataset="none", model=SMALL)
         self.first, self.second = nn.Linear(1200, hidden), nn.Linear(hidden, 7)
 
     def forward(self, batch: Views, draw: Draw) -> Step:
@@ -128,7 +127,8 @@ class TwoLayers(nn.Module):
 def test_activations_are_the_inputs_of_what_needs_them(hidden: int) -> None:
     # the loss keeps the differences, of which it takes the square
     expected = 4 * (1200 + hidden + hidden + 7)
-    measured = activation_mib_per_image(TwoLayers(hidden), "fp32") * 2**20
+    recipe = MaeRecipe(dataset="none", model=SMALL, precision="fp32")
+    measured = activation_mib_per_image(TwoLayers(hidden), recipe) * 2**20
     assert measured == expected
 
 

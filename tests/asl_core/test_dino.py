@@ -93,7 +93,7 @@ def test_dino_equals_its_equations_and_so_do_teacher_and_centre(
     center = 0.9 * method.center + 0.1 * raw.mean(0, keepdim=True)
     method.take_statistics(step.statistics)
     parity("DINO, centre", method.center, center, 1e-12)
-    method.lasts(RunLength(5, 20))
+    method.set_run_length(RunLength(5, 20))
     before = {n: q.clone() for n, q in method.teacher.named_parameters()}
     method.after_step(8)
     momentum = 1 - 0.1 * (1 + math.cos(math.pi * 7 / 20)) / 2
@@ -119,7 +119,7 @@ def test_uniform_outputs_cost_the_logarithm_of_the_prototypes() -> None:
 
 def test_frozen_prototypes_stay_and_start_late() -> None:
     method = build(freeze_last_layer=1)
-    method.lasts(RunLength(2, 8))
+    method.set_run_length(RunLength(2, 8))
     optimizer = build_optimizer(no_decay_groups(method, method.recipe), method.recipe)
     before = method.prototypes.direction.detach().clone()
     for step in range(3):

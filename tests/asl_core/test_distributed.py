@@ -72,7 +72,7 @@ def train(
         if rank in signalled and step in signals:
             os.kill(os.getpid(), signals[step])
 
-    ArbitrarySelfSupervised.after_step = after_step  # type: ignore[method-assign]
+    ArbitrarySelfSupervised.after_step = after_step  # type: ignore[attr-defined]
     log_every = 4 if recipe is LONGER else 1
     resources = Resources(device="cpu", log_every_steps=log_every, checkpoint_minutes=60)
     with Journal.open(work / f"journal-{rank}") as journal, register_optimizer_step_pre_hook(keep):
@@ -149,7 +149,7 @@ def probe(rank: int, work: Path, encoder: Path, dataset: Path, stop_at: int | No
         if step == stop_at:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    FeatureProbe.after_step = after_step  # type: ignore[method-assign]
+    FeatureProbe.after_step = after_step  # type: ignore[attr-defined]
     with Journal.open(work / f"journal-{rank}") as journal:
         context = RunContext(work / "ckpt", journal, Resources(device="cpu"))
         heads, predictions = linprobe(PROBE, encoder, dataset, context)

@@ -106,7 +106,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     recipe = dataclasses.replace(ALL[name], precision="bf16")
     losses, whole = train(recipe, icons, tmp_path / "whole", GPU)
     kind: Any = method_class(recipe.method)
-    follow = kind.after_step
+    follow = getattr(kind, "after_step", lambda method, step: None)
 
     def stops(self: Any, step: int) -> None:
         if step == 3:
@@ -115,7 +115,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
     often = dataclasses.replace(GPU, checkpoint_minutes=0, num_workers=2)
     with monkeypatch.context() as patch:
-        patch.setattr(kind, "after_step", stops)
+        patch.setattr(kind, "after_step", stops, raising=False)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, icons, tmp_path / "parts", often)
     again, state = train(recipe, icons, tmp_path / "parts", GPU)

@@ -119,7 +119,7 @@ def test_ibot_equals_its_equations_and_so_do_teacher_and_centres(
     method.take_statistics(step.statistics)
     for name, before in centers.items():
         parity("iBOT, centres", getattr(method, name), 0.9 * before + 0.1 * means[name], 1e-12)
-    method.lasts(RunLength(5, 20))
+    method.set_run_length(RunLength(5, 20))
     before = {n: q.clone() for n, q in method.teacher.named_parameters()}
     method.after_step(1)
     for name, old in before.items():
@@ -133,7 +133,7 @@ def test_ibot_equals_its_equations_and_so_do_teacher_and_centres(
 def test_prototypes_of_patches_are_frozen_too() -> None:
     recipe = IbotRecipe(**COMMON, shared_head=False, freeze_last_layer=1)
     method = randomised(OnlineTokenizer(recipe, MEAN, STD))
-    method.lasts(RunLength(2, 8))
+    method.set_run_length(RunLength(2, 8))
     for step, frozen in ((1, True), (2, False)):
         method.step(**arguments(0)).loss.backward()
         method.edit_gradients(step)

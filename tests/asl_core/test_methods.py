@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from asl_core.engine.optimizer import build_optimizer, no_decay_groups
 from asl_core.methods.asl import ArbitrarySelfSupervised
 from asl_core.methods.mae import MaskedAutoencoder
-from asl_core.modules.masking import Mask, random_mask
-from asl_core.protocol import Draw, Step, Views
+from asl_core.modules.masking import random_mask
+from asl_core.protocol import Draw, Mask, Step, Views
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
 

@@ -68,7 +68,7 @@ def train(
     context = RunContext(work / "ckpt", journal, resources)
 
     kind: Any = method_class(recipe.method)
-    follow = kind.after_step
+    follow = getattr(kind, "after_step", lambda method, step: None)
 
     def after_step(self: Any, step: int) -> None:
         assert not forbid_steps

@@ -25,10 +25,10 @@ from torch import Tensor
 from asl_core.data.block_masks import block_mask
 from asl_core.losses.unigrad import token_correlation, unigrad_loss
 from asl_core.methods.sim import SiameseImageModel
-from asl_core.modules.masking import Mask, mask_of
+from asl_core.modules.masking import mask_of
 from asl_core.modules.momentum import momentum_at
 from asl_core.modules.positions import relative_positions, sincos_positions
-from asl_core.protocol import Draw, RunLength, Views
+from asl_core.protocol import Draw, Mask, RunLength, Views
 from asl_core.randomness import seeded_globals
 from asl_core.recipes.sim import SimRecipe
 from asl_core.recipes.views import BlockMask
@@ -127,7 +127,7 @@ def test_sim_equals_its_equations_and_so_does_its_teacher(parity: Parity) -> Non
     step = method.step(images, second, relative, mask)
     theirs = sim_loss(weights_of(method), images, second, relative, mask, recipe)
     compare_gradients("SIM", method, step.loss, theirs, parity)
-    method.lasts(RunLength(5, 10))
+    method.set_run_length(RunLength(5, 10))
     before = {n: q.clone() for n, q in method.teacher.named_parameters()}
     method.after_step(4)
     momentum = 1 - 0.1 * (1 + math.cos(math.pi * 4 / 10)) / 2

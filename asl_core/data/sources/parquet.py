@@ -114,7 +114,7 @@ def _rows(paths: list[Path], recipe: Parquet, num_classes: int) -> Iterator[Item
 
 
 def _row(
-    name: str, number: int, image: dict | None, label: int | None, num_classes: int
+    name: str, number: int, image: dict[str, bytes] | None, label: int | None, num_classes: int
 ) -> Item | Rejected:
     if image is None or not image["bytes"]:
         return Rejected(name, "no image bytes")

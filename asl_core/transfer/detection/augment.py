@@ -19,7 +19,8 @@ PADDING_GREY = 128
 """Value of the pixels that a training image smaller than the square leaves over (detectron2)."""
 
 
-class DetectionItem(NamedTuple):
+@dataclass(frozen=True)
+class DetectionItem:
     """One image for the detector.
 
     Attributes:

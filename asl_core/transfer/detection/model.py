@@ -20,7 +20,7 @@ from asl_core.transfer.detection.heads import Detections, build_heads
 from asl_core.transfer.detection.pyramid import LEVELS, TapPyramid
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm)
 NO_DECAY = ("pos_embed", "_bias.table")
 """Endings of the names of parameters without weight decay, beside those of `NORMS`."""
 
@@ -110,9 +110,6 @@ class MaskRcnn(nn.Module):
             {"params": spared, "weight_decay": 0.0},
             {"params": others, "weight_decay": weight_decay},
         ]
-
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
 
 
 def build_rpn(recipe: Detection) -> L1RegionProposalNetwork:

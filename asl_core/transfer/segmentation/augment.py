@@ -24,7 +24,8 @@ FACTOR_RANGE = (0.5, 1.5)  # of contrast and of saturation
 HUE_DELTA = 0.1  # of the circle: OpenCV's 18 of 180
 
 
-class SegmentationItem(NamedTuple):
+@dataclass(frozen=True)
+class SegmentationItem:
     """One image for the segmenter.
 
     Attributes:

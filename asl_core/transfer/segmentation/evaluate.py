@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +19,8 @@ from asl_core.transfer.segmentation.model import Segmenter
 from asl_core.transfer.segmentation.upernet import resize_to
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """One image's map, true and predicted, in the original pixels.
 
     Attributes:

@@ -70,9 +70,6 @@ class Segmenter(nn.Module):
         loss = main + self.auxiliary_weight * auxiliary
         return Step(loss, {"loss_main": main, "loss_auxiliary": auxiliary})
 
-    def after_step(self, step: int) -> None:
-        """Nothing follows a step."""
-
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Tell timm's layer decay which parameter belongs to which layer.
 
