@@ -25,7 +25,7 @@ def run(
     To be called in the folder of a suite. Writes runs/STAGE/NAME and runs/STAGE/NAME.json
     (prepare: data/NAME; report: reports), and scratch under .asl/. Started again after a kill,
     it goes on from its newest checkpoint; checkpoints stay until DVC has the result. Where a job
-    of Slurm makes this result, it exits with 75 and names the job; with ASL_WAIT=1 in the
+    makes this result, it exits with 75 and names the job; with ASL_WAIT=1 in the
     environment it waits for its end. What a job failed to do is run here only with ASL_HERE=1.
 
     Example: asl-pipe run pretrain asl

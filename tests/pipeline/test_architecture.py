@@ -101,6 +101,14 @@ def test_every_stage_of_the_dag_is_known_everywhere() -> None:
     assert stages | {"default"} == set(Local.model_fields)
 
 
+@pytest.mark.parametrize("word", ["slurm", "sbatch", "squeue", "scontrol", "fake"])
+def test_no_word_of_one_scheduler_is_spoken_outside_its_package(word: str) -> None:
+    files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "pipeline").rglob("*.py")}
+    rest = {name: path for name, path in files.items() if "/schedulers/slurm/" not in name}
+    said = {name for name, path in rest.items() if word in path.read_text("utf-8").lower()}
+    assert said <= {"pipeline/config/schedulers.py"}, "the table alone names it"
+
+
 def test_every_source_says_its_own_name() -> None:
     for name, declared in SOURCES.items():
         assert declared.__dataclass_fields__["source"].default == name
