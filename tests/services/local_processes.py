@@ -26,7 +26,7 @@ from pipeline.schedulers.port import (
 )
 from pipeline.writing import write_json
 
-POLL_S = 0.05
+POLL_S, KILL_WAIT_S = 0.05, 2.0
 DONE, CANCELLED = "exit code 0", "cancelled while it waited"
 
 
@@ -63,7 +63,8 @@ class LocalProcesses:
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
-            (self.folder / job_id / "cancelled").touch()
+            with contextlib.suppress(FileExistsError):  # its age is how long the job had to end
+                (self.folder / job_id / "cancelled").touch(exist_ok=False)
             self._signal(job_id, signal.SIGTERM)
 
     def requeue(self, job_id: str) -> None:
@@ -93,9 +94,9 @@ class LocalProcesses:
             raise SubmitError("a job is one process here", ambiguous=False)
         folder.mkdir(parents=True)
         write_json(folder / "job.json", content)
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        subprocess.run(  # it outlives whoever submits
+            ["setsid", "--fork", sys.executable, __file__, str(folder)], check=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         return job_id
 
@@ -136,7 +137,12 @@ def main(folder: Path) -> None:
             env=_environment(os.environ, job["id"]), preexec_fn=lambda: os.nice(job["niceness"]),
         )  # fmt: skip
         _write(folder / "began", str(process.pid))
-        _write(folder / "ended", f"exit code {process.wait()}")
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - (folder / "cancelled").stat().st_mtime > KILL_WAIT_S:
+                    process.kill()
+        _write(folder / "ended", f"exit code {process.returncode}")
 
 
 def _environment(outer: Mapping[str, str], job_id: str) -> dict[str, str]:
