@@ -26,7 +26,7 @@ def run(
     (prepare: also data/NAME; pretrain: also runs/encoder/NAME and runs/held_out/NAME; report:
     reports; code: code), and scratch under .asl/. Started again after a kill,
     it goes on from its newest checkpoint; checkpoints stay until DVC has the result. Where a job
-    of Slurm makes this result, it exits with 75 and names the job; with ASL_WAIT=1 in the
+    makes this result, it exits with 75 and names the job; with ASL_WAIT=1 in the
     environment it waits for its end. What a job failed to do is run here only with ASL_HERE=1.
 
     Example: asl-pipe run pretrain asl

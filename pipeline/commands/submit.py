@@ -27,7 +27,7 @@ def submit(
         bool, typer.Option("--dry-run", help="Print the plan and submit nothing.")
     ] = False,
 ) -> None:
-    """Hand stages to Slurm and return.
+    """Hand stages to the scheduler that cluster.yaml names, and return.
 
     To be called in the folder of a suite. What has a result is left alone, what has a live job is
     attached to, what was lost goes on from its checkpoint. Code and parameters are frozen: later

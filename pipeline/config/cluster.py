@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,9 @@ def load_scheduler_name(path: Path) -> str:
     """Return who runs jobs; whatever else is wrong with the file is no matter here.
 
     Raises:
-        UserError: The file is not YAML.
+        UserError: The file is not YAML, and the environment does not say it.
     """
-    return chosen(read_yaml(path).get("scheduler") if path.is_file() else None)
+    return chosen(lambda: read_yaml(path).get("scheduler") if path.is_file() else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,34 +120,43 @@ def _read(path: Path) -> _File:
     raw: dict[str, Any] = read_yaml(path) if path.is_file() else {}
     problems = Problems(path)
     named = raw.get("scheduler")
-    scheduler = chosen(named)
+    scheduler = chosen(lambda: named)
     # what the file names is a known section even where the environment names another one
-    kinds = _kinds([*SCHEDULERS, named if isinstance(named, str) else DEFAULT, scheduler], problems)
+    kinds = _kinds({*SCHEDULERS, named if isinstance(named, str) else DEFAULT, scheduler}, problems)
     problems.raise_if_any()
+    settings = kinds[scheduler]
     known = {kind.section: kind.resources for kind in kinds.values()}
+    known[settings.section] = settings.resources
     check = functools.partial(_collect, raw=raw, problems=problems, fields=_field_names(known))
     check(_CLUSTER, {name: part for name, part in raw.items() if name not in known}, ())
-    sections = [section for section in known if section in raw]
-    for section in sections:
-        check(_SECTION, raw[section], (section,))
+    for section in known:
+        check(_SECTION, raw.get(section, {}), (section,))
     problems.raise_if_any()
-    for section in sections:
-        adapter = _adapter(known[section])
-        for entry, settings in raw[section].items():
-            if entry not in Local.model_fields:
-                check(TypeAdapter(Local), {entry: {}}, (section,))
-                continue
-            own = {**settings}
-            process = own.pop(_PROCESS, {})
-            check(adapter, own, (section, entry))
-            check(_RESOURCES, process, (section, entry, _PROCESS))
+    for section, declared in known.items():
+        adapter = _adapter(declared)
+        _check_entries(section, adapter, raw, check)
         problems.raise_if_any()
         for stage in STAGES:  # a stage's setting and one of `default` may not go together
             merged = _merged(raw, section, stage)
             merged.pop(_PROCESS, None)
             check(adapter, merged, (section, stage))
-    problems.raise_if_any()
-    return _File(raw, scheduler, kinds[scheduler])
+        problems.raise_if_any()
+    return _File(raw, scheduler, settings)
+
+
+def _check_entries(
+    section: str, adapter: TypeAdapter[JobResources], raw: Mapping[str, Any],
+    check: Callable[[TypeAdapter[Any], Any, Location], None],
+) -> None:  # fmt: skip
+    """Note what is wrong with the entries of a scheduler's section, each by itself."""
+    for entry, settings in raw.get(section, {}).items():
+        if entry not in Local.model_fields:
+            check(TypeAdapter(Local), {entry: {}}, (section,))
+            continue
+        own = {**settings}
+        process = own.pop(_PROCESS, {})
+        check(adapter, own, (section, entry))
+        check(_RESOURCES, process, (section, entry, _PROCESS))
 
 
 @functools.cache
@@ -156,9 +165,9 @@ def _adapter(declared: type[JobResources]) -> TypeAdapter[JobResources]:
 
 
 def _kinds(names: Iterable[str], problems: Problems) -> dict[str, JobSettings]:
-    """Import schedulers; note which cannot be had. Of two with one section the last one counts."""
+    """Import schedulers; note which cannot be had."""
     found: dict[str, JobSettings] = {}
-    for name in names:
+    for name in sorted(names):
         try:
             found[name] = load_settings(name)
         except ValueError as error:

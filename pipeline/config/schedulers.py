@@ -31,9 +31,10 @@ class JobSettings:
     resources: type[JobResources]
 
 
-def chosen(named: object) -> str:
-    """Return the scheduler's name: the environment's, else the file's, else the default."""
-    return os.environ.get(VARIABLE) or (named if isinstance(named, str) else DEFAULT)
+def chosen(read: Callable[[], object]) -> str:
+    """Return the scheduler's name: the environment's, else what is read, else the default."""
+    named = os.environ.get(VARIABLE) or read()
+    return named if isinstance(named, str) else DEFAULT
 
 
 def load_settings(name: str) -> JobSettings:

@@ -160,7 +160,8 @@ class Site:
         self.cluster = FakeCluster(root.parent / "cluster")
         self.cache = DvcCache()
         self.patience = IMPATIENT
-        self.edit("cluster.yaml", "\nslurm:", "\nscheduler: fake_scheduler:fake\nfake:")
+        self.edit("cluster.yaml", "scheduler: slurm", "scheduler: fake_scheduler:fake")
+        self.edit("cluster.yaml", "\nslurm:", "\nfake:")
 
     @property
     def project(self) -> Project:

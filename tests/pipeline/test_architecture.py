@@ -112,6 +112,14 @@ def test_every_measurement_can_be_made_again_from_what_was_stored(name: str) -> 
     assert "\ndef reevaluate(run: StoredRun) -> dict[str, float]:" in text
 
 
+@pytest.mark.parametrize("word", ["slurm", "sbatch", "squeue", "scontrol", "fake"])
+def test_no_word_of_one_scheduler_is_spoken_outside_its_package(word: str) -> None:
+    files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "pipeline").rglob("*.py")}
+    rest = {name: path for name, path in files.items() if "/schedulers/slurm/" not in name}
+    said = {name for name, path in rest.items() if word in path.read_text("utf-8").lower()}
+    assert said <= {"pipeline/config/schedulers.py"}, "the table alone names it"
+
+
 def test_every_source_says_its_own_name() -> None:
     for name, declared in SOURCES.items():
         assert declared.__dataclass_fields__["source"].default == name

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.cluster import SlurmResources
 from pipeline.schedulers.port import BatchJob, QueuedJob
+from pipeline.schedulers.slurm.resources import SlurmResources
 from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
 

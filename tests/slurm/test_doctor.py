@@ -8,9 +8,9 @@ from small_jobs import Jobs
 from two_nodes import TwoNodes
 
 from pipeline import cli
-from pipeline.config.cluster import SlurmResources
-from pipeline.doctor.checks import Finding, Level
 from pipeline.doctor.nodes import examine_nodes
+from pipeline.schedulers.port import Finding, Level
+from pipeline.schedulers.slurm.resources import SlurmResources
 
 pytestmark = pytest.mark.slurm
 

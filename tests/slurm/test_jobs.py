@@ -22,7 +22,7 @@ from two_nodes import TwoNodes
 from pipeline.jobs.job import read_attempts
 from pipeline.jobs.state import Status
 from pipeline.jobs.verdict import Verdict
-from pipeline.schedulers.port import QueueState
+from pipeline.schedulers.port import JobPhase
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -219,7 +219,7 @@ def test_a_rank_that_dies_ends_the_job_which_then_goes_on(prepared: Lab) -> None
             environment = process.environ()
         except psutil.Error:
             continue
-        ours = (environment.get("SLURM_JOB_ID"), environment.get("RANK")) == (job_id, "1")
+        ours = (environment.get("ASL_JOB_ID"), environment.get("RANK")) == (job_id, "1")
         if ours and "pipeline.worker.main" in process.cmdline():
             process.kill()
     lab.wait(lambda: not lab.live(), "pretrain@asl", 60)
@@ -414,6 +414,6 @@ def test_many_clients_at_once_submit_one_job(held: Lab) -> None:
     )
     assert outcomes["submitted"] == 1, outcomes
     assert len(lab.queue()) == 1
-    assert [job.state for job in lab.live()] == [QueueState.PENDING]
+    assert [job.phase for job in lab.live()] == [JobPhase.WAITING]
     [report] = lab.reports().values()
     assert len(read_attempts(report.paths)) == 1

@@ -15,7 +15,7 @@ import pytest
 from small_jobs import Jobs
 from two_nodes import TwoNodes
 
-from pipeline.schedulers.port import QueueState, SchedulerError, SubmitError
+from pipeline.schedulers.port import JobPhase, SchedulerError, SubmitError
 from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
 pytestmark = pytest.mark.slurm
@@ -51,7 +51,7 @@ else:
 def environment_of(jobs: Jobs, *arguments: object, **resources: object) -> dict[str, str]:
     job = jobs.make(SAY_ENVIRONMENT, **resources)
     [job_id] = jobs.scheduler.submit([job])
-    assert jobs.wait_for_end(job_id).state == QueueState.COMPLETED
+    assert jobs.wait_for_end(job_id).said == "COMPLETED"
     return json.loads(jobs.log(job, job_id).splitlines()[-1])
 
 
@@ -62,7 +62,7 @@ def test_a_job_is_its_command_and_its_log_is_in_its_folder(jobs: Jobs) -> None:
     )
     [job_id] = jobs.scheduler.submit([job])
     ended = jobs.wait_for_end(job_id)
-    assert ended.state == QueueState.COMPLETED
+    assert ended.said == "COMPLETED"
     assert ended.comment == job.comment
     assert ended.restarts == 0
     assert jobs.log(job, job_id).startswith("two words")
@@ -98,7 +98,8 @@ def test_a_task_knows_its_rank_and_its_processors(jobs: Jobs) -> None:
     found = environment_of(jobs, tasks_per_node=1, cpus=2)
     expected = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     assert expected.items() <= found.items()
-    assert found["SLURM_CPUS_PER_TASK"] == "2"
+    assert (found["ASL_JOB_CPUS"], found["ASL_JOB_ID"]) == ("2", found["SLURM_JOB_ID"])
+    assert found["ASL_NODE"] == found["ASL_JOB_NODES"] == found["SLURM_JOB_NODELIST"]
 
 
 def test_a_task_does_not_start_in_the_project(jobs: Jobs) -> None:
@@ -109,7 +110,7 @@ def test_a_task_does_not_start_in_the_project(jobs: Jobs) -> None:
 def test_ranks_on_two_nodes_meet_although_the_nodes_names_mean_nothing_here(jobs: Jobs) -> None:
     job = jobs.make(MEET, nodes=2, tasks_per_node=1)
     [job_id] = jobs.scheduler.submit([job])
-    assert jobs.wait_for_end(job_id).state == QueueState.COMPLETED, jobs.log(job, job_id)
+    assert jobs.wait_for_end(job_id).said == "COMPLETED", jobs.log(job, job_id)
     assert "met rank 1 of 2" in jobs.log(job, job_id)
     assert {path.name for path in (job.folder / "log").iterdir()} == {
         f"{job_id}_0.log", f"{job_id}_1.log",
@@ -121,14 +122,14 @@ def test_a_dead_rank_ends_the_whole_job(jobs: Jobs) -> None:
                             "__import__('os').environ['RANK']) else time.sleep")  # fmt: skip
     job = jobs.make(program, nodes=2)
     [job_id] = jobs.scheduler.submit([job])
-    assert jobs.wait_for_end(job_id, 30).state == QueueState.FAILED
+    assert jobs.wait_for_end(job_id, 30).said == "FAILED"
 
 
 def test_a_command_that_is_not_on_the_node_is_named(jobs: Jobs) -> None:
     job = jobs.make("")
     job = type(job)(**{**vars(job), "command": ("no-such-program",)})
     [job_id] = jobs.scheduler.submit([job])
-    assert jobs.wait_for_end(job_id).state == QueueState.FAILED
+    assert jobs.wait_for_end(job_id).said == "FAILED"
     assert "no-such-program on " in jobs.log(job, job_id)
 
 
@@ -142,7 +143,7 @@ def test_jobs_that_ask_the_same_become_an_array_with_comments_and_logs_of_their_
     assert [ids[0], ids[2], ids[3]] == [f"{array}_{index}" for index in range(3)]
     assert ids[1].isdigit()
     for n, (job, job_id) in enumerate(zip(made, [ids[0], *ids[2:]], strict=True)):
-        assert jobs.wait_for_end(job_id).state == QueueState.COMPLETED
+        assert jobs.wait_for_end(job_id).said == "COMPLETED"
         assert jobs.find(job_id).comment == job.comment
         assert jobs.log(job, job_id) == f"I am {n}\n"
 
@@ -164,15 +165,15 @@ def test_a_job_waits_for_the_success_of_another(jobs: Jobs) -> None:
     [first_id] = jobs.scheduler.submit([first])
     [second_id] = jobs.scheduler.submit([jobs.make("print('after')", after=(first_id,))])
     waiting = jobs.wait(second_id, lambda job: job.reason != "")
-    assert (waiting.state, waiting.reason) == (QueueState.PENDING, "Dependency")
-    assert jobs.wait_for_end(second_id).state == QueueState.COMPLETED
+    assert (waiting.phase, waiting.reason) == (JobPhase.WAITING, "Dependency")
+    assert jobs.wait_for_end(second_id).said == "COMPLETED"
 
 
 def test_a_job_whose_upstream_fails_never_starts_and_says_so(jobs: Jobs) -> None:
     [first_id] = jobs.scheduler.submit([jobs.make("raise SystemExit(1)")])
     [second_id] = jobs.scheduler.submit([jobs.make("", after=(first_id,))])
-    assert jobs.wait_for_end(first_id).state == QueueState.FAILED
-    jobs.wait(second_id, lambda job: job.reason == "DependencyNeverSatisfied")
+    assert jobs.wait_for_end(first_id).said == "FAILED"
+    jobs.wait(second_id, lambda job: job.can_never_start)
 
 
 def test_all_tasks_are_warned_before_the_time_limit(jobs: Jobs) -> None:
@@ -182,7 +183,7 @@ def test_all_tasks_are_warned_before_the_time_limit(jobs: Jobs) -> None:
     for rank in (0, 1):
         jobs.wait_for_log(job, job_id, "up 0", rank)
         jobs.wait_for_log(job, job_id, "got SIGUSR2", rank)
-    assert jobs.find(job_id).state == QueueState.RUNNING
+    assert jobs.find(job_id).phase is JobPhase.RUNNING
 
 
 def test_a_preempted_job_is_told_and_comes_back_under_its_id(jobs: Jobs) -> None:
@@ -195,7 +196,7 @@ def test_a_preempted_job_is_told_and_comes_back_under_its_id(jobs: Jobs) -> None
     jobs.wait_for_end(urgent_id)
     jobs.wait_for_log(job, job_id, "up 1")
     running = jobs.find(job_id)
-    assert (running.state, running.restarts) == (QueueState.RUNNING, 1)
+    assert (running.phase, running.restarts) == (JobPhase.RUNNING, 1)
     assert running.nodes == "n[1-2]"
     said = jobs.log(job, job_id)
     assert "up 0" in said  # the log goes on where it was
@@ -231,10 +232,10 @@ def test_a_job_that_is_being_cancelled_does_not_rise_again(jobs: Jobs) -> None:
     jobs.wait_for_log(job, job_id, "up 0")
     jobs.scheduler.cancel([job_id])
     jobs.wait_for_log(job, job_id, "got SIGTERM")
-    assert jobs.find(job_id).state == QueueState.COMPLETING
+    assert jobs.find(job_id).said == "COMPLETING"
     with pytest.raises(SchedulerError, match="being ended"):
         jobs.scheduler.requeue(job_id)
-    assert jobs.wait_for_end(job_id).state == QueueState.CANCELLED
+    assert jobs.wait_for_end(job_id).said == "CANCELLED"
 
 
 def test_requeueing_may_be_forbidden(jobs: Jobs) -> None:
@@ -264,12 +265,15 @@ def test_a_job_submitted_from_inside_an_array_is_no_element_of_it(
     for name, value in {
         "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2",
         "SLURM_CPUS_PER_TASK": "9", "SBATCH_PARTITION": "high", "SUBMITIT_EXECUTOR": "local",
+        "ASL_JOB_ID": "7_3", "ASL_JOB_RESTARTS": "2", "ASL_JOB_CPUS": "9",
         "MASTER_ADDR": "nowhere", "RANK": "5",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     found = environment_of(jobs)
     assert "SLURM_ARRAY_TASK_ID" not in found
     assert "SLURM_RESTART_COUNT" not in found
+    assert "ASL_JOB_RESTARTS" not in found
+    assert found["ASL_JOB_ID"] == found["SLURM_JOB_ID"]
     assert (found["SLURM_JOB_PARTITION"], found["RANK"]) == ("debug", "0")
 
 
@@ -330,7 +334,7 @@ def test_an_error_after_the_job_was_taken_is_ambiguous_and_its_comment_is_in_the
     found = [job for job in jobs.scheduler.queue() if job.comment == made[1].comment]
     assert len(found) == 1
     # and it is whole: it runs as if nothing had happened
-    assert jobs.wait_for_end(found[0].job_id).state == QueueState.COMPLETED
+    assert jobs.wait_for_end(found[0].job_id).said == "COMPLETED"
 
 
 def test_a_job_whose_client_was_killed_during_sbatch_lacks_nothing(
@@ -341,7 +345,7 @@ def test_a_job_whose_client_was_killed_during_sbatch_lacks_nothing(
 import sys
 from pathlib import Path
 from pipeline.schedulers.slurm.scheduler import SlurmScheduler
-from pipeline.config.cluster import SlurmResources
+from pipeline.schedulers.slurm.resources import SlurmResources
 from pipeline.schedulers.port import BatchJob
 folder = Path({str(jobs.folder)!r})
 job = BatchJob("orphan", folder / "orphan", "asl:orphan:1", (sys.executable, "-c", "print(4)"),
@@ -356,7 +360,7 @@ SlurmScheduler(folder / "slurm").submit([job])
     assert client.wait() == -signal.SIGKILL
     time.sleep(2)
     [found] = [job for job in jobs.scheduler.queue() if job.comment == "asl:orphan:1"]
-    assert jobs.wait_for_end(found.job_id).state == QueueState.COMPLETED
+    assert jobs.wait_for_end(found.job_id).said == "COMPLETED"
 
 
 def test_a_queue_that_cannot_be_asked_is_not_empty(
@@ -387,7 +391,7 @@ def test_nothing_follows_from_a_controller_that_is_down(jobs: Jobs, cluster: Two
         assert jobs.scheduler.explain(job_id) is None
     finally:
         cluster.start_controller()
-    assert jobs.wait(job_id, lambda job: job.state == QueueState.RUNNING)
+    assert jobs.wait(job_id, lambda job: job.phase is JobPhase.RUNNING)
 
 
 @pytest.mark.slow
@@ -423,8 +427,8 @@ def test_an_end_is_explained_by_accounting(accounting: TwoNodes, tmp_path: Path)
             time.sleep(0.5)
 
 
-def test_limits_are_the_clusters(jobs: Jobs) -> None:
-    assert jobs.scheduler.limits().max_array_size == 1001
+def test_the_longest_array_is_the_clusters(jobs: Jobs) -> None:
+    assert jobs.scheduler.longest_array() == 1001
 
 
 def test_sbatch_says_beforehand_what_can_never_start(jobs: Jobs) -> None:
