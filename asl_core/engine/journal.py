@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Self
 
 SCHEMA_VERSION = 1
-FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")
+SUCCEEDED, FAILED, INTERRUPTED = "SUCCEEDED", "FAILED", "INTERRUPTED"
+FINAL_STATUSES = (SUCCEEDED, FAILED, INTERRUPTED)
+"""How an attempt ends. An interrupted run goes on where it stopped when it is started again."""
 
 # Sampled on the clock and not on the optimiser's steps: a resume does not supersede them.
 SYSTEM_PREFIX = "system/"
@@ -105,7 +107,7 @@ class Journal:
         """Record how the attempt ended.
 
         Raises:
-            ValueError: The status is none of FINISHED, FAILED and KILLED.
+            ValueError: The status is none of SUCCEEDED, FAILED and INTERRUPTED.
         """
         if status not in FINAL_STATUSES:
             raise ValueError(f"status {status!r} is none of {', '.join(FINAL_STATUSES)}")

@@ -34,7 +34,7 @@ def parent_note(run: TrackedRun) -> str:
 
 
 def run_note(run: TrackedRun) -> str:
-    """Return what made a stage's run, and why it ended if it did not finish."""
+    """Return what made a stage's run, and why it ended if it did not succeed."""
     target = f"{run.stage}@{run.key}"
     if run.suite != "demo":
         target = f"suites/{run.suite}/dvc.yaml:{target}"
