@@ -216,7 +216,7 @@ def race(
                     follower = follow(root, fingerprint, uri, every) if uri else None
                     halfway = server.kill if name == "killed midway" else None
                     taken = trainer.run(seconds, journal, halfway)
-                    journal.end("FINISHED")
+                    journal.end("SUCCEEDED")
                 times.setdefault(name, []).extend(taken)
                 made.append((name, fingerprint, len(taken)))
                 if follower is not None:
@@ -270,7 +270,7 @@ def rates(folder: Path, server: Server, points: int, uris: list[str]) -> None:
                 journal.metrics(step, {f"pretrain/{key}": step + 0.5 for key in KEYS})
             journal.sync()
             written = lines * len(KEYS) / (time.perf_counter() - start)
-            journal.end("FINISHED")
+            journal.end("SUCCEEDED")
         start = time.perf_counter()
         link = MlflowStore(root).ingest(job.journal, job.out)
         brought = lines * len(KEYS) / (time.perf_counter() - start)

@@ -22,7 +22,9 @@ from typing import Any, Self
 from asl_core.engine.witness import Circumstances, TensorMark
 
 SCHEMA_VERSION = 1
-FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")
+SUCCEEDED, FAILED, INTERRUPTED = "SUCCEEDED", "FAILED", "INTERRUPTED"
+FINAL_STATUSES = (SUCCEEDED, FAILED, INTERRUPTED)
+"""How an attempt ends. An interrupted run goes on where it stopped when it is started again."""
 
 # Sampled on the clock and not on the optimiser's steps: a resume does not supersede them.
 SYSTEM_PREFIX = "system/"
@@ -138,7 +140,7 @@ class Journal:
         """Record how the attempt ended.
 
         Raises:
-            ValueError: The status is none of FINISHED, FAILED and KILLED.
+            ValueError: The status is none of SUCCEEDED, FAILED and INTERRUPTED.
         """
         if status not in FINAL_STATUSES:
             raise ValueError(f"status {status!r} is none of {', '.join(FINAL_STATUSES)}")

@@ -50,15 +50,16 @@ def run(
         cache=DvcCache(), code=Git(), tracker=tracker, gpus=find_gpus,
         find_job_result=None if jobs is None else jobs.result_of,
     )  # fmt: skip
-    record = run_stage(project, stage, name, services, load_paper().references())
+    outcome = run_stage(project, stage, name, services, load_paper().references())
     if not first:
         return  # the first process speaks for all
-    took = (record.ended or record.started) - record.started
-    shown = ", ".join(f"{metric} {value:.6g}" for metric, value in record.metrics.items())
-    logging.getLogger(__name__).info(
-        "%s %s: done in %.1f s, peak memory %.2f GiB%s",
-        stage, name, took, record.peak_memory_gib or 0.0, f"; {shown}" if shown else "",
+    how = "by a job" if outcome.seconds is None else (
+        f"in {outcome.seconds:.1f} s, peak memory {outcome.peak_memory_gib or 0.0:.2f} GiB"
     )  # fmt: skip
+    shown = ", ".join(f"{metric} {value:.6g}" for metric, value in outcome.metrics.items())
+    logging.getLogger(__name__).info(
+        "%s %s: done %s%s", stage, name, how, f"; {shown}" if shown else ""
+    )
 
 
 def find_attendance(scratch: Path) -> "Attendance | None":

@@ -13,11 +13,18 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asl_core.engine.journal import Journal, first_time, redact
+from asl_core.engine.journal import (
+    FAILED,
+    INTERRUPTED,
+    SUCCEEDED,
+    Journal,
+    first_time,
+    redact,
+)
 from asl_core.engine.system_metrics import SystemMetrics
 from asl_core.errors import AslCoreError, InterruptedRun
 from asl_core.recipes.optimisation import Resources
@@ -29,7 +36,6 @@ from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.jobs.fence import SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import is_result
-from pipeline.jobs.record import JobRecord, write_record
 from pipeline.results.port import Identity
 from pipeline.schedulers.port import NODE
 from pipeline.stages.request import StageFunction, StageRequest
@@ -88,13 +94,6 @@ class StageRun:
     def name(self) -> str:
         return STAGES[self.stage].run_name(self.key)
 
-    def begin(self) -> JobRecord:
-        """Return the record of this run as it begins."""
-        return JobRecord(
-            stage=self.stage, key=self.key, suite=self.params.suite,
-            fingerprint=self.identity.fingerprint, status="RUNNING", started=time.time(),
-        )  # fmt: skip
-
     def request(self, out: Path, journal: Journal) -> StageRequest:
         """Return what the stage is given; makes the folders of its outputs."""
         outputs = {role: out / role for role in STAGES[self.stage].outputs}
@@ -106,9 +105,24 @@ class StageRun:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a stage run came to. All else that is known of it is in its journal.
+
+    Attributes:
+        metrics: Results by the field's names.
+        seconds: How long the attempt took; None where a job has made it.
+        peak_memory_gib: Largest resident size of the process or of its largest child.
+    """
+
+    metrics: dict[str, float]
+    seconds: float | None = None
+    peak_memory_gib: float | None = None
+
+
 def perform(
     run: StageRun, load: Callable[[str], StageFunction], confirm: Callable[[], None]
-) -> JobRecord:
+) -> Outcome:
     """Run a stage to its end, or go on where an earlier attempt stopped.
 
     Leaves the outputs in `run.out`, journal included where the stage keeps it.
@@ -121,52 +135,51 @@ def perform(
     Raises:
         BusyError: Another process of this machine runs it.
     """
-    job, record, out = run.job, run.begin(), run.out or run.job.out
+    job, out = run.job, run.out or run.job.out
     lock = _exclusive(job, run.name) if run.locks else contextlib.nullcontext()
     with lock, Journal.open(job.journal) as journal:
         shutil.rmtree(out, ignore_errors=True)
         request = run.request(out, journal)
-        write_record(job.record, record)
         describe_run(request, run.params, run.identity, run.tags)
         run.begun()
         with stop_signals_raise() as handler:
             try:
-                record = _attempt(request, record, load, job, handler)
+                outcome = _attempt(request, load, handler)
                 confirm()
             except BaseException as error:
                 handler.quiet = True
-                _end_badly(run, journal, record, error)
+                _end_badly(run, journal, error)
                 raise
         _name_small_files(request)
         journal.tags(run.last_tags(None))
-        journal.end("FINISHED")
+        journal.end(SUCCEEDED)
     if run.stage != REPORT.name:  # made again from the same, that one stays the same bytes
         shutil.copytree(job.journal, request.out / "journal")
-    return record
+    return outcome
 
 
 def help_perform(
     run: StageRun, load: Callable[[str], StageFunction], rank: int, local_rank: int
-) -> JobRecord:
+) -> Outcome:
     """Run a stage as a process other than the first, which alone keeps records.
 
     The first on another machine samples that.
     """
     folder = run.job.rank_folder(rank)
-    record = run.begin()
+    began = time.monotonic()
     watched = _watched_node(run.job, rank) if local_rank == 0 else contextlib.nullcontext()
     with _helper_journal(folder) as journal, watched:
         load(run.stage)(run.request(folder / "out", journal))
-    return replace(record, status="FINISHED", ended=time.time())
+    return Outcome(metrics={}, seconds=time.monotonic() - began)
 
 
-def write_metrics(path: Path, run: StageRun, record: JobRecord) -> None:
+def write_metrics(path: Path, run: StageRun, outcome: Outcome) -> None:
     """Write a run's metrics file."""
     content: dict[str, Any] = {
-        "fingerprint": record.fingerprint, "scale": run.params.scale,
+        "fingerprint": run.identity.fingerprint, "scale": run.params.scale,
         "code": run.identity.inputs.get(STAGES[run.stage].code_path(run.recipe), ""),
     }  # fmt: skip
-    write_json(path, {**record.metrics, **content})
+    write_json(path, {**outcome.metrics, **content})
 
 
 def set_threads(resources: Resources) -> None:
@@ -185,13 +198,10 @@ def set_threads(resources: Resources) -> None:
 
 
 def _attempt(
-    request: StageRequest,
-    record: JobRecord,
-    load: Callable[[str], StageFunction],
-    job: JobFolder,
-    handler: RaisingHandler,
-) -> JobRecord:
+    request: StageRequest, load: Callable[[str], StageFunction], handler: RaisingHandler
+) -> Outcome:
     """Call the stage and note what came of it."""
+    began = time.monotonic()
     with SystemMetrics(request.journal, node=_node()):
         try:
             metrics = load(request.stage)(request)
@@ -201,12 +211,9 @@ def _attempt(
     results = {name: value for name, value in metrics.items() if is_result(name)}
     if results:  # the others are the ends of curves
         request.journal.metrics(0, results)
-    record = replace(
-        record, status="FINISHED", ended=time.time(), peak_memory_gib=_peak_memory_gib(),
-        metrics=metrics,
-    )  # fmt: skip
-    write_record(job.record, record)
-    return record
+    return Outcome(
+        metrics=metrics, seconds=time.monotonic() - began, peak_memory_gib=_peak_memory_gib()
+    )
 
 
 @contextlib.contextmanager
@@ -237,18 +244,17 @@ def _helper_journal(folder: Path) -> Iterator[Journal]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_badly(run: StageRun, journal: Journal, record: JobRecord, error: BaseException) -> None:
+def _end_badly(run: StageRun, journal: Journal, error: BaseException) -> None:
     """Note how an attempt ended; on a full disk as far as that goes."""
-    if isinstance(error, SupersededError):  # the record is its successor's now
-        journal.end("KILLED", str(error))
+    if isinstance(error, SupersededError):  # the run is its successor's now
+        journal.end(INTERRUPTED, str(error))
         return
     stopped = isinstance(error, KeyboardInterrupt | InterruptedRun | NotFinishedError)
-    status = "KILLED" if stopped else "FAILED"
+    status = INTERRUPTED if stopped else FAILED
     with contextlib.suppress(OSError):
         if not isinstance(error, AslPipeError | AslCoreError | KeyboardInterrupt):
             with run.job.log.open("a", encoding="utf-8") as log:
                 log.write(redact("".join(traceback.format_exception(error))))
-        write_record(run.job.record, replace(record, status=status, ended=time.time()))
         journal.tags(run.last_tags(error))
         journal.end(status, str(error) or type(error).__name__)
 

@@ -4,10 +4,10 @@ At the end writes `runs/<stage>/<key>` (or `data/<key>`, `reports`) and the metr
 """
 
 import contextlib
+import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +15,13 @@ from pathlib import Path
 
 from asl_core.errors import InterruptedRun
 from pipeline.config.cluster import load_resources
-from pipeline.config.params import Params, load_params
+from pipeline.config.params import load_params
 from pipeline.errors import NotFinishedError, TrackingError
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import find_inputs, recipe_of
 from pipeline.execution.perform import (
     BusyError,
+    Outcome,
     StageRun,
     help_perform,
     load_stage,
@@ -30,7 +31,7 @@ from pipeline.execution.perform import (
 )
 from pipeline.execution.publish import publish
 from pipeline.jobs.folder import JobFolder
-from pipeline.jobs.record import JobRecord, read_record
+from pipeline.jobs.liveness import has_succeeded
 from pipeline.project import Project
 from pipeline.results.documents import Hashes
 from pipeline.results.port import CodeHistory, Identity, ResultCache
@@ -65,7 +66,7 @@ class Services:
 
 def run_stage(
     project: Project, stage: str, key: str, services: Services, tables: list[str] | None = None
-) -> JobRecord:
+) -> Outcome:
     """Run a stage of a suite to its end, or go on where an earlier attempt stopped.
 
     Args:
@@ -91,7 +92,7 @@ def run_stage(
     if services.find_job_result is not None and rank == 0:
         outputs = services.find_job_result(project, name, identity)
         if outputs is not None:
-            return _adopt(project, params, stage, key, services.cache, identity, outputs)
+            return _adopt(project, stage, key, services.cache, identity, outputs)
     if rank == 0:
         _drop_checkpoints(project, services.cache)
     job = JobFolder.of(project.scratch, identity.fingerprint)
@@ -106,7 +107,7 @@ def run_stage(
     if rank > 0:
         return help_perform(run, services.load, rank, int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        record = perform(
+        outcome = perform(
             run,
             services.load,
             lambda: _check_unchanged(services.cache, project.suite, name, identity),
@@ -115,20 +116,19 @@ def run_stage(
         if not isinstance(error, KeyboardInterrupt | InterruptedRun | BusyError):
             _show(services.tracker, run.job)
         raise
-    _publish(project, run, record)
+    _publish(project, run, outcome)
     _show(services.tracker, run.job, row.details(project.suite, key))
-    return record
+    return outcome
 
 
 def _adopt(
     project: Project,
-    params: Params,
     stage: str,
     key: str,
     cache: ResultCache,
     identity: Identity,
     outputs: Hashes,
-) -> JobRecord:
+) -> Outcome:
     """Lay out what a job has made, as if it had been made here.
 
     Raises:
@@ -136,11 +136,9 @@ def _adopt(
     """
     _check_unchanged(cache, project.suite, STAGES[stage].run_name(key), identity)
     cache.link(project.root, outputs, project.suite)
-    done = read_record(JobFolder.of(project.scratch, identity.fingerprint).record)
-    return done or JobRecord(
-        stage=stage, key=key, suite=params.suite, fingerprint=identity.fingerprint,
-        status="FINISHED", started=time.time(), ended=time.time(),
-    )  # fmt: skip
+    path = STAGES[stage].metrics_path(key)
+    content = {} if path is None else json.loads((project.suite / path).read_text("utf-8"))
+    return Outcome(metrics={k: v for k, v in content.items() if isinstance(v, int | float)})
 
 
 def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identity) -> None:
@@ -155,7 +153,7 @@ def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identit
         )
 
 
-def _publish(project: Project, run: StageRun, record: JobRecord) -> None:
+def _publish(project: Project, run: StageRun, outcome: Outcome) -> None:
     """Bring the outputs home.
 
     The checkpoints stay until DVC has them too: it may yet fail to, on a full disk for instance.
@@ -166,18 +164,15 @@ def _publish(project: Project, run: StageRun, record: JobRecord) -> None:
     run.job.out.rmdir()
     metrics = stage.metrics_path(run.key)
     if metrics is not None:
-        write_metrics(project.suite / metrics, run, record)
+        write_metrics(project.suite / metrics, run, outcome)
 
 
 def _drop_checkpoints(project: Project, cache: ResultCache) -> None:
     """Delete checkpoints of runs whose results DVC's cache has."""
     for checkpoints in (project.scratch / "jobs").glob("*/ckpt"):
         job = JobFolder(checkpoints.parent)
-        record = read_record(job.record)
-        if record is None or record.status != "FINISHED":
-            continue
         with contextlib.suppress(OSError):  # of another run, which must not end this one
-            if cache.find(project.root, record.fingerprint) is not None:
+            if has_succeeded(job.journal) and cache.find(project.root, job.fingerprint) is not None:
                 shutil.rmtree(checkpoints)
 
 

@@ -47,10 +47,6 @@ class JobFolder:
         return self.journal / f"{NODE_PREFIX}{rank}"
 
     @property
-    def record(self) -> Path:
-        return self.folder / "record.json"
-
-    @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 

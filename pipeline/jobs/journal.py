@@ -14,6 +14,9 @@ from typing import Any
 from asl_core.engine.journal import SCHEMA_VERSION, SYSTEM_PREFIX, attempt_files
 from asl_core.errors import InputError
 
+_FIRST_LINES = 4
+_NAMES = {"stage", "key", "suite", "fingerprint"}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -85,6 +88,54 @@ def last_losses(points: Points) -> dict[str, tuple[int, float, int]]:
         for name, values in points.items()
         if name.startswith("pretrain/loss") or name == "pretrain/branch_distance"
     }
+
+
+@dataclass(frozen=True)
+class RunName:
+    """Which stage run a journal is of.
+
+    Attributes:
+        stage: `pretrain`.
+        key: `asl`.
+        suite: Name of the suite.
+        fingerprint: Key under which the result is filed.
+        started: When the attempt that says so began, in seconds since 1970.
+    """
+
+    stage: str
+    key: str
+    suite: str
+    fingerprint: str
+    started: float
+
+
+def read_run_name(journal: Path) -> RunName | None:
+    """Return which run a journal is of, None where it does not say; reads only first lines.
+
+    The newest attempt that says so counts: two suites may share a run.
+    """
+    for _, path in reversed(attempt_files(journal)):
+        begin = first_lines(path)
+        for line in begin:
+            said = line.get("values", {})
+            if line.get("kind") == "tags" and said.keys() >= _NAMES:
+                return RunName(
+                    said["stage"], said["key"], said["suite"], said["fingerprint"],
+                    started=begin[0]["t"] / 1000,
+                )  # fmt: skip
+    return None
+
+
+def first_lines(attempt: Path) -> list[dict[str, Any]]:
+    """Return what an attempt says first: where it runs, which run it is, whether a job makes it."""
+    found = []
+    with attempt.open(encoding="utf-8") as file:
+        for line, _ in zip(file, range(_FIRST_LINES), strict=False):
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # being written
+                break
+    return found
 
 
 def _drop_after(kept: dict[str, dict[int, tuple[float, int]]], resume: Record) -> None:

@@ -1,21 +1,17 @@
 """Whether a process that no scheduler knows of works on a run. Reads only."""
 
 import fcntl
-import json
 import os
 import socket
 import struct
 from pathlib import Path
-from typing import Any
 
 from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.journal import first_lines
 from pipeline.jobs.liveness import is_under_way
-from pipeline.jobs.record import read_record
 
 _FLOCK = "hhqqi"
 """Linux's struct flock: type, whence, start, length, pid."""
-_FIRST_LINES = 4
-"""Of a journal, in which it says where it was written, and whether by a job."""
 
 
 def host_of_local_run(job: JobFolder, now: float, silence_s: float) -> str | None:
@@ -32,15 +28,12 @@ def host_of_local_run(job: JobFolder, now: float, silence_s: float) -> str | Non
     here = socket.gethostname()
     if is_locked(job.lock):
         return here
-    record = read_record(job.record)
     journal = max(job.journal.glob("attempt-*.jsonl"), default=None)
-    if record is None or record.status != "RUNNING" or journal is None:
-        return None
-    if now - journal.stat().st_mtime > silence_s:
+    if journal is None or now - journal.stat().st_mtime > silence_s:
         return None
     if not is_under_way(journal.parent):
         return None
-    said = _beginning_of(journal)
+    said = first_lines(journal)
     host = next((str(line["host"]) for line in said if line.get("kind") == "open"), here)
     by_job = any("job.id" in line.get("values", {}) for line in said)
     return None if by_job or host == here else host
@@ -55,14 +48,3 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
-
-
-def _beginning_of(journal: Path) -> list[dict[str, Any]]:
-    found = []
-    with journal.open(encoding="utf-8") as file:
-        for line, _ in zip(file, range(_FIRST_LINES), strict=False):
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # being written
-                break
-    return found

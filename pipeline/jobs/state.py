@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from asl_core.engine import journal
 from pipeline.jobs.folder import JobFolder
 from pipeline.writing import write_json
 
@@ -14,13 +15,16 @@ ERROR_CHARACTERS = 6000
 """Of a traceback's tail that is kept."""
 
 
-class Status(StrEnum):
-    """How far a job is, in its own words."""
+class RunStatus(StrEnum):
+    """How far a stage run is: a job's in its own words, any run's by its journal."""
 
     RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    INTERRUPTED = "INTERRUPTED"
+    SUCCEEDED = journal.SUCCEEDED
+    FAILED = journal.FAILED
+    INTERRUPTED = journal.INTERRUPTED
+
+
+Status = RunStatus  # the old name, until worker and submission say the new one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class JobState:
         manifest: Path of each output -> {md5, size, nfiles}; there once it has succeeded.
     """
 
-    status: Status
+    status: RunStatus
     attempt: int
     token: str
     job_id: str | None = None
@@ -78,6 +82,6 @@ def read_state(paths: JobFolder) -> JobState | None:
         values = {key: value for key, value in raw.items() if key in known}
         for name in ("gpus", "stopped_by"):
             values[name] = tuple(values.get(name, ()))
-        return JobState(**{**values, "status": Status(values["status"])})
+        return JobState(**{**values, "status": RunStatus(values["status"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.stages.table import EVALUATIONS
+
 VIEW = "asl-comparison"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 """Tag of an experiment under which MLflow's pages look for a view of that name."""
@@ -11,13 +13,10 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 CURRENT = "tags.`asl.stage` = 'experiment' and tags.`asl.current` = 'true'"
 """One run an experiment: it has the results of all stages and the curves of its pre-training."""
 
-TASKS = ("lp_acc1", "ft_acc1", "ap_box", "ap_mask", "miou")
+RESULTS = {name: title for stage in EVALUATIONS for name, title in stage.headline.items()}
+TASKS = tuple(RESULTS)
 TITLES = {
-    "lp_acc1": "Linear probe, top-1 [%]",
-    "ft_acc1": "Fine-tuning, top-1 [%]",
-    "ap_box": "Box AP",
-    "ap_mask": "Mask AP",
-    "miou": "mIoU",
+    **RESULTS,
     "pretrain/loss": "Pre-training loss",
     "pretrain/loss_mae": "Pixel loss (Eq. 2)",
     "pretrain/loss_sem": "Alignment loss (Eq. 9-10)",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from pipeline.jobs.state import RunStatus
 from pipeline.tracking.charts import VIEW
 from pipeline.writing import write_json
 
@@ -32,7 +33,7 @@ class RunLink:
         suite: Name of the suite.
         stage: `pretrain`.
         key: `asl`.
-        status: RUNNING, FINISHED, FAILED or KILLED.
+        status: As MLflow has it, in our words.
         begun: Lines of each attempt's file that have been sent, perhaps not all of them stored.
         done: Lines of each attempt's file that are stored.
         complete: The run has ended and all its artifacts are stored too.
@@ -46,7 +47,7 @@ class RunLink:
     suite: str
     stage: str
     key: str
-    status: str = "RUNNING"
+    status: str = RunStatus.RUNNING
     begun: Mapping[str, int] = field(default_factory=dict)
     done: Mapping[str, int] = field(default_factory=dict)
     complete: bool = False

@@ -32,6 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from asl_core.engine.journal import redact
 from pipeline.errors import TrackingError
 from pipeline.jobs.journal import is_result
+from pipeline.jobs.state import RunStatus
 from pipeline.tracking.charts import VIEW_TAG, comparison_view
 from pipeline.tracking.link import RunLink, read_link, write_link
 from pipeline.tracking.mlflow_models import EncoderModels
@@ -48,6 +49,14 @@ BATCH = 1000  # MLflow's limit for metrics in one call
 PART = 20_000  # points, some ten seconds of a server
 LARGEST = 1.7976931348623157e308  # what MLflow's databases have for infinity
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
+
+MLFLOWS_WORDS = {
+    RunStatus.RUNNING: "RUNNING",
+    RunStatus.SUCCEEDED: "FINISHED",
+    RunStatus.FAILED: "FAILED",
+    RunStatus.INTERRUPTED: "KILLED",
+}
+"""How MLflow calls what became of a run."""
 
 SERIES = re.compile(r"pictures/(\w+)/step-(\d+)\.png")
 """Artifacts that show the same at several steps of training."""
@@ -108,7 +117,8 @@ class RunUploader:
         missing = self._store_artifacts(run, link.run_id, out)
         self._set_status(link.run_id, run.status, run.end_ms)
         self._fill_parent(run, link)
-        complete = run.status != "RUNNING" and not (missing and run.status == "FINISHED")
+        lacks_files = bool(missing) and run.status is RunStatus.SUCCEEDED
+        complete = run.status is not RunStatus.RUNNING and not lacks_files
         credited = self._credit_encoder(run, link, out, missing)
         return _note(
             job, link, done=run.lines, status=run.status, complete=complete, credited=credited
@@ -296,7 +306,7 @@ class RunUploader:
         if run.stage == "pretrain":
             params = {k: v for k, v in run.params.items() if k not in parent.params}
             # Curves once they are final: what a resume voids could not be taken back.
-            if run.status == "FINISHED" and "asl.curves" not in parent.tags:
+            if run.status is RunStatus.SUCCEEDED and "asl.curves" not in parent.tags:
                 points |= {p for p in run.points() if p[0].startswith("pretrain/")}
                 tags["asl.curves"] = link.run_id
         self._log(link.parent_run_id, points, params, {})
@@ -312,8 +322,8 @@ class RunUploader:
         Returns:
             Whether nothing is left to do. A store without models or a registry shows runs alone.
         """
-        if run.status != "FINISHED" or run.experiment is None:
-            return run.status != "RUNNING"
+        if run.status is not RunStatus.SUCCEEDED or run.experiment is None:
+            return run.status is not RunStatus.RUNNING
         models = EncoderModels(self._client, link.experiment_id, run.suite)
         try:
             if run.stage == "pretrain":
@@ -334,8 +344,9 @@ class RunUploader:
         children = self._search(experiment_id, {"mlflow.parentRunId": parent_id})
         by_age = sorted(children, key=lambda child: child.info.start_time)
         newest = {child.data.tags["asl.stage"]: child.info for child in by_age}.values()
-        statuses = {info.status for info in newest}
-        status = next((s for s in ("RUNNING", "FAILED", "KILLED") if s in statuses), "FINISHED")
+        words = {info.status for info in newest}
+        worst = (RunStatus.RUNNING, RunStatus.FAILED, RunStatus.INTERRUPTED)
+        status = next((s for s in worst if MLFLOWS_WORDS[s] in words), RunStatus.SUCCEEDED)
         self._set_status(parent_id, status, max((i.end_time or 0 for i in newest), default=0))
 
     def _log(
@@ -353,11 +364,12 @@ class RunUploader:
         for start in range(BATCH, len(metrics), BATCH):
             self._client.log_batch(run_id, metrics[start : start + BATCH])
 
-    def _set_status(self, run_id: str, status: str, end_ms: int | None) -> None:
-        if status == "RUNNING":
-            self._client.update_run(run_id, status=status)
+    def _set_status(self, run_id: str, status: RunStatus, end_ms: int | None) -> None:
+        word = MLFLOWS_WORDS[status]
+        if status is RunStatus.RUNNING:
+            self._client.update_run(run_id, status=word)
         else:
-            self._client.set_terminated(run_id, status=status, end_time=end_ms)
+            self._client.set_terminated(run_id, status=word, end_time=end_ms)
 
     def _store_artifacts(self, run: TrackedRun, run_id: str, out: Path) -> list[str]:
         missing = []

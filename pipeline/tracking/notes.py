@@ -34,7 +34,7 @@ def parent_note(run: TrackedRun) -> str:
 
 
 def run_note(run: TrackedRun) -> str:
-    """Return what made a stage's run, and why it ended if it did not finish."""
+    """Return what made a stage's run, and why it ended if it did not succeed."""
     command = "dvc" if run.suite == "demo" else f"dvc --cd suites/{run.suite}"
     note = (
         f"Stage `{run.stage}@{run.key}` of suite *{run.suite}*; "

@@ -10,8 +10,9 @@ from pathlib import Path
 from asl_core.engine.journal import first_time
 from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.journal import read_run_name
 from pipeline.jobs.liveness import is_under_way
-from pipeline.jobs.record import read_record
+from pipeline.jobs.state import RunStatus
 from pipeline.project import suite_folders
 from pipeline.stages.table import STAGES
 from pipeline.tracking.link import FILE_NAME, read_link
@@ -108,8 +109,8 @@ def sync_run(
             pause(seconds)
             whole = _bring(job, out, root, tracker)
     except TrackingError as error:
-        record = read_record(job.record)
-        name = job.folder.name[:12] if record is None else f"{record.stage}@{record.key}"
+        run = read_run_name(job.journal)
+        name = job.folder.name[:12] if run is None else f"{run.stage}@{run.key}"
         raise NotFinishedError(
             f"{name} is not shown in MLflow, asl-pipe sync tries again: {error}"
         ) from error
@@ -233,18 +234,20 @@ def _unknown_before(job: JobFolder, root: Path) -> list[JobFolder]:
     Results go to the newest encoder of their name in the store, so it has to be there before them,
     whichever of two waiting processes comes first.
     """
-    record = read_record(job.record)
-    if record is None:
+    run = read_run_name(job.journal)
+    if run is None:
         return []
     earlier: list[tuple[float, JobFolder]] = []
     for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"):
         other = JobFolder(path.parent.parent)
         link = read_link(other.folder)
-        found = read_record(other.record) if link is None or not link.complete else None
+        if other == job or (link is not None and link.complete):
+            continue
+        found = read_run_name(other.journal)
         if (
             found is not None
-            and (found.suite, found.key) == (record.suite, record.key)
-            and found.started < record.started
+            and (found.suite, found.key) == (run.suite, run.key)
+            and found.started <= run.started
         ):
             earlier.append((found.started, other))
     return [other for _, other in sorted(earlier, key=lambda pair: pair[0])]
@@ -257,7 +260,7 @@ def _bring(job: JobFolder, out: Path | None, root: Path, tracker: Tracker) -> bo
     """
     tracker.ingest(job.journal, _where(job, out, root))
     link = read_link(job.folder)
-    return link is None or link.complete or link.status != "FINISHED"
+    return link is None or link.complete or link.status != RunStatus.SUCCEEDED
 
 
 def _where(job: JobFolder, out: Path | None, root: Path) -> Path:
@@ -271,25 +274,16 @@ def outputs_of(job: JobFolder, root: Path) -> Path:
     What the suite shows now may come from a newer run of the same stage: then this run's own
     scratch is all there is.
     """
-    record = read_record(job.record)
-    suite = suite_folders(root).get(record.suite) if record is not None else None
-    stage = STAGES.get(record.stage) if record is not None else None
-    if record is None or suite is None or stage is None or job.out.exists():
+    run = read_run_name(job.journal)
+    suite = suite_folders(root).get(run.suite) if run is not None else None
+    stage = STAGES.get(run.stage) if run is not None else None
+    if run is None or suite is None or stage is None or job.out.exists():
         return job.details
-    details, metrics = stage.details(suite, record.key), stage.metrics_path(record.key)
+    details, metrics = stage.details(suite, run.key), stage.metrics_path(run.key)
     if metrics is None:
         return details
     try:
         shown = json.loads((suite / metrics).read_text(encoding="utf-8")).get("fingerprint")
     except (OSError, ValueError):
         return job.details
-    return details if shown == record.fingerprint else job.details
-
-
-def _began(first_attempt: Path) -> int:
-    """Return the time in the first line, in milliseconds; 0 where there is none."""
-    with first_attempt.open(encoding="utf-8") as file:
-        try:
-            return int(json.loads(file.readline())["t"])
-        except (ValueError, KeyError, TypeError):
-            return 0
+    return details if shown == run.fingerprint else job.details

@@ -16,9 +16,8 @@ from pipeline.jobs.journal import (
     read_records,
 )
 from pipeline.jobs.liveness import find_status
+from pipeline.jobs.state import RunStatus
 from pipeline.stages.table import MEASURED, STAGES
-
-FINAL_PREFIX = "final/"
 
 _UNUSUAL = re.compile(r"[^\w\-. :/]", re.ASCII)
 
@@ -35,8 +34,8 @@ class TrackedRun:
         params: Hyperparameters by name, as text.
         datasets: Bodies of the journal's dataset records: name, digest, source, context.
         artifacts: Paths relative to the stage's output folder, in order, each once.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        message: Why it ended, if it did not finish.
+        status: What became of it.
+        message: Why it ended, if it did not succeed.
         start_ms: When the first attempt began, in milliseconds since 1970.
         end_ms: When the last attempt ended, None while it runs.
         records: The whole journal.
@@ -47,7 +46,7 @@ class TrackedRun:
     params: Mapping[str, str]
     datasets: list[Mapping[str, str]]
     artifacts: list[str]
-    status: str
+    status: RunStatus
     message: str
     start_ms: int
     end_ms: int | None
@@ -145,7 +144,7 @@ def read_tracked_run(journal: Path) -> TrackedRun:
 
     Raises:
         TrackingError: The journal is empty or does not say which run it is of.
-        InputError: A line of it is damaged.
+        InputError: A line of it is damaged, or of another version.
     """
     records = read_records(journal)
     tags = {

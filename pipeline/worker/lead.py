@@ -141,9 +141,9 @@ class Lead(JobProcess):
             run, tags=self._tags(), last_tags=self._last_tags, out=out, locks=False,
             before_checkpoint=self.check_fences,
         )  # fmt: skip
-        record = perform(run, self.load, self.check_fences)
+        outcome = perform(run, self.load, self.check_fences)
         self.signals.handler.quiet = True  # what is left takes seconds and is final
-        write_metrics(self.work.metrics, run, record)
+        write_metrics(self.work.metrics, run, outcome)
         manifest = self._file(document, out)
         self._keep_only(out)
         return self._succeeded(manifest)

@@ -276,7 +276,7 @@ def bring_journals(site: Any) -> None:
     """Let all journals be in MLflow, as far as their links say."""
     for journal in (site.root / ".asl/jobs").glob("*/journal"):
         link = RunLink(store="s", experiment_id="1", parent_run_id=None, run_id="r", suite="tiny",
-                       stage="pretrain", key="asl", status="FINISHED", complete=True)  # fmt: skip
+                       stage="pretrain", key="asl", status="SUCCEEDED", complete=True)  # fmt: skip
         write_link(journal.parent, link)
 
 
@@ -336,11 +336,11 @@ def make_old(folder: Path) -> None:
 def leave_run(site: Any, fingerprint: str) -> Path:
     """Leave what a killed `dvc repro` leaves; return its folder."""
     folder = site.root / ".asl/jobs" / fingerprint
-    for name in ("ckpt/1.pt", "out/a", "out.2/a", "rank-1/a", "record.json"):
+    for name in ("ckpt/1.pt", "out/a", "out.2/a", "rank-1/a", "log.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     with Journal.open(folder / "journal") as journal:
-        journal.end("KILLED")
+        journal.end("INTERRUPTED")
     make_old(folder)
     return folder
 
@@ -350,7 +350,7 @@ def test_gc_takes_the_checkpoints_of_runs_without_a_job_and_keeps_their_journals
 ) -> None:
     killed = leave_run(site, "a" * 64)
     say("gc", "--days", "1")
-    assert {path.name for path in killed.iterdir()} == {"journal", "record.json"}
+    assert {path.name for path in killed.iterdir()} == {"journal", "log.txt"}
     young = leave_run(site, "b" * 64)
     (young / "journal/attempt-000.jsonl").touch()
     say("gc", "--days", "1")

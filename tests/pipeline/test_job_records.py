@@ -33,7 +33,6 @@ from pipeline.jobs.job import (
 )
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import Progress, ProgressReader
-from pipeline.jobs.record import JobRecord, write_record
 from pipeline.jobs.reporter import Reporter, as_fields
 from pipeline.jobs.state import JobState, Status, read_state, write_state
 from pipeline.results.code import code_folder, freeze, read_code
@@ -285,9 +284,6 @@ def test_a_run_of_another_machine_lives_as_long_as_its_journal_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = JobFolder(tmp_path)
-    record = JobRecord(stage="pretrain", key="asl", suite="demo", fingerprint="f" * 64,
-                       status="RUNNING", started=0.0)  # fmt: skip
-    write_record(job.record, record)
     with Journal.open(job.journal) as journal:
         journal.tags({"stage": "pretrain"})
     now = time.time()
@@ -296,9 +292,10 @@ def test_a_run_of_another_machine_lives_as_long_as_its_journal_grows(
     monkeypatch.setattr(local_run.socket, "gethostname", lambda: "login2")
     assert host_of_local_run(job, now, 120.0) == here
     assert host_of_local_run(job, now + 121.0, 120.0) is None
-    write_record(job.record, replace(record, status="KILLED"))
+    with Journal.open(job.journal) as journal:
+        journal.tags({"stage": "pretrain"})
+        journal.end("INTERRUPTED")
     assert host_of_local_run(job, now, 120.0) is None
-    write_record(job.record, record)
     with Journal.open(job.journal) as journal:
         journal.tags({"stage": "pretrain", "job.id": "27"})
     assert host_of_local_run(job, now, 120.0) is None  # a job: it has a record of its own

@@ -1,5 +1,6 @@
 """The journal as it is read: what was written comes back, whatever the crash, once a step."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,7 +8,14 @@ import pytest
 
 from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
-from pipeline.jobs.journal import effective_points, read_records
+from pipeline.jobs.journal import (
+    effective_points,
+    is_result,
+    last_losses,
+    read_records,
+    read_run_name,
+)
+from pipeline.jobs.liveness import find_status, has_succeeded
 
 
 def values_of(folder: Path, key: str) -> dict[int, float]:
@@ -22,7 +30,7 @@ def test_every_kind_of_record_comes_back_in_order(tmp_path: Path) -> None:
         journal.metrics(3, {"pretrain/loss": 0.25})
         journal.artifact("pictures/a.png")
         journal.sync()
-        journal.end("FINISHED", "all well")
+        journal.end("SUCCEEDED", "all well")
     records = read_records(tmp_path)
     assert [record.kind for record in records] == [
         "open", "tags", "params", "dataset", "metrics", "artifact", "sync", "end", "sync",
@@ -30,7 +38,7 @@ def test_every_kind_of_record_comes_back_in_order(tmp_path: Path) -> None:
     assert records[2].body["values"] == {
         "epochs": 12, "augment": None, "betas": "(0.9, 0.95)", "lr": 0.5,
     }  # fmt: skip
-    assert records[7].body == {"status": "FINISHED", "message": "all well"}
+    assert records[7].body == {"status": "SUCCEEDED", "message": "all well"}
     assert [record.time_ms for record in records] == sorted(record.time_ms for record in records)
     assert [record.line for record in records] == list(range(9))
 
@@ -109,3 +117,36 @@ def test_numbers_that_are_not_finite_come_back_as_floats(tmp_path: Path) -> None
     assert math.isnan(points["a"][0][1])
     assert (points["b"][0][1], points["c"][0][1]) == (math.inf, -math.inf)
     assert "NaN" not in (tmp_path / "attempt-000.jsonl").read_text()  # it would not be JSON
+
+
+def test_a_journal_says_which_run_it_is_of_before_it_is_read(tmp_path: Path) -> None:
+    assert read_run_name(tmp_path) is None
+    for suite in ("table1", "table2"):  # two suites may share a run
+        with Journal.open(tmp_path) as journal:
+            journal.tags({"stage": "pretrain", "key": "asl", "suite": suite, "fingerprint": "f"})
+    with Journal.open(tmp_path) as journal:
+        journal.tags({"exit_code": "1"})  # of a job that another process has ended
+        journal.end("FAILED")
+    name = read_run_name(tmp_path)
+    assert name is not None
+    assert (name.stage, name.key, name.suite, name.fingerprint) == (
+        "pretrain", "asl", "table2", "f",
+    )  # fmt: skip
+    assert not has_succeeded(tmp_path)
+    with Journal.open(tmp_path) as journal:
+        journal.end("SUCCEEDED")
+    assert has_succeeded(tmp_path)
+
+
+def test_an_end_in_the_words_of_another_version_is_named(tmp_path: Path) -> None:
+    line = {"v": 1, "kind": "end", "t": 0, "status": "FINISHED", "message": ""}
+    (tmp_path / "attempt-000.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match="'FINISHED', which another version"):
+        find_status(read_records(tmp_path))
+
+
+def test_results_and_the_ends_of_losses_are_told_from_curves() -> None:
+    points = {"pretrain/loss": [(1, 2.0, 0), (2, 1.0, 0)], "pretrain/lr": [(2, 0.1, 0)]}
+    assert last_losses(points) == {"pretrain/loss": (2, 1.0, 0)}
+    names = ("lp_acc1", "pretrain/loss", "system/n1/disk_usage_percentage")
+    assert [is_result(name) for name in names] == [True, False, False]

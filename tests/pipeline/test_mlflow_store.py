@@ -22,10 +22,11 @@ from asl_core.engine.journal import Journal
 from pipeline import cli
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError
+from pipeline.execution.perform import Outcome
 from pipeline.execution.run import Services
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.liveness import is_under_way
-from pipeline.jobs.record import JobRecord, write_record
+from pipeline.jobs.state import RunStatus
 from pipeline.tracking.charts import VIEW_TAG
 from pipeline.tracking.link import RunLink, run_link
 from pipeline.tracking.lock import tracking_lock
@@ -68,7 +69,7 @@ def write_attempt(
     stage: str = "pretrain",
     key: str = "asl",
     fingerprint: str = FINGERPRINT,
-    end: str | None = "FINISHED",
+    end: str | None = "SUCCEEDED",
     lr: float = 0.5,
 ) -> JobFolder:
     """Write one attempt as the run action does."""
@@ -81,7 +82,7 @@ def write_attempt(
         journal.dataset("icons", "md5:" + "e" * 40, "data/icons", "train")
         fill(journal)
         if end is not None:
-            journal.end(end, "" if end == "FINISHED" else "the loss is nan")
+            journal.end(end, "" if end == "SUCCEEDED" else "the loss is nan")
     return job
 
 
@@ -179,7 +180,7 @@ def test_what_arrived_of_a_backlog_is_not_sent_again(
 def test_what_goes_on_after_an_end_is_not_complete_before_it_is_all_there(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = write_attempt(root, losses(1, 2), end="KILLED")
+    job = write_attempt(root, losses(1, 2), end="INTERRUPTED")
     assert ingest(root, job).complete
 
     def resumed(journal: Journal) -> None:
@@ -239,7 +240,7 @@ def test_points_that_a_resume_voided_are_gone_though_they_had_been_stored(root: 
 
 
 def test_a_resume_that_voids_nothing_goes_on_in_the_same_run(root: Path) -> None:
-    first = ingest(root, write_attempt(root, losses(1, 2), end="KILLED"))
+    first = ingest(root, write_attempt(root, losses(1, 2), end="INTERRUPTED"))
 
     def resumed(journal: Journal) -> None:
         journal.resume(2)
@@ -280,7 +281,7 @@ def test_the_experiment_failed_until_its_failed_stage_was_made_again(root: Path)
 
 
 def test_the_run_of_an_experiment_has_the_curves_of_its_finished_pretraining(root: Path) -> None:
-    parent_id = ingest(root, write_attempt(root, losses(1, 2, 3), end="KILLED")).parent_run_id
+    parent_id = ingest(root, write_attempt(root, losses(1, 2, 3), end="INTERRUPTED")).parent_run_id
     assert parent_id is not None
     assert history(root, parent_id, "pretrain/loss") == []
 
@@ -397,7 +398,7 @@ def test_a_run_without_an_end_whose_process_is_gone_was_killed(root: Path) -> No
     path = job.journal / "attempt-000.jsonl"
     path.write_text(path.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {child.pid}'))
     run = read_tracked_run(job.journal)
-    assert (run.status, run.end_ms) == ("KILLED", run.records[-1].time_ms)
+    assert (run.status, run.end_ms) == ("INTERRUPTED", run.records[-1].time_ms)
     assert client(root).get_run(ingest(root, job).run_id).info.status == "KILLED"
 
 
@@ -409,7 +410,7 @@ def test_a_run_elsewhere_is_running_while_it_writes_and_killed_when_silent(root:
     assert read_tracked_run(job.journal).status == "RUNNING"
     records = [{**json.loads(line), "t": 1000} for line in elsewhere.splitlines()]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert read_tracked_run(job.journal).status == "KILLED"
+    assert read_tracked_run(job.journal).status is RunStatus.INTERRUPTED
 
 
 def test_a_journal_that_does_not_say_whose_it_is_is_refused_in_one_line(root: Path) -> None:
@@ -456,19 +457,14 @@ def test_sync_sends_what_is_missing_and_takes_pictures_of_no_other_run(
 ) -> None:
     caplog.set_level("INFO", "pipeline")
     for fingerprint in ("a" * 32, "b" * 32):
-        job = write_attempt(
-            root, lambda journal: journal.artifact("a.png"), fingerprint=fingerprint, end="FINISHED"
-        )
-        record = JobRecord(stage="pretrain", key="asl", suite="demo", fingerprint=fingerprint,
-                           status="FINISHED", started=1.0)  # fmt: skip
-        write_record(job.record, record)
+        write_attempt(root, lambda journal: journal.artifact("a.png"), fingerprint=fingerprint)
     out = root / "runs" / "pretrain" / "asl"
     out.mkdir(parents=True)
     (out / "a.png").write_bytes(PNG)
     (out.parent / "asl.json").write_text(json.dumps({"fingerprint": "b" * 32}))
     Journal.open(JobFolder.of(root / ".asl", "c" * 32).journal).close()
     assert sync_journals(root, MlflowStore(root)) == 2
-    assert caplog.text.count("demo: pretrain@asl: sent, FINISHED") == 2
+    assert caplog.text.count("demo: pretrain@asl: sent, SUCCEEDED") == 2
     assert "cccccccccccc: left out" in caplog.text
     older, newer = run_link(root, "a" * 32), run_link(root, "b" * 32)
     assert older is not None
@@ -618,12 +614,8 @@ def test_sync_of_one_run_waits_for_absent_artifacts_without_holding_the_lock(roo
 def test_sync_of_one_run_brings_the_encoder_it_used_first(root: Path) -> None:
     old = ingest(root, write_attempt(root, fingerprint="a" * 32))
     runs = (("a", "pretrain"), ("b", "pretrain"), ("c", "linprobe"))
-    for started, (letter, stage) in enumerate(runs):
-        fingerprint = letter * 32
-        job = write_attempt(root, stage=stage, fingerprint=fingerprint)
-        record = JobRecord(stage=stage, key="asl", suite="demo", fingerprint=fingerprint,
-                           status="FINISHED", started=started)  # fmt: skip
-        write_record(job.record, record)
+    for letter, stage in runs:
+        write_attempt(root, stage=stage, fingerprint=letter * 32)
     sync_run(root, "c", MlflowStore(root, trust_links=True))
     encoder, probe = run_link(root, "b" * 32), run_link(root, "c" * 32)
     assert encoder is not None
@@ -656,11 +648,10 @@ def test_the_report_begins_when_all_runs_before_it_are_in_the_store(
     ingest(root, write_attempt(root, fingerprint="a" * 32))
     write_attempt(root, fingerprint="b" * 32, key="mae")
 
-    def report(project: object, stage: str, key: str, services: Services, _: object) -> JobRecord:
+    def report(project: object, stage: str, key: str, services: Services, _: object) -> Outcome:
         assert all(run_link(root, letter * 32) is not None for letter in "ab")
         assert isinstance(services.tracker, MlflowStore)
-        return JobRecord(stage=stage, key=key, suite="demo", fingerprint="c" * 32,
-                         status="FINISHED", started=1.0)  # fmt: skip
+        return Outcome(metrics={}, seconds=1.0)
 
     monkeypatch.setattr("pipeline.execution.run.run_stage", report)
     run_command.run("report")
@@ -807,7 +798,7 @@ class Following:
         line = {"v": 1, "kind": "metrics", "t": int(self.now), "step": int(self.now)}
         text = json.dumps({**line, "values": values}) + "\n"
         if self.now >= self.end:
-            text += '{"v": 1, "kind": "end", "t": 9, "status": "FINISHED", "message": ""}\n'
+            text += '{"v": 1, "kind": "end", "t": 9, "status": "SUCCEEDED", "message": ""}\n'
         with self.path.open("a") as file:
             file.write(text)
 
@@ -838,7 +829,7 @@ def test_a_run_is_shown_while_it_is_made_and_ends_with_each_point_once(root: Pat
     assert tracker.calls == [30.0, 60.0, 90.0, 100.0]
     link = run_link(root, FINGERPRINT)
     assert link is not None
-    assert link.status == "FINISHED"
+    assert link.status == "SUCCEEDED"
     stored = history(root, link.run_id, "pretrain/loss")
     assert stored == [(step, 1.0 / step) for step in range(1, 101)]
 
@@ -870,7 +861,7 @@ def test_a_process_that_follows_a_run_ends_when_that_is_killed(root: Path) -> No
     follow_run(root, FINGERPRINT, MlflowStore(root))
     link = run_link(root, FINGERPRINT)
     assert link is not None
-    assert link.status == "KILLED"
+    assert link.status == "INTERRUPTED"
 
 
 def test_a_run_whose_link_is_lost_is_found_again_though_it_was_resumed(root: Path) -> None:

@@ -64,7 +64,7 @@ def finished(results: Any) -> Any:
             for step in range(1000):
                 jagged = 1 + step * 7919 % 1000 / 1000
                 journal.metrics(step, {"pretrain/loss": jagged, "pretrain/loss_mae": 1.0})
-            journal.end("FINISHED")
+            journal.end("SUCCEEDED")
         (folder / "pictures").mkdir()
         Image.new("RGB", (8, 6)).save(folder / "pictures" / "reconstructions.png")
     layers = {f"token_similarity_layer_{i}": 0.1 * i for i in range(3)}

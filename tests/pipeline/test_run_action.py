@@ -25,8 +25,8 @@ from pipeline.execution.publish import publish
 from pipeline.execution.run import Services, run_stage
 from pipeline.execution.stop_signals import Terminated
 from pipeline.jobs.folder import JobFolder
-from pipeline.jobs.journal import read_records
-from pipeline.jobs.record import read_record
+from pipeline.jobs.journal import read_records, read_run_name
+from pipeline.jobs.liveness import has_succeeded
 from pipeline.project import Project, find_project
 from pipeline.results.documents import Hashes
 from pipeline.results.git import Git
@@ -140,7 +140,7 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     project: Project,
 ) -> None:
     tracker = FakeTracker()
-    record = run_stage(project, "pretrain", "asl", services(tracker=tracker))
+    outcome = run_stage(project, "pretrain", "asl", services(tracker=tracker))
     out = project.root / "runs/pretrain/asl"
     assert (out / "encoder.safetensors").read_text() == "weights"
     assert json.loads((out / "config.json").read_text())["method"] == "asl"
@@ -151,8 +151,12 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     }  # fmt: skip
     job = job_of(project)
     assert not job.out.exists()
-    assert read_record(job.record) == record
-    assert record.status == "FINISHED"
+    name = read_run_name(job.journal)
+    assert name is not None
+    assert (name.stage, name.key, name.suite) == ("pretrain", "asl", "tiny")
+    assert name.fingerprint == job.fingerprint
+    assert has_succeeded(job.journal)
+    assert outcome.metrics == {"pretrain/loss": 0.5, "encoder_parameters_m": 0.25}
     assert tracker.followed == ["RUNNING"]
     assert tracker.seen == [(job.journal, out)]
     tags = {k: v for body in kinds(out / "journal", "tags") for k, v in body["values"].items()}
@@ -172,7 +176,7 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     losses = [b for b in kinds(out / "journal", "metrics") if "pretrain/loss" in b["values"]]
     assert [body["step"] for body in losses] == [8]  # the end of the curve is the result
     assert any(name.startswith("system/") for name in values)
-    assert kinds(out / "journal", "end")[-1]["status"] == "FINISHED"
+    assert kinds(out / "journal", "end")[-1]["status"] == "SUCCEEDED"
     named = [body["path"] for body in kinds(out / "journal", "artifact")]
     assert named == ["config.json", "encoder.safetensors"]
 
@@ -231,9 +235,9 @@ def test_a_second_attempt_finds_the_checkpoints_and_goes_on(project: Project) ->
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (InterruptedRun("stopped by SIGTERM"), "KILLED"),
-        (KeyboardInterrupt(), "KILLED"),
-        (Terminated(), "KILLED"),
+        (InterruptedRun("stopped by SIGTERM"), "INTERRUPTED"),
+        (KeyboardInterrupt(), "INTERRUPTED"),
+        (Terminated(), "INTERRUPTED"),
         (InputError("wrong"), "FAILED"),
         (OSError(errno.ENOSPC, "No space left on device"), "FAILED"),
         (ZeroDivisionError("a bug"), "FAILED"),
@@ -252,15 +256,12 @@ def test_an_attempt_that_fails_says_so_and_touches_no_output(
     with pytest.raises(type(error)):
         run_stage(project, "pretrain", "asl", services(fail))
     job = job_of(project)
-    record = read_record(job.record)
-    assert record is not None
-    assert record.status == status
     assert kinds(job.journal, "end")[-1]["status"] == status
     assert kept.read_text() == "older"
     assert job.log.exists() == (type(error) in (ZeroDivisionError, OSError))
 
 
-def test_sigterm_ends_a_run_as_killed(project: Project) -> None:
+def test_sigterm_interrupts_a_run(project: Project) -> None:
     def wait(request: StageRequest) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(5)
@@ -269,7 +270,7 @@ def test_sigterm_ends_a_run_as_killed(project: Project) -> None:
     with pytest.raises(Terminated):
         run_stage(project, "pretrain", "asl", services(wait))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert kinds(job_of(project).journal, "end")[-1]["status"] == "KILLED"
+    assert kinds(job_of(project).journal, "end")[-1]["status"] == "INTERRUPTED"
 
 
 def test_a_result_whose_inputs_changed_meanwhile_is_not_published(project: Project) -> None:

@@ -49,7 +49,7 @@ with Journal.open(folder / "journal") as journal:
             journal.sync()
             (folder / "new.json").write_text(json.dumps(step))
             os.replace(folder / "new.json", checkpoint)
-    journal.end("FINISHED")
+    journal.end("SUCCEEDED")
 """
 
 INGESTER = """
@@ -100,7 +100,7 @@ def test_no_point_is_lost_or_doubled_whoever_is_killed_and_when(root: Path) -> N
     sync_journals(root, MlflowStore(root))
     link = run_link(root, FINGERPRINT)
     assert link is not None
-    assert link.status == "FINISHED"
+    assert link.status == "SUCCEEDED"
     client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
     runs = client.search_runs([link.experiment_id], "tags.`asl.stage` = 'pretrain'")
     assert [run.info.run_id for run in runs] == [link.run_id]
