@@ -25,6 +25,7 @@ from pipeline.results.documents import (
     recipe_id,
     with_outs,
 )
+from pipeline.results.dvc_adoption import adopt_at_once
 from pipeline.results.dvc_command import adopt_through_commands, file_through_commands
 from pipeline.results.port import Filing, Identity, StageFacts
 
@@ -152,13 +153,23 @@ class DvcCache:
                         "make or pull it again"
                     ) from error
 
-    def adopt(self, suite: Path, names: Sequence[str]) -> None:
+    def adopt(self, suite: Path, names: Sequence[str]) -> list[str]:
         """Take results of stages from the run-cache into a suite and its dvc.lock; run nothing.
+
+        Returns:
+            Those that were taken; of each other a line says why it was not.
 
         Raises:
             OSError: DVC did not do it; carries what it said.
         """
-        adopt_through_commands(suite, names)
+        refresh_identities(suite)
+        try:
+            with _repo(suite) as repo:
+                return adopt_at_once(repo, suite / "dvc.yaml", names)
+        except NAME_IS_GONE as error:
+            logger.warning("DVC changed inside (%r); adopting through its commands", error)
+            adopt_through_commands(suite, names)
+            return list(names)
 
     def file(self, filing: Filing) -> Hashes:
         """Put outputs into the cache and write the run-cache's entry, as DVC would have.

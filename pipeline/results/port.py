@@ -109,8 +109,11 @@ class ResultCache(Protocol):
         """Lay files and folders out under `target`, at their paths, from the cache."""
         ...
 
-    def adopt(self, suite: Path, names: Sequence[str]) -> None:
+    def adopt(self, suite: Path, names: Sequence[str]) -> list[str]:
         """Take results of stages over into a suite and its dvc.lock; run nothing.
+
+        Returns:
+            Names of those that were taken over.
 
         Raises:
             OSError: It could not be done; carries why.
