@@ -58,11 +58,6 @@ class SystemMetrics:
         self._sample()
         self._gpus.close()
 
-    @property
-    def peak_resident_megabytes(self) -> float:
-        """Largest resident memory that a sample has seen, of this process with its children."""
-        return self._peak_bytes / MEGABYTE
-
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
             self._sample()
