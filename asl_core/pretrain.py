@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asl_core import distributed
-from asl_core.data.loaders import TrainingLoader, evaluation_batches
+from asl_core.data.loaders import evaluation_batches, training_loader
 from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import (
@@ -21,9 +21,9 @@ from asl_core.data.views import (
 )
 from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, move, pick_device
+from asl_core.engine.forward_batch import refuse_torn_groups
 from asl_core.engine.loop import fit
 from asl_core.errors import InputError
-from asl_core.forward_batch import refuse_torn_groups
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps
 from asl_core.methods import method_class
 from asl_core.modules.reconstruction import reconstruction_pictures
@@ -83,17 +83,12 @@ def pretrain(
     _check_forward_batch(recipe, context)
     dataset = PackedDataset(dataset_folder, "train")
     method = build_method(recipe, dataset)
-    loader = TrainingLoader(
+    loader = training_loader(
         dataset,
         pretrain_transform(recipe.view_plan(), dataset.manifest.mean, dataset.manifest.std),
         collate_views,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=context.resources.micro_batch_size,
-        num_workers=context.resources.num_workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        recipe,
+        context.resources,
     )
     at_steps: dict[int, Callable[[], None]] = {}
     if at_snapshot is not None:

@@ -7,19 +7,6 @@ import torch
 from torch import Tensor
 
 
-def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    r"""Compute linear CKA, :math:`|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)`, columns centred.
-
-    Biased upwards when there are not many more images than dimensions; see `unbiased_cka`.
-
-    Shape:
-        - x: (M, D). y: (M, E). Output: scalar in [0, 1].
-    """
-    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
-    cross = (y.T @ x).square().sum()
-    return cross / ((x.T @ x).norm() * (y.T @ y).norm())
-
-
 def unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
     """Compute the unbiased estimate HSIC_1 with linear kernels.
 

@@ -20,20 +20,6 @@ from torch import Tensor
 MAX_DISTANCES = 2**22  # held at a time: 32 MiB of float64, whatever the batch
 
 
-def gaussian_nll(pred: Tensor, target: Tensor, variance: float) -> Tensor:
-    r"""Compute :math:`-\log N(x_m; x_p, \sigma^2 I)`, Eq. 5: the MSE of a patch, but for constants.
-
-    .. math::
-        \frac{P}{2} \log(2 \pi \sigma^2) + \frac{\lVert x_m - x_p \rVert^2}{2 \sigma^2}
-
-    Shape:
-        - pred, target: (..., P), broadcast against each other. Output: (...).
-    """
-    distance = (target - pred).square().sum(dim=-1)
-    constant = pred.shape[-1] / 2 * math.log(2 * math.pi * variance)
-    return constant + distance / (2 * variance)
-
-
 def maximum_likelihood_variance(pred: Tensor, target: Tensor) -> float:
     """Return the variance under which Eq. 5 makes all targets most likely: their mean square error.
 
@@ -41,28 +27,6 @@ def maximum_likelihood_variance(pred: Tensor, target: Tensor) -> float:
         - pred, target: (..., P).
     """
     return (target.double() - pred.double()).square().mean().item()
-
-
-def log_expected_density(pred: Tensor, candidates: Tensor, variance: float) -> Tensor:
-    r"""Estimate :math:`\log \int N(x_m; x_p, \sigma^2 I)\, p(x_m)\, dx_m` from a batch, Eq. 7.
-
-    .. math::
-        \log \frac{1}{N} \sum_{b=1}^N N(x_{m(b)}; x_p, \sigma^2 I)
-
-    Shape:
-        - pred: (M, P). candidates: (N, P), the pseudo labels of the batch. Output: (M,).
-    """
-    log_densities = -gaussian_nll(pred[:, None], candidates, variance)  # (M, N)
-    return log_densities.logsumexp(dim=1) - math.log(len(candidates))
-
-
-def balanced_nll(pred: Tensor, target: Tensor, candidates: Tensor, variance: float) -> Tensor:
-    """Compute Eq. 6, its integral estimated by Eq. 7: Eq. 8 less log N.
-
-    Shape:
-        - pred, target: (M, P). candidates: (N, P). Output: (M,).
-    """
-    return gaussian_nll(pred, target, variance) + log_expected_density(pred, candidates, variance)
 
 
 def contrastive_loss(distance: Tensor, own: Tensor, temperature: float) -> Tensor:

@@ -8,7 +8,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from asl_core import distributed
-from asl_core.data.loaders import TrainingLoader, evaluation_batches
+from asl_core.data.loaders import evaluation_batches, training_loader
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import (
     LabelledBatch,
@@ -19,9 +19,9 @@ from asl_core.data.views import (
 )
 from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, move, pick_device
+from asl_core.engine.forward_batch import refuse_torn_groups
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import layer_decay_groups
-from asl_core.forward_batch import refuse_torn_groups
 from asl_core.modules.encoder import Encoder, LayerNorm, encoder_layer_matcher, load_encoder
 from asl_core.protocol import Draw, Step
 from asl_core.randomness import derive_seed, seeded_globals
@@ -107,7 +107,7 @@ def finetune(
     refuse_torn_groups("fine-tuning", recipe.batch_size, micro_batch_size, recipe.forward_multiple)
     train = labelled_dataset(dataset_folder, "train")
     model = build_classifier(recipe, encoder_folder, train)
-    loader = TrainingLoader(
+    loader = training_loader(
         train,
         finetune_transform(
             model.encoder.vit.image_size,
@@ -119,13 +119,8 @@ def finetune(
             flip=recipe.flip,
         ),
         collate_labelled,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=micro_batch_size,
-        num_workers=context.resources.num_workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        recipe,
+        context.resources,
     )
     groups = layer_decay_groups(model, recipe, NO_DECAY)
     fit(model, loader, recipe, context, param_groups=groups)

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asl_core import distributed
-from asl_core.data.loaders import TrainingLoader
+from asl_core.data.loaders import training_loader
 from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import LabelledBatch, collate_labelled, normalise, train_crop_transform
 from asl_core.engine.context import RunContext
+from asl_core.engine.forward_batch import refuse_single_images
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import lars_groups, no_decay_groups
-from asl_core.forward_batch import refuse_single_images
 from asl_core.modules.encoder import Encoder, load_encoder
 from asl_core.precision import full_precision
 from asl_core.protocol import Draw, Step
@@ -194,13 +194,7 @@ def _fit_on_images(
     context: RunContext,
 ) -> None:
     transform = train_crop_transform(encoder.vit.image_size, recipe.crop_scale_min, recipe.flip)
-    loader = TrainingLoader(
-        train,
-        transform,
-        collate_labelled,
-        num_workers=context.resources.num_workers,
-        **_split(recipe, context),
-    )
+    loader = training_loader(train, transform, collate_labelled, recipe, context.resources)
     mean, std = train.manifest.mean, train.manifest.std
     probe = ImageProbe(encoder, heads, recipe.poolings, mean, std)
     fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
@@ -224,7 +218,15 @@ def _fit_on_features(
     shares = distributed.gather_objects(share)
     rows = FeatureBatch(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
     order = torch.argsort(rows.indices)
-    plan = StepPlan(range(len(order)), **_split(recipe, context))
+    plan = StepPlan(
+        range(len(order)),
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        micro_batch_size=context.resources.micro_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
     loader = FeatureLoader(FeatureBatch(*(tensor[order] for tensor in rows)), plan)
     probe = FeatureProbe(heads)
     fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
@@ -232,15 +234,3 @@ def _fit_on_features(
 
 def _groups(probe: nn.Module, recipe: LinearProbe) -> list[dict[str, Any]]:
     return lars_groups(probe) if recipe.optimizer == "lars" else no_decay_groups(probe, recipe)
-
-
-def _split(recipe: LinearProbe, context: RunContext) -> dict[str, Any]:
-    """Return how steps, micro-batches and processes share the data."""
-    return {
-        "seed": recipe.seed,
-        "batch_size": recipe.batch_size,
-        "epochs": recipe.epochs,
-        "micro_batch_size": context.resources.micro_batch_size,
-        "rank": distributed.rank(),
-        "world_size": distributed.world_size(),
-    }

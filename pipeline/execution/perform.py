@@ -150,6 +150,9 @@ def perform(
                 handler.quiet = True
                 _end_badly(run, journal, error)
                 raise
+        if STAGES[run.stage].has_metrics:
+            # DVC pushes no metrics file by itself; as part of a cached folder its content travels
+            write_metrics(request.out / "metrics.json", run, outcome)
         _name_small_files(request)
         journal.tags(run.last_tags(None))
         journal.end(SUCCEEDED)

@@ -206,14 +206,14 @@ def test_finetuning_lowers_the_loss_of_its_recipe(
 
 def test_mixed_batch_is_a_function_of_the_step(encoder_folder: Path) -> None:
     from asl_core.data.views import LabelledBatch
-    from asl_core.engine.loop import _seed_globals
+    from asl_core.randomness import seed_globals
 
     model = Classifier(load_encoder(encoder_folder), 5, finetune_recipe(), (0.5,) * 3, (0.5,) * 3)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     batch = LabelledBatch(images, torch.tensor([0, 1, 2, 3]), torch.arange(4))
 
     def loss(seed: int) -> float:
-        _seed_globals(seed)
+        seed_globals(seed)
         return model(batch, Draw(0, 0)).loss.item()
 
     assert loss(1) == loss(1)

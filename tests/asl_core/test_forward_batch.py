@@ -3,8 +3,8 @@
 import pytest
 
 from asl_core import distributed
+from asl_core.engine.forward_batch import refuse_single_images, refuse_torn_groups
 from asl_core.errors import InputError
-from asl_core.forward_batch import refuse_single_images, refuse_torn_groups
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def test_system_metrics_are_sampled_at_least_once_under_the_names_of_mlflow(
     (sample,) = (line["values"] for line in lines_of(tmp_path) if line["kind"] == "metrics")
     assert 0 <= sample["system/box/cpu_utilization_percentage"] <= 100
     assert sample["system/box/process_resident_megabytes"] > 5
+    own = sample["system/box/process_resident_megabytes"]
+    assert sample["system/box/process_peak_resident_megabytes"] == own
 
 
 def test_the_steps_of_system_metrics_go_on_after_a_restart(

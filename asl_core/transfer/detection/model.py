@@ -135,8 +135,3 @@ def build_rpn(recipe: Detection) -> L1RegionProposalNetwork:
 def pooled_levels(features: dict[str, Tensor]) -> list[Tensor]:
     """Return the levels that RoIs are pooled from."""
     return [features[name] for name in LEVELS]
-
-
-def synchronise_batch_norm(model: MaskRcnn) -> Any:
-    """Replace BatchNorm by one over all processes (GPUs only: torch has none for CPUs)."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

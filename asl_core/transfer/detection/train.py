@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from asl_core import distributed
-from asl_core.data.loaders import TrainingLoader
+from asl_core.data.loaders import training_loader
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.devices import pick_device
+from asl_core.engine.devices import share_batch_norm
 from asl_core.engine.loop import fit
 from asl_core.errors import InputError
 from asl_core.modules.encoder import load_encoder
@@ -15,7 +14,7 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import Detection
 from asl_core.transfer.detection.augment import LargeScaleJitter, collate_detection
 from asl_core.transfer.detection.evaluate import CocoResults, coco_metrics, detect_all
-from asl_core.transfer.detection.model import MaskRcnn, synchronise_batch_norm
+from asl_core.transfer.detection.model import MaskRcnn
 
 
 def instance_dataset(folder: Path, split: str) -> PackedDataset:
@@ -54,20 +53,14 @@ def train_detector(
     """
     train = instance_dataset(dataset_folder, "train")
     model = build_detector(recipe, encoder_folder, train)
-    if distributed.world_size() > 1 and pick_device(context.resources).type == "cuda":
-        model = synchronise_batch_norm(model)
-    loader = TrainingLoader(
+    model = share_batch_norm(model, context.resources)
+    loader = training_loader(
         train,
         LargeScaleJitter(recipe.image_size, recipe.scale_range, 0.5 if recipe.flip else 0.0),
         collate_detection,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=context.resources.micro_batch_size,
-        num_workers=context.resources.num_workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        subset=train.instance_counts.nonzero()[0].tolist(),
+        recipe,
+        context.resources,
+        train.instance_counts.nonzero()[0].tolist(),
     )
     fit(model, loader, recipe, context, param_groups=model.parameter_groups(recipe.weight_decay))
     return model

@@ -1,19 +1,15 @@
 """Segmentation transfer: train UPerNet from a pre-trained encoder."""
 
 from pathlib import Path
-from typing import cast
 
-from torch import nn
-
-from asl_core import distributed
-from asl_core.data.loaders import TrainingLoader
+from asl_core.data.loaders import training_loader
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.devices import pick_device
+from asl_core.engine.devices import share_batch_norm, shares_batch_norm
+from asl_core.engine.forward_batch import refuse_single_images
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.errors import InputError
-from asl_core.forward_batch import refuse_single_images
 from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.transfer import Segmentation
@@ -59,15 +55,11 @@ def train_segmenter(
             the training split.
     """
     train = semantic_dataset(dataset_folder, "train")
-    across_processes = (
-        distributed.world_size() > 1 and pick_device(context.resources).type == "cuda"
-    )
+    across_processes = shares_batch_norm(context.resources)
     check_forward_passes(recipe, context.resources.micro_batch_size, across_processes)
     model = build_segmenter(recipe, encoder_folder, train)
-    if across_processes:
-        # torch has synchronised BatchNorm for GPUs only
-        model = cast(Segmenter, nn.SyncBatchNorm.convert_sync_batchnorm(model))
-    loader = TrainingLoader(
+    model = share_batch_norm(model, context.resources)
+    loader = training_loader(
         train,
         TrainingCrop(
             recipe.crop_size,
@@ -76,14 +68,9 @@ def train_segmenter(
             flip=0.5 if recipe.flip else 0.0,
         ),
         collate_segmentation,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=context.resources.micro_batch_size,
-        num_workers=context.resources.num_workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        subset=train.annotated_indices,
+        recipe,
+        context.resources,
+        train.annotated_indices,
     )
     fit(model, loader, recipe, context, param_groups=layer_decay_groups(model, recipe))
     return model
