@@ -24,9 +24,9 @@ def run(request: StageRequest) -> dict[str, float]:
     if orders.get("fail") == rank:
         raise ZeroDivisionError(f"the stub of rank {rank} fails")
     if request.stage == "prepare":
-        (request.out / "shard").write_text(request.key)
+        (request.outputs["dataset"] / "shard").write_text(request.key)
         digests = {"train": "0123456789abcdef"}
-        (request.out / "manifest.json").write_text(json.dumps({"digests": digests}))
+        (request.outputs["dataset"] / "manifest.json").write_text(json.dumps({"digests": digests}))
         return {}
     imported = request.inputs.get("imported")
     file = imported / "encoder.safetensors" if imported else request.inputs["dataset"] / "shard"
@@ -60,5 +60,6 @@ def run(request: StageRequest) -> dict[str, float]:
         return {}
     time.sleep(orders.get("end_s", 0.0))
     (request.out / f"start_{os.environ.get('ASL_JOB_RESTARTS', '')}").write_text("")
-    (request.out / "encoder.safetensors").write_text(str(total))
+    out = request.outputs.get("encoder", request.out)
+    (out / "encoder.safetensors").write_text(str(total))
     return {"total": float(total)}

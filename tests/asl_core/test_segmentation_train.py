@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.stages.reevaluate import reevaluate
 from safetensors.torch import load_file
 
 from asl_core.data.prepare import prepare
@@ -109,7 +108,10 @@ def test_stage_writes_weights_scores_and_pictures(
     out.mkdir()
     with Journal.open(tmp_path / "journal") as journal:
         inputs = {"dataset": scenes, "encoder": encoder}
-        request = StageRequest("segment", "mae", RECIPE, inputs, tmp_path, out, journal, RESOURCES)
+        outputs = {"details": out}
+        request = StageRequest(
+            "segment", "mae", RECIPE, inputs, tmp_path, outputs, journal, RESOURCES
+        )
         metrics = segment.run(request)
     assert metrics.keys() == {"miou", "macc", "aacc"}
     assert all(0 <= value <= 100 for value in metrics.values())
@@ -119,5 +121,4 @@ def test_stage_writes_weights_scores_and_pictures(
     assert "head.classifier.1.weight" in load_file(out / "segmenter.safetensors")
     by_class = json.loads((out / "classes.json").read_text())
     assert list(by_class)[:2] == ["background", "0"]
-    stored = StoredRun("segment", RECIPE, out, encoder, scenes, RESOURCES)
-    assert reevaluate(stored) == metrics
+    assert segment.reevaluate(StoredRun(RECIPE, out, inputs, RESOURCES)) == metrics

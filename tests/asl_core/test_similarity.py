@@ -211,9 +211,13 @@ def analyse(folder: Path, dataset: Path, **fields: Any) -> tuple[dict[str, float
                 stage="analyze",
                 key="mae",
                 recipe=TokenAnalysis(dataset="scenes", images=5, **fields),
-                inputs={"dataset": dataset, "encoder": folder / "encoder"},
+                inputs={
+                    "dataset": dataset,
+                    "encoder": folder / "encoder",
+                    "held_out": folder / "held_out",
+                },
                 work=folder,
-                out=folder / "out",
+                outputs={"details": folder / "out"},
                 journal=journal,
                 resources=RESOURCES,
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from pipeline.stages.reevaluate import reevaluate
 from torchvision.io import decode_image
 
 from asl_core.data.prepare import prepare
@@ -51,7 +50,7 @@ def test_the_stage_returns_six_metrics_and_writes_weights_detections_and_a_pictu
     metrics = detect.run(
         StageRequest(
             stage="detect", key="mae", recipe=RECIPE, inputs=inputs, work=tmp_path / "work",
-            out=out, journal=journal, resources=Resources(device="cpu"),
+            outputs={"details": out}, journal=journal, resources=Resources(device="cpu"),
         )
     )  # fmt: skip
     journal.close()
@@ -63,10 +62,8 @@ def test_the_stage_returns_six_metrics_and_writes_weights_detections_and_a_pictu
     assert safetensors.torch.load_file(out / "detector.safetensors")
     for name in ("detections", "precision_recall"):
         assert decode_image(str(out / f"pictures/{name}.png")).shape[0] >= 3
-    stored = StoredRun(
-        "detect", RECIPE, out, inputs["encoder"], inputs["dataset"], Resources(device="cpu")
-    )
-    assert reevaluate(stored) == metrics
+    stored = StoredRun(RECIPE, out, inputs, Resources(device="cpu"))
+    assert detect.reevaluate(stored) == metrics
 
 
 def test_drawing_shows_objects_where_they_are(inputs: dict[str, Path]) -> None:

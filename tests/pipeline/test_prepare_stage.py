@@ -21,7 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture
 def request_for_scenes(tmp_path: Path) -> Iterator[StageRequest]:
-    (tmp_path / "out").mkdir()
+    outputs = {role: tmp_path / "out" / role for role in ("dataset", "details")}
+    for folder in outputs.values():
+        folder.mkdir(parents=True)
     journal = Journal.open(tmp_path / "journal")
     yield StageRequest(
         stage="prepare",
@@ -29,7 +31,7 @@ def request_for_scenes(tmp_path: Path) -> Iterator[StageRequest]:
         recipe=Scenes(image_size=16, train=5, test=2),
         inputs={"data_root": tmp_path / "data"},
         work=tmp_path / "work",
-        out=tmp_path / "out",
+        outputs=outputs,
         journal=journal,
         resources=Resources(),
     )
@@ -47,7 +49,7 @@ def test_metrics_are_counts(request_for_scenes: StageRequest) -> None:
 
 def test_the_output_is_a_dataset_of_the_entrys_name(request_for_scenes: StageRequest) -> None:
     run(request_for_scenes)
-    dataset = PackedDataset(request_for_scenes.out, "test")
+    dataset = PackedDataset(request_for_scenes.outputs["dataset"], "test")
     assert dataset.manifest.name == "toy"
     assert len(dataset) == 2
 
@@ -56,7 +58,7 @@ def test_digests_of_both_splits_and_a_picture_are_recorded(
     request_for_scenes: StageRequest, tmp_path: Path
 ) -> None:
     run(request_for_scenes)
-    digests = PackedDataset(request_for_scenes.out, "train").manifest.digests
+    digests = PackedDataset(request_for_scenes.outputs["dataset"], "train").manifest.digests
     text = "".join(path.read_text() for path in sorted((tmp_path / "journal").iterdir()))
     assert all(digest in text for digest in digests.values())
     assert len(read_records(tmp_path / "journal")) >= 4

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from miniatures import OTHERS
-from pipeline.stages.reevaluate import reevaluate
 from safetensors.torch import load_file
 
 from asl_core.analysis.cost import count_flops
@@ -35,12 +34,14 @@ RECIPE = AslRecipe(dataset="icons", model=VIT, epochs=2, batch_size=8, warmup_ep
 
 @pytest.fixture
 def request_(tmp_path: Path) -> StageRequest:
-    icons, out = tmp_path / "icons", tmp_path / "out"
+    icons = tmp_path / "icons"
+    outputs = {role: tmp_path / "out" / role for role in ("encoder", "held_out", "details")}
     prepare(Icons(image_size=16, train=16, test=8), icons, icons, name="icons")
-    out.mkdir()
+    for folder in outputs.values():
+        folder.mkdir(parents=True)
     return StageRequest(
         stage="pretrain", key="asl", recipe=RECIPE, inputs={"dataset": icons},
-        work=tmp_path / "work", out=out, journal=Journal.open(tmp_path / "work/journal"),
+        work=tmp_path / "work", outputs=outputs, journal=Journal.open(tmp_path / "work/journal"),
         resources=Resources(device="cpu"),
     )  # fmt: skip
 
@@ -48,17 +49,19 @@ def request_(tmp_path: Path) -> StageRequest:
 def test_weights_predictions_pictures_and_costs(request_: StageRequest) -> None:
     metrics = pretrain.run(request_)
     request_.journal.close()
-    written = {str(p.relative_to(request_.out)) for p in request_.out.rglob("*") if p.is_file()}
+    top = request_.out.parent
+    written = {str(p.relative_to(top)) for p in top.rglob("*") if p.is_file()}
     assert written == {
-        "encoder.json", "encoder.safetensors", "method.safetensors",
+        "encoder/encoder.json", "encoder/encoder.safetensors", "details/method.safetensors",
         "held_out/step-000002.safetensors", "held_out/step-000004.safetensors",
-        "pictures/reconstructions.png", "pictures/reconstructions/step-000002.png",
-        "pictures/reconstructions/step-000004.png",
+        "details/pictures/reconstructions.png",
+        "details/pictures/reconstructions/step-000002.png",
+        "details/pictures/reconstructions/step-000004.png",
     }  # fmt: skip
     pictures = request_.out / "pictures"
     first, last = ((pictures / f"reconstructions/step-00000{n}.png").read_bytes() for n in (2, 4))
     assert first != last == (pictures / "reconstructions.png").read_bytes()
-    last = read_held_out(held_out_files(request_.out)[4])
+    last = read_held_out(held_out_files(request_.outputs["held_out"])[4])
     assert {name: tuple(tensor.shape) for name, tensor in last.items()} == dict.fromkeys(
         ("target", "ori", "aug"), (3, 12, 48)
     )
@@ -81,14 +84,14 @@ def test_every_method_leaves_an_encoder_that_loads_pictures_and_costs(
 ) -> None:
     metrics = pretrain.run(dataclasses.replace(request_, recipe=OTHERS[method]))
     request_.journal.close()
-    tokens = load_encoder(request_.out)(torch.zeros(2, 3, 16, 16))
+    tokens = load_encoder(request_.outputs["encoder"])(torch.zeros(2, 3, 16, 16))
     assert tokens.shape == (2, 17, 16)
     assert tokens.isfinite().all()
     kind: Any = method_class(method)
     reconstructs = issubclass(kind, Reconstructing)
     picture = "reconstructions" if reconstructs else "views"
     assert (request_.out / f"pictures/{picture}.png").is_file()
-    assert bool(held_out_files(request_.out)) == reconstructs
+    assert bool(held_out_files(request_.outputs["held_out"])) == reconstructs
     assert metrics["pretrain/loss"] > 0
     assert metrics["flops_train_g"] > metrics["flops_forward_g"] > 0
     assert metrics["activation_mib_per_image"] > 0
@@ -110,5 +113,6 @@ def test_a_classifier_is_measured_on_the_test_split_and_can_be_again(
     guesses = method.logits((images - mean) / std).argmax(1)
     right = sum(int(guesses[i]) == test[i].label for i in range(8))
     assert metrics["supervised_acc1"] == 100 * right / 8
-    stored = StoredRun("pretrain", recipe, request_.out, None, icons, request_.resources)
-    assert reevaluate(stored)["supervised_acc1"] == metrics["supervised_acc1"]
+    inputs = {"dataset": icons}
+    stored = StoredRun(recipe, request_.out, inputs, request_.resources)
+    assert pretrain.reevaluate(stored)["supervised_acc1"] == metrics["supervised_acc1"]

@@ -145,8 +145,8 @@ def test_the_stage_writes_the_page_and_the_tables_and_lists_both(finished: Any) 
     out, work = finished.folder / "out", finished.folder / "work"
     with Journal.open(work / "journal") as journal:
         request = StageRequest(
-            "report", "", finished.params, {"suite": finished.folder}, work, out, journal,
-            Resources(),
+            "report", "", finished.params, {"suite": finished.folder}, work, {"details": out},
+            journal, Resources(),
         )  # fmt: skip
         assert run(request) == {}
     listed = [r.body["path"] for r in read_records(work / "journal") if r.kind == "artifact"]
