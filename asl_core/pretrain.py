@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asl_core import distributed
-from asl_core.data.loaders import evaluation_batches, training_loader
+from asl_core.data.loaders import evaluation_batches
 from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import (
@@ -22,6 +22,7 @@ from asl_core.data.views import (
 from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.forward_batch import refuse_torn_groups
+from asl_core.engine.loading import training_loader
 from asl_core.engine.loop import fit
 from asl_core.errors import InputError
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps

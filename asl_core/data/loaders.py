@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from asl_core import distributed
 from asl_core.data.sampler import Draw, StepPlan
 from asl_core.randomness import derive_seed, seed_globals, seeded_globals
-from asl_core.recipes.optimisation import Optimisation, Resources
 
 Batch = TypeVar("Batch")
 Item = TypeVar("Item")
@@ -93,33 +91,6 @@ class TrainingLoader(Generic[Batch]):
         )
         for _ in range(start_step, self.total_steps):
             yield list(islice(batches, self._plan.micro_batches_per_step))
-
-
-def training_loader(
-    dataset: Readable[Record],
-    transform: Callable[[Record], Item],
-    collate: Callable[[list[Item]], Batch],
-    recipe: Optimisation,
-    resources: Resources,
-    subset: Sequence[int] | None = None,
-) -> TrainingLoader[Batch]:
-    """Return this process's loader of a run.
-
-    Args: as for `TrainingLoader`; the recipe and the resources say the rest.
-    """
-    return TrainingLoader(
-        dataset,
-        transform,
-        collate,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=resources.micro_batch_size,
-        num_workers=resources.num_workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        subset=subset,
-    )
 
 
 def evaluation_batches(

@@ -2,18 +2,15 @@
 
 import contextlib
 import os
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
-from torch import nn
 
-from asl_core import distributed
 from asl_core.data.loaders import map_tensors
 from asl_core.errors import InputError
 from asl_core.recipes.optimisation import Resources
 
 Batch = TypeVar("Batch")
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def pick_device(resources: Resources) -> torch.device:
@@ -42,23 +39,3 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def move(batch: Batch, device: torch.device) -> Batch:
     """Move every tensor in a batch (tuples, lists, dicts, dataclasses), without waiting."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def shares_batch_norm(resources: Resources) -> bool:
-    """Return whether BatchNorm is to count over all processes: torch has that for GPUs only."""
-    return distributed.world_size() > 1 and pick_device(resources).type == "cuda"
-
-
-def share_batch_norm(model: Network, resources: Resources) -> Network:
-    """Replace BatchNorm by one over all processes, where that can be."""
-    if not shares_batch_norm(resources):
-        return model
-    return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model))
-
-
-def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap for data-parallel training when there is more than one process."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)

@@ -16,7 +16,8 @@ from asl_core import distributed
 from asl_core.engine.checkpoint import CheckpointFolder
 from asl_core.engine.clipping import CLIPPERS
 from asl_core.engine.context import RunContext
-from asl_core.engine.devices import autocast, distribute, move, pick_device
+from asl_core.engine.data_parallel import distribute
+from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.loss_watch import LossWatch
 from asl_core.engine.optimizer import build_optimizer, build_schedules, no_decay_groups
 from asl_core.engine.signals import StopRequest, catch_stop_signals

@@ -8,7 +8,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from asl_core import distributed
-from asl_core.data.loaders import evaluation_batches, training_loader
+from asl_core.data.loaders import evaluation_batches
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import (
     LabelledBatch,
@@ -20,6 +20,7 @@ from asl_core.data.views import (
 from asl_core.engine.context import RunContext
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.forward_batch import refuse_torn_groups
+from asl_core.engine.loading import training_loader
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.modules.encoder import Encoder, LayerNorm, encoder_layer_matcher, load_encoder

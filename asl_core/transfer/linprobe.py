@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asl_core import distributed
-from asl_core.data.loaders import training_loader
 from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.data.views import LabelledBatch, collate_labelled, normalise, train_crop_transform
 from asl_core.engine.context import RunContext
 from asl_core.engine.forward_batch import refuse_single_images
+from asl_core.engine.loading import training_loader
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import lars_groups, no_decay_groups
 from asl_core.modules.encoder import Encoder, load_encoder

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from asl_core.data.loaders import training_loader
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.devices import share_batch_norm
+from asl_core.engine.data_parallel import share_batch_norm
+from asl_core.engine.loading import training_loader
 from asl_core.engine.loop import fit
 from asl_core.errors import InputError
 from asl_core.modules.encoder import load_encoder

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from asl_core.data.loaders import training_loader
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.devices import share_batch_norm, shares_batch_norm
+from asl_core.engine.data_parallel import share_batch_norm, shares_batch_norm
 from asl_core.engine.forward_batch import refuse_single_images
+from asl_core.engine.loading import training_loader
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.errors import InputError
