@@ -71,7 +71,7 @@ def test_waiting_adopts_the_result_when_the_job_has_ended(prepared: Any) -> None
         prepared.run()
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert (prepared.root / "runs/pretrain/asl/encoder.safetensors").is_file()
+    assert (prepared.root / "runs/encoder/asl/encoder.safetensors").is_file()
     assert "up to date" in prepared.dvc("status", "pretrain@asl")
     assert len(prepared.cluster.all()) == 2
 
@@ -129,7 +129,7 @@ def test_outputs_that_are_gone_come_back_from_the_cache(prepared: Any) -> None:
     prepared.submit("pretrain")
     prepared.run()
     encoder = prepared.encoder()
-    path: Path = prepared.root / "runs/pretrain/asl/encoder.safetensors"
+    path: Path = prepared.root / "runs/encoder/asl/encoder.safetensors"
     path.unlink(missing_ok=True)
     identity = prepared.cache.identify(prepared.root, "pretrain@asl")
     outputs = Attendance(prepared.services).result_of(prepared.project, "pretrain@asl", identity)

@@ -96,8 +96,8 @@ def test_a_probe_is_outdated_when_the_weights_were_made_anew(results: Any) -> No
     results.result("linprobe", "mae", lp_acc1=51.0)
     results.write_lock(
         {
-            "pretrain@mae": {"outs": [{"path": "runs/pretrain/mae", "md5": "new"}]},
-            "linprobe@mae": {"deps": [{"path": "runs/pretrain/mae", "md5": "old"}]},
+            "pretrain@mae": {"outs": [{"path": "runs/encoder/mae", "md5": "new"}]},
+            "linprobe@mae": {"deps": [{"path": "runs/encoder/mae", "md5": "old"}]},
         }
     )
     assert cells(results)["MAE", "LP"].states == {"outdated"}
@@ -107,7 +107,7 @@ def test_a_probe_is_outdated_when_the_weights_were_made_anew(results: Any) -> No
     ("folder", "command"),
     [
         (".", "dvc repro linprobe@mae"),
-        ("suites/tiny", "dvc repro suites/tiny/dvc.yaml:linprobe@mae"),
+        ("suites/tiny", "dvc --cd suites/tiny repro linprobe@mae"),
     ],
 )
 def test_the_command_of_a_missing_cell_runs_from_the_root(

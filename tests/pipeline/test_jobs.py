@@ -46,7 +46,7 @@ def test_a_dag_submitted_from_nothing_is_adopted_by_dvc(site) -> None:
     assert not (site.root / "dvc.lock").exists()
     said = site.dvc("repro", "linprobe@asl")
     assert said.count("is cached - skipping run") == 3
-    assert (site.root / "runs/pretrain/asl/encoder.safetensors").read_text() == SEVEN_STEPS
+    assert (site.root / "runs/encoder/asl/encoder.safetensors").read_text() == SEVEN_STEPS
     for name in DAG:
         assert "up to date" in site.dvc("status", name)
     metrics = json.loads((site.root / "runs/linprobe/asl.json").read_text())
@@ -457,7 +457,7 @@ def test_an_imported_encoder_goes_with_its_job(site) -> None:
     site.run()
     assert site.verdict("pretrain@theirs") is Verdict.SUCCEEDED
     site.dvc("repro", "pretrain@theirs")
-    made = site.root / "runs/pretrain/theirs/encoder.safetensors"
+    made = site.root / "runs/encoder/theirs/encoder.safetensors"
     assert made.read_text() == str(12 + 1 + 4)
 
 

@@ -356,7 +356,7 @@ def test_pictures_and_texts_are_copied_and_weights_are_not(root: Path) -> None:
     assert pictures == {"pictures/a.png", "pictures/curves.png"}
     folder = root / "mlartifacts" / "demo" / link.run_id / "artifacts"
     assert (folder / "weights.txt").read_text() == (
-        "runs/pretrain/asl/encoder.safetensors  5 bytes  sha256 "
+        "runs/encoder/asl/encoder.safetensors  5 bytes  sha256 "
         "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5\n"
     )
 

@@ -247,7 +247,7 @@ def test_a_second_attempt_finds_the_checkpoints_and_goes_on(project: Project) ->
 def test_an_attempt_that_fails_says_so_and_touches_no_output(
     project: Project, error: BaseException, status: str
 ) -> None:
-    kept = project.root / "runs/pretrain/asl/encoder.safetensors"
+    kept = project.root / "runs/encoder/asl/encoder.safetensors"
     kept.write_text("older")
 
     def fail(request: StageRequest) -> dict[str, float]:
@@ -441,7 +441,7 @@ def test_a_helping_process_computes_but_neither_records_nor_publishes(
     run_stage(project, "pretrain", "asl", services(stage, tracker=tracker))
     assert requests[0].work == job_of(project).folder  # the checkpoints that all resume from
     assert requests[0].out != job_of(project).out
-    assert not (project.suite / "runs/pretrain/asl/encoder.safetensors").exists()
+    assert not (project.suite / "runs/encoder/asl/encoder.safetensors").exists()
     assert not (project.suite / "runs/pretrain/asl.json").exists()
     assert tracker.seen == []
 

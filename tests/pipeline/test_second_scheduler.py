@@ -66,7 +66,7 @@ def adopt(call: Any, name: str) -> None:
     done = call("dvc", "repro", name, cwd=Path.cwd())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is cached - skipping run" in done.stdout
-    assert "Running stage" not in done.stdout
+    assert "Running stage" not in done.stdout.replace("Running stage 'code'", "")
 
 
 def test_a_dag_goes_to_another_scheduler_and_dvc_adopts_it(
@@ -79,7 +79,7 @@ def test_a_dag_goes_to_another_scheduler_and_dvc_adopts_it(
     assert {job.said for job in scheduler.queue()} == {"exit code 0"}
     assert say("status").count("SUCCEEDED") == 3
     adopt(call, "linprobe@asl")
-    assert Path("runs/pretrain/asl/encoder.safetensors").read_text() == SEVEN_STEPS
+    assert Path("runs/encoder/asl/encoder.safetensors").read_text() == SEVEN_STEPS
     records = [JobFolder(path.parent) for path in Path(".asl/jobs").glob("*/job.json")]
     terms = [attempt.terms for paths in records for attempt in read_attempts(paths)]
     assert [each.scheduler for each in terms] == [NAME] * 3
@@ -96,7 +96,7 @@ def test_a_job_that_is_warned_goes_on_as_another_one(
     wait(scheduler, lambda: len(scheduler.queue()) == 3)
     wait(scheduler)
     adopt(call, "pretrain@asl")
-    assert Path("runs/pretrain/asl/encoder.safetensors").read_text() == SEVEN_STEPS
+    assert Path("runs/encoder/asl/encoder.safetensors").read_text() == SEVEN_STEPS
 
 
 def test_what_waits_for_a_failure_is_blocked_and_cancelled(

@@ -14,7 +14,7 @@ def test_weights_are_referred_to_by_path_size_and_digest(tmp_path: Path) -> None
     assert texts_beside(out, tmp_path) == {
         "config.json": "{}",
         "metrics.json": '{"loss": 1.0}',
-        "weights.txt": f"runs/pretrain/asl/encoder.safetensors  7 bytes  sha256 {digest}\n",
+        "weights.txt": f"runs/encoder/asl/encoder.safetensors  7 bytes  sha256 {digest}\n",
     }
 
 

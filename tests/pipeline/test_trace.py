@@ -109,7 +109,7 @@ def test_a_changed_byte_of_the_encoder_is_found_though_its_size_and_time_are_the
     project: Path, say: Say
 ) -> None:
     say("trace", "demo", "asl", "LP", "--verify")
-    path = project / "runs/pretrain/asl/encoder.safetensors"
+    path = project / "runs/encoder/asl/encoder.safetensors"
     before = path.stat()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

@@ -100,7 +100,7 @@ def submit_and_come_home(lab: Lab) -> None:
     assert not (lab.root / "data").exists()
     assert not (lab.root / "dvc.lock").exists()
     lab.adopt(*DAG)
-    assert (lab.root / "runs/pretrain/asl/encoder.safetensors").read_text() == sum_after(7)
+    assert (lab.root / "runs/encoder/asl/encoder.safetensors").read_text() == sum_after(7)
     assert "submitted" not in lab.submit("--all")
     assert len(lab.queue()) == 3
 
@@ -162,7 +162,7 @@ def test_where_requeueing_is_forbidden_another_job_goes_on_and_what_waits_follow
     assert report.job_id != first
     assert len(report.attempts) >= 2
     lab.adopt(*DAG)
-    assert (lab.root / "runs/pretrain/asl/encoder.safetensors").read_text() == sum_after(150)
+    assert (lab.root / "runs/encoder/asl/encoder.safetensors").read_text() == sum_after(150)
 
 
 def test_a_run_that_is_interrupted_too_often_fails(prepared: Lab) -> None:
@@ -359,7 +359,7 @@ def test_dvc_waits_for_a_job_or_leaves_it_alone(prepared: Lab) -> None:
     waiting.communicate()
     said = lab.say("dvc", "repro", "pretrain@asl", ASL_WAIT="1")
     assert lab.state("pretrain@asl").status is Status.SUCCEEDED
-    path = lab.root / "runs/pretrain/asl/encoder.safetensors"
+    path = lab.root / "runs/encoder/asl/encoder.safetensors"
     assert path.read_text() == sum_after(200)
     assert "up to date" in lab.say("dvc", "status", "pretrain@asl")
     assert len(lab.queue()) == 1
