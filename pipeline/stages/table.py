@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asl_core.recipes.knn import NearestNeighbours
 from asl_core.recipes.transfer import (
     Detection,
     FineTune,
@@ -121,6 +122,14 @@ LINPROBE = _evaluation(
     },
     headline={"lp_acc1": "Linear probe, top-1 [%]"},
 )  # fmt: skip
+KNN = _evaluation(
+    "knn", NearestNeighbours, input_side="image_size",
+    captions={
+        "confusion": "Confusion matrix of the nearest neighbours' vote on the test images.",
+        "worst_mistakes": "Test images that the nearest neighbours got most wrong.",
+    },
+    headline={"knn_acc1": "k-NN, top-1 [%]"},
+)  # fmt: skip
 FINETUNE = _evaluation(
     "finetune", FineTune, trains=True, input_side="image_size", layer_decay=True,
     captions={
@@ -151,7 +160,7 @@ REPORT = Stage(name="report", section=None, has_metrics=False, outputs={DETAILS:
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
-    for stage in (PREPARE, PRETRAIN, LINPROBE, FINETUNE, DETECT, SEGMENT, ANALYZE, REPORT)
+    for stage in (PREPARE, PRETRAIN, LINPROBE, KNN, FINETUNE, DETECT, SEGMENT, ANALYZE, REPORT)
 }
 """By name, each after those that it needs."""
 

@@ -1,7 +1,8 @@
 """What the runs of a table's rows put into it: numbers, warnings, remarks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from pipeline.stages.table import EVALUATIONS
 from pipeline.tables.cells import Cell
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import cost_remarks
@@ -45,11 +46,12 @@ def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
     return tuple(branch.warning for branch in branches if branch.collapsed)
 
 
-def remarks(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
-    """Return what stands behind a table: costs, passes, what was probed, watched branches, data.
+def remarks(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
+    """Return what stands behind a table: costs, passes, what was read out, watched branches, data.
 
     Args:
         suite: Its results.
+        paper: The metrics.
         rows: Name and experiments of each row that is run.
     """
     data = (
@@ -59,7 +61,7 @@ def remarks(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, 
     )
     watched = watched_remark(find_branches(suite, [group for _, group in rows]))
     return (
-        *cost_remarks(suite, rows), *_passes(rows), *_probed(suite, rows), *watched, *data,
+        *cost_remarks(suite, rows), *_passes(rows), *_pooled(suite, paper, rows), *watched, *data,
     )  # fmt: skip
 
 
@@ -75,16 +77,19 @@ def _passes(rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
     return (f"Passes over the data in pre-training, not the same: {'; '.join(lengths)}.",)
 
 
-def _probed(suite: Suite, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
-    """Return one line that says whose LP is not of [cls]: a column compares what is not alike."""
-    poolings = {
-        label: suite.results["linprobe", key].recipe.pooling
-        for label, group in rows
-        for key in group.keys
-        if ("linprobe", key) in suite.results
-    }
-    means = [label for label, pooling in poolings.items() if pooling == "mean"]
-    if not means:
-        return ()
-    others = "; of the other rows: of [cls]" if len(means) < len(poolings) else ""
-    return (f"LP of {' and '.join(means)}: of the mean of the patch tokens{others}.",)
+def _pooled(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) -> Iterator[str]:
+    """Yield a line for each evaluation of which some rows read out something else than [cls]."""
+    for stage in EVALUATIONS:
+        if not hasattr(stage.recipe, "pooling"):
+            continue
+        poolings = {
+            label: suite.results[stage.name, key].recipe.pooling
+            for label, group in rows
+            for key in group.keys
+            if (stage.name, key) in suite.results
+        }
+        means = [label for label, pooling in poolings.items() if pooling == "mean"]
+        if means:
+            header = paper.metrics[next(iter(stage.headline))].header
+            others = "; of the other rows: of [cls]" if len(means) < len(poolings) else ""
+            yield f"{header} of {' and '.join(means)}: of the mean of the patch tokens{others}."

@@ -111,7 +111,7 @@ def _suite_table(
         ),
         lines=tuple(lines),
         warnings=warnings(suite, groups),
-        remarks=remarks(suite, [(group.label, group) for group in groups]),
+        remarks=remarks(suite, paper, [(group.label, group) for group in groups]),
     )
 
 

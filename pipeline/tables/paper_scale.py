@@ -59,7 +59,7 @@ def paper_table(
         headings=(*costs.values(), *(_heading(paper, table, c) for c in table.columns)),
         lines=tuple(lines),
         warnings=warnings(suite, [group for _, group in filled]),
-        remarks=remarks(suite, filled),
+        remarks=remarks(suite, paper, filled),
     )
 
 
