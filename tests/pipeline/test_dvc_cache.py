@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.results import dvc_command
+from pipeline.results.code import refresh_identities
 from pipeline.results.documents import differences
 from pipeline.results.dvc_cache import DvcCache
 from pipeline.results.port import Filing, StageFacts
@@ -24,7 +25,7 @@ stages:
     do:
       cmd: mkdir -p out && cp source.txt out/${key}.txt && echo '{}' > out/${key}.json
       params: [scale, "things.${key}"]
-      deps: [source.txt, code]
+      deps: [source.txt, science]
       outs: ["out/${key}.txt"]
       metrics: [{"out/${key}.json": {cache: false}}]
 """
@@ -36,14 +37,14 @@ def project(dvc_project: Path) -> Path:
     (dvc_project / "dvc.yaml").write_text(DVC_YAML)
     (dvc_project / "params.yaml").write_text(PARAMS)
     (dvc_project / "source.txt").write_text("pixels")
-    (dvc_project / "code").mkdir()
-    (dvc_project / "code/method.py").write_text("x = 1\n")
+    (dvc_project / "science").mkdir()
+    (dvc_project / "science/method.py").write_text("x = 1\n")
     suite = dvc_project / "suites/other"
     suite.mkdir(parents=True)
     (suite / "params.yaml").write_text(PARAMS)
     (suite / "source.txt").write_text("pixels")
     (suite / "dvc.yaml").symlink_to("../../dvc.yaml")
-    (suite / "code").symlink_to("../../code")
+    (suite / "science").symlink_to("../../science")
     return dvc_project
 
 
@@ -54,7 +55,7 @@ def test_the_fingerprint_names_the_folder_of_the_run_cache(project: Path, call) 
     entries = [path.name for path in (project / ".dvc/cache/runs").glob("??/*")]
     assert entries == [before.fingerprint]
     assert DvcCache().identify(project, "make@a") == before
-    assert set(before.inputs) == {"source.txt", "code"}
+    assert set(before.inputs) == {"source.txt", "science"}
 
 
 def test_the_fingerprint_follows_params_inputs_and_code_and_nothing_else(project: Path) -> None:
@@ -65,7 +66,7 @@ def test_the_fingerprint_follows_params_inputs_and_code_and_nothing_else(project
     for path, text in (
         ("params.yaml", PARAMS.replace("1.0e-3", "2.0e-3")),
         ("source.txt", "other pixels"),
-        ("code/method.py", "x = 2\n"),
+        ("science/method.py", "x = 2\n"),
     ):
         kept = (project / path).read_text()
         (project / path).write_text(text)
@@ -101,14 +102,14 @@ stages:
     do:
       cmd: produce prepare ${key}
       params: ["things.${key}"]
-      deps: [code]
+      deps: [science, code/report.txt]
       outs: ["data/${key}"]
   train:
     foreach: ${things}
     do:
       cmd: produce train ${key}
       params: [scale, "things.${key}"]
-      deps: [code, "data/${key}"]
+      deps: [science, code/report.txt, "data/${key}"]
       outs: ["runs/${key}"]
       metrics: [{"runs/${key}.json": {cache: false}}]
 """
@@ -168,8 +169,9 @@ def chain(dvc_project: Path, tmp_path: Path, call: Call) -> Chain:
         "scale: reduced\nthings: {a: {lr: 1.0e-3, epochs: 2, augment: {scale: [0.2, 1]}}}\n"
     )
     (dvc_project / ".dvcignore").write_text("*.tmp\n.asl\n")
-    (dvc_project / "code").mkdir()
-    (dvc_project / "code/method.py").write_text("x = 1\n")
+    refresh_identities(dvc_project)  # of the installed code: the project holds none
+    (dvc_project / "science").mkdir()
+    (dvc_project / "science/method.py").write_text("x = 1\n")
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "produce").write_text(PRODUCE)
@@ -238,12 +240,12 @@ def test_a_survey_knows_a_stage_by_the_result_of_what_it_needs(chain: Chain) -> 
 def test_a_survey_follows_code_and_params_down_the_chain(chain: Chain) -> None:
     chain.dvc("repro")
     before = chain.facts("train@a")
-    (chain.root / "code/method.py").write_text("x = 2\n")
+    (chain.root / "science/method.py").write_text("x = 2\n")
     changed = chain.facts("train@a")
     assert changed.fingerprint is None  # prepare@a has to run again
     assert changed.recipe != before.recipe
-    assert differences(before.document, changed.document) == ["code", "data/a"]
-    (chain.root / "code/method.py").write_text("x = 1\n")
+    assert differences(before.document, changed.document) == ["science", "data/a"]
+    (chain.root / "science/method.py").write_text("x = 1\n")
     assert chain.facts("train@a") == before
 
 
