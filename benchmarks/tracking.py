@@ -39,9 +39,9 @@ from asl_core.protocol import Draw, Views
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import MODELS
 from pipeline.jobs.folder import JobFolder
-from pipeline.tracking.link import read_link
-from pipeline.tracking.mlflow_store import MlflowStore
-from pipeline.tracking.ui import SERVER_SETTINGS
+from pipeline.tracking.mlflow.link import read_link
+from pipeline.tracking.mlflow.store import MlflowStore
+from pipeline.tracking.mlflow.ui import SERVER_SETTINGS
 
 CONDITIONS = ("journal", "server up", "refused", "black hole", "killed midway")
 KEYS = ("loss", "loss_mae", "lr", "images_per_s", "grad_norm")
@@ -162,7 +162,7 @@ def follow(root: Path, fingerprint: str, uri: str, every: float) -> "subprocess.
     """Start what brings a run into MLflow while it is made, every so many seconds."""
     code = (
         "import sys; from pathlib import Path; from pipeline.tracking import sync; "
-        "from pipeline.tracking.mlflow_store import MlflowStore; sync.FOLLOW_S, "
+        "from pipeline.tracking.mlflow.store import MlflowStore; sync.FOLLOW_S, "
         f"sync.PATIENCE = {every}, 0; "
         "root = Path(sys.argv[1]); "
         "sync.follow_run(root, sys.argv[2], MlflowStore(root, trust_links=True))"

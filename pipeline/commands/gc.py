@@ -19,8 +19,8 @@ def gc(
 
     Keeps jobs that may live and what they need, and those whose result is in the working tree or
     in any commit that a branch or tag points at. Of the others, runs of `dvc repro` too, a journal
-    that MLflow does not have in whole stays, without checkpoints and outputs, until `asl-pipe sync`
-    has brought it. Results themselves are DVC's and are not touched.
+    that the tracker does not show in whole stays, without checkpoints and outputs, until
+    `asl-pipe sync` has brought it. Results themselves are DVC's and are not touched.
 
     Example: asl-pipe gc --days 7 --dry-run
     """
@@ -34,14 +34,16 @@ def gc(
     from pipeline.schedulers.port import SchedulerError
     from pipeline.submission.garbage import ENDED, delete, find_garbage
     from pipeline.submission.job_reports import job_reports
+    from pipeline.tracking.find import find_tracker
 
     project = find_project(Path.cwd(), "demo")
     scratch, cache, scheduler = project.scratch, DvcCache(), find_scheduler(project.scratch)
+    tracker = find_tracker(project.root)
     referenced = Git().fingerprints(project.root)
 
     def look() -> "list[Garbage]":
         reports = job_reports(project.root, scheduler, cache)
-        return find_garbage(scratch, reports, referenced, time.time(), days)
+        return find_garbage(scratch, reports, referenced, time.time(), days, tracker.is_shown)
 
     garbage = look()
     if garbage:

@@ -11,7 +11,7 @@ from pipeline.stages.table import CODE_STAGE, REPORT, REPORT_KEY
 
 if TYPE_CHECKING:
     from pipeline.submission.await_job import Attendance
-    from pipeline.tracking.port import Tracker
+    from pipeline.tracking.port import Presenter, Tracker
 
 
 def run(
@@ -38,17 +38,19 @@ def run(
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
     from pipeline.tables.paper import load_paper
+    from pipeline.tracking.find import find_tracker
 
     project = find_project(Path.cwd())
     if stage == CODE_STAGE:
         refresh_identities(project.suite)
         return
     first = int(os.environ.get("RANK", "0")) == 0
-    tracker = find_tracker(project.root, stage) if first else None
+    tracker = find_tracker(project.root)
+    presenter = find_presenter(tracker, project.root, stage) if first else None
     jobs = find_attendance(project.scratch) if first else None
     services = Services(
-        cache=DvcCache(), code=Git(), tracker=tracker, gpus=find_gpus,
-        find_job_result=None if jobs is None else jobs.result_of,
+        cache=DvcCache(), code=Git(), presenter=presenter, page_of=tracker.page_of,
+        gpus=find_gpus, find_job_result=None if jobs is None else jobs.result_of,
     )  # fmt: skip
     outcome = run_stage(project, stage, name, services, load_paper().references())
     if not first:
@@ -80,17 +82,16 @@ def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "") not in ("", "0")
 
 
-def find_tracker(root: Path, stage: str) -> "Tracker | None":
-    """Return what shows a stage's run; None where the store does not answer.
+def find_presenter(tracker: "Tracker", root: Path, stage: str) -> "Presenter | None":
+    """Return what shows a stage's run; None where the tracker's store does not answer.
 
-    The next stage need not wait for MLflow. The report comes last and links to the runs of all
+    The next stage need not wait for it. The report comes last and links to the runs of all
     others: they are brought first, and when `dvc repro` ends everything is there.
     """
     from pipeline.tracking.background import BackgroundTracker
-    from pipeline.tracking.mlflow_store import MlflowStore
+    from pipeline.tracking.foreground import ForegroundTracker
     from pipeline.tracking.sync import catch_up
 
     if stage != REPORT.name:
         return BackgroundTracker()
-    store = MlflowStore(root, trust_links=True)
-    return store if catch_up(root, store) else None
+    return ForegroundTracker(tracker) if catch_up(root, tracker) else None

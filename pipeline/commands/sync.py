@@ -23,30 +23,30 @@ def sync(
         ),
     ] = False,
 ) -> None:
-    """Take finished results over, and bring all journals into MLflow, or one.
+    """Take finished results over, and bring all journals to the tracker, or one.
 
     In the folder of a suite, results that jobs have filed and dvc.lock does not have are laid out
     and written into dvc.lock, as dvc repro would; no stage is run and nothing is committed: the
-    line for git is printed. Journals are of runs that ended while MLflow could not be reached,
+    line for git is printed. Journals are of runs that ended while it could not be reached,
     were killed, or came from elsewhere, of jobs that run now too. A second time adds nothing.
     Stages start it for their own run; for one run it prints nothing, and does not look whether the
-    run was deleted in MLflow. With --follow it looks every half minute; where the login node
+    run was deleted there. With --follow it looks every half minute; where the login node
     forbids that, call it when you like, or from cron.
 
     Example: asl-pipe sync
     """
     from pipeline.errors import AslPipeError
     from pipeline.project import find_project
-    from pipeline.tracking.mlflow_store import MlflowStore
+    from pipeline.tracking.find import find_kind, find_tracker
     from pipeline.tracking.sync import follow_all, follow_run, sync_journals, sync_run
 
     project = find_project(Path.cwd(), "demo")
     if fingerprint is not None:
-        store = MlflowStore(project.root, trust_links=True)
+        tracker = find_tracker(project.root)
         if follow:
-            follow_run(project.root, fingerprint, store, outputs)
+            follow_run(project.root, fingerprint, tracker, outputs)
         else:
-            sync_run(project.root, fingerprint, store, outputs)
+            sync_run(project.root, fingerprint, tracker, outputs)
         return
     problem = None
     try:
@@ -56,9 +56,11 @@ def sync(
     if follow:
         if problem is not None:
             typer.echo(f"nothing is taken over: {problem}", err=True)
-        follow_all(project.root, MlflowStore(project.root, trust_links=True))
-    count = sync_journals(project.root, MlflowStore(project.root))
-    typer.echo(f"{count} runs are in MLflow; asl-pipe ui shows them")
+        follow_all(project.root, find_tracker(project.root))
+    kind = find_kind(project.root)
+    count = sync_journals(project.root, kind.connect(project.root, False))
+    how = "; asl-pipe ui shows them" if kind.serve is not None else ""
+    typer.echo(f"{count} runs are in {kind.title}{how}")
     if problem is not None:
         raise problem
 

@@ -9,14 +9,19 @@ import typer
 def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
 ) -> None:
-    """Open MLflow on the project's runs.
+    """Open the tracker's pages on the project's runs.
 
     Stop it with Ctrl-C. It serves this machine only; from elsewhere, tunnel the port:
     ssh -L 5000:localhost:5000 HOST
 
     Example: asl-pipe ui --port 5001
     """
+    from pipeline.errors import UserError
     from pipeline.project import find_project
-    from pipeline.tracking.ui import serve
+    from pipeline.tracking.find import find_kind
 
-    serve(find_project(Path.cwd(), "demo").root, port, typer.echo)
+    root = find_project(Path.cwd(), "demo").root
+    kind = find_kind(root)
+    if kind.serve is None:
+        raise UserError(f"{kind.title} has no pages that asl-pipe could serve; open it yourself")
+    kind.serve(root, port, typer.echo)

@@ -23,9 +23,11 @@ def validate(
     from pipeline.project import find_project
     from pipeline.stages.table import RUN_BY_JOBS
     from pipeline.tables.paper import load_paper
+    from pipeline.tracking.find import find_kind
 
     project = find_project(Path.cwd(), suite)
     params = load_params(project.params_file, load_paper().references())
     load_resources(project.cluster_file, "pretrain")
+    find_kind(project.root)
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")

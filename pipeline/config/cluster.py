@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from asl_core.recipes.optimisation import Resources
+from pipeline.config import trackers
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, read_yaml, validate
 from pipeline.config.job_resources import JobResources
 from pipeline.config.schedulers import DEFAULT, SCHEDULERS, JobSettings, chosen, load_settings
@@ -31,6 +32,8 @@ class Cluster(BaseModel):
     local: Local = Local()  # type: ignore[valid-type]
     scheduler: str = DEFAULT
     """Where jobs go: a name of `SCHEDULERS`, or `module:function`."""
+    tracker: str = trackers.DEFAULT
+    """Who shows runs to people: a name of `TRACKERS`, or `module:function`."""
 
 
 _CLUSTER: TypeAdapter[Cluster] = TypeAdapter(Cluster)
@@ -100,6 +103,16 @@ def load_scheduler_name(path: Path) -> str:
         UserError: The file is not YAML, and the environment does not say it.
     """
     return chosen(lambda: read_yaml(path).get("scheduler") if path.is_file() else None)
+
+
+def load_tracker_name(path: Path) -> str:
+    """Return who shows runs; whatever else is wrong with the file is no matter here.
+
+    Raises:
+        UserError: The file is not YAML.
+    """
+    named = read_yaml(path).get("tracker") if path.is_file() else None
+    return named if isinstance(named, str) else trackers.DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)

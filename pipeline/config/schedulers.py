@@ -1,12 +1,11 @@
 """Which schedulers there are, by name; one is imported only where cluster.yaml names it."""
 
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.config.job_resources import JobResources
-from pipeline.config.suggest import hint, one_of
+from pipeline.config.named import load_named
 
 SCHEDULERS = {"slurm": "pipeline.schedulers.slurm.kind:slurm"}
 """What `scheduler:` of cluster.yaml may name: a function without arguments that returns a
@@ -43,18 +42,7 @@ def load_settings(name: str) -> JobSettings:
     Raises:
         ValueError: Nothing of the kind; says what is expected.
     """
-    target = SCHEDULERS.get(name, name)
-    module, _, function = target.partition(":")
-    if not (module and function):
-        raise ValueError(
-            f"got {name!r}, expected one of {one_of(SCHEDULERS)}, or module:function of your own"
-            f"{hint(name, SCHEDULERS)}"
-        )
-    try:
-        made: Callable[[], object] = getattr(importlib.import_module(module), function)
-        kind = made()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    kind = load_named(name, SCHEDULERS)
     if not isinstance(kind, JobSettings):
         raise ValueError(f"{name} returns {type(kind).__name__}, expected a SchedulerKind")
     return kind

@@ -69,6 +69,7 @@ class StageRun:
         tags: What else its journal says of it: the commit, the job.
         last_tags: What its journal says at the end; given the error with which it ends, if any.
         before_checkpoint: See `StageRequest`.
+        page_of: See `StageRequest`.
         begun: Called when the journal says which run it is.
         out: Where outputs go, a folder for each role; `job.out` if absent.
         locks: Keep other processes of this machine out. A job does without: a process that the
@@ -86,6 +87,7 @@ class StageRun:
     tags: dict[str, str] = field(default_factory=dict)
     last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
     before_checkpoint: Callable[[], None] = lambda: None
+    page_of: Callable[[str], str | None] = lambda _: None
     begun: Callable[[], None] = lambda: None
     out: Path | None = None
     locks: bool = True
@@ -101,7 +103,7 @@ class StageRun:
             folder.mkdir(parents=True)
         return StageRequest(
             self.stage, self.key, self.recipe, self.inputs, self.job.folder, outputs, journal,
-            self.resources, self.before_checkpoint,
+            self.resources, self.before_checkpoint, page_of=self.page_of,
         )  # fmt: skip
 
 

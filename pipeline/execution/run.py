@@ -37,7 +37,7 @@ from pipeline.results.documents import Hashes
 from pipeline.results.port import CodeHistory, Identity, ResultCache
 from pipeline.stages.request import StageFunction
 from pipeline.stages.table import STAGES
-from pipeline.tracking.port import Tracker
+from pipeline.tracking.port import Presenter
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ class Services:
     Attributes:
         cache: Identity of results.
         code: Which code is running.
-        tracker: Where the journal is shown; absent: nowhere.
+        presenter: Shows the run to people; absent: nobody does.
+        page_of: Finds the address at which a run is shown, by its fingerprint.
         load: Finds a stage's function.
         gpus: Finds this process's GPUs.
         find_job_result: Returns what a job has made of a run, None where there is no job; absent:
@@ -58,7 +59,8 @@ class Services:
 
     cache: ResultCache
     code: CodeHistory
-    tracker: Tracker | None = None
+    presenter: Presenter | None = None
+    page_of: Callable[[str], str | None] = lambda _: None
     load: Callable[[str], StageFunction] = load_stage
     gpus: Callable[[], Gpus] = Gpus
     find_job_result: Callable[[Project, str, Identity], Hashes | None] | None = None
@@ -101,8 +103,9 @@ def run_stage(
         identity=identity, job=job,
         tags=services.code.tags(project.root) | services.gpus().tags() if rank == 0 else {},
         begun=partial(
-            _begin_to_show, services.tracker, job, row.details(project.suite, key)
+            _begin_to_show, services.presenter, job, row.details(project.suite, key)
         ),
+        page_of=services.page_of,
     )  # fmt: skip
     if rank > 0:
         return help_perform(run, services.load, rank, int(os.environ.get("LOCAL_RANK", "0")))
@@ -114,10 +117,10 @@ def run_stage(
         )
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt | InterruptedRun | BusyError):
-            _show(services.tracker, run.job)
+            _show(services.presenter, run.job)
         raise
     _publish(project, run, outcome)
-    _show(services.tracker, run.job, row.details(project.suite, key))
+    _show(services.presenter, run.job, row.details(project.suite, key))
     return outcome
 
 
@@ -176,17 +179,17 @@ def _drop_checkpoints(project: Project, cache: ResultCache) -> None:
                 shutil.rmtree(checkpoints)
 
 
-def _begin_to_show(tracker: Tracker | None, job: JobFolder, out: Path) -> None:
-    if tracker is not None:
+def _begin_to_show(presenter: Presenter | None, job: JobFolder, out: Path) -> None:
+    if presenter is not None:
         with contextlib.suppress(TrackingError):  # the end tries again, and says so
-            tracker.follow(job.journal, out)
+            presenter.follow(job.journal, out)
 
 
-def _show(tracker: Tracker | None, job: JobFolder, out: Path | None = None) -> None:
-    """Bring the journal to the tracking store; its absence never fails a stage."""
-    if tracker is None:
+def _show(presenter: Presenter | None, job: JobFolder, out: Path | None = None) -> None:
+    """Bring the journal to people; its absence never fails a stage."""
+    if presenter is None:
         return
     try:
-        tracker.ingest(job.journal, out or job.details)
+        presenter.ingest(job.journal, out or job.details)
     except TrackingError as error:
-        logger.warning("not shown in MLflow (asl-pipe sync tries again): %s", error)
+        logger.warning("not shown to people (asl-pipe sync tries again): %s", error)

@@ -22,7 +22,7 @@ from pipeline.tables.lock import read_lock
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import measured
 from pipeline.tables.trace import Link, TracedCell, trace_cell
-from pipeline.tracking.run_page import run_page
+from pipeline.tracking.find import find_tracker
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
         yield "output", f"{path} {md5 or 'not recorded'}"
     for path, md5 in result.inputs.items():
         yield "input", f"{path} {md5}"
-    page = None if result.fingerprint is None else run_page(suite.root, result.fingerprint)
-    yield "MLflow", page or "not in this project's store"
+    tracker = find_tracker(suite.root)
+    page = None if result.fingerprint is None else tracker.page_of(result.fingerprint)
+    yield tracker.title, page or "not in this project's store"
     yield "code", _code(tags)
     for vouching in read_vouchings(link.metrics):
         yield "vouched", str(vouching)

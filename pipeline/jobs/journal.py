@@ -1,6 +1,6 @@
 """Reads what a stage run has said of itself: the journal that asl_core/engine/journal.py writes.
 
-A metric has one name here, in MLflow, in metrics files and in tables. What has a slash in it is a
+A metric has one name here, in trackers, in metrics files and in tables. What has a slash in it is a
 curve, `pretrain/loss`, or a sample of a machine, `system/<node>/...`; any other is a result,
 `lp_acc1`, at step 0.
 """

@@ -1,6 +1,6 @@
 """The report of a suite: tables beside the paper's, figures, one page."""
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config.params import Params
@@ -10,24 +10,29 @@ from pipeline.tables.html import page
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
-from pipeline.tracking.run_page import run_page
 
 
 def run(request: StageRequest) -> dict[str, float]:
     """Write the report of the suite; a report measures nothing itself."""
-    write_report(request.inputs["suite"], request.recipe, request.out)
+    write_report(request.inputs["suite"], request.recipe, request.out, request.page_of)
     request.journal.artifact("index.html")
     request.journal.artifact("tables.md")
     return {}
 
 
-def write_report(suite_folder: Path, params: Params, out: Path) -> None:
+def write_report(
+    suite_folder: Path,
+    params: Params,
+    out: Path,
+    page_of: Callable[[str], str | None] = lambda _: None,
+) -> None:
     """Write index.html, which needs no network, and tables.md.
 
     Args:
         suite_folder: Folder with params.yaml, dvc.lock and runs/.
         params: The suite's resolved params.yaml.
         out: Folder to write into; made if missing.
+        page_of: Finds the address at which a run is shown, by its fingerprint.
 
     Raises:
         UserError: A metrics file is damaged, or params.yaml names an unknown table.
@@ -36,7 +41,7 @@ def write_report(suite_folder: Path, params: Params, out: Path) -> None:
     analyses = filter(None, (similarity_table(suite, paper), contrastive_table(suite, paper)))
     tables = markdown([*lay_out(suite, paper), *analyses])
     contents = {
-        "index.html": page(suite, paper, partial(run_page, suite.root)),
+        "index.html": page(suite, paper, page_of),
         "tables.md": f"# Results of suite {suite.name}\n\n{tables}",
     }
     out.mkdir(parents=True, exist_ok=True)

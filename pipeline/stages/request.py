@@ -31,6 +31,7 @@ class StageRequest:
         resources: Device, threads, workers.
         before_checkpoint: To be called before each checkpoint; raises if another process has
             taken this run over.
+        page_of: Finds the address at which a run is shown to people, by its fingerprint.
         replay: Train the first steps only, to compare them with what another run wrote down.
     """
 
@@ -43,6 +44,7 @@ class StageRequest:
     journal: Journal
     resources: Resources
     before_checkpoint: Callable[[], None] = lambda: None
+    page_of: Callable[[str], str | None] = lambda _: None
     replay: bool = False
 
     @property

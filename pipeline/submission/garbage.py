@@ -18,7 +18,6 @@ from pipeline.jobs.job import PROVISIONAL
 from pipeline.jobs.local_run import is_locked
 from pipeline.jobs.verdict import Verdict
 from pipeline.submission.job_reports import JobReport
-from pipeline.tracking.link import FILE_NAME, read_link
 
 DAY_S = 86400.0
 YOUNGEST_S = 3600.0
@@ -55,6 +54,7 @@ def find_garbage(
     referenced: Collection[str],
     now: float,
     days: float,
+    is_shown: Callable[[Path], bool],
 ) -> list[Garbage]:
     """Return what may be deleted.
 
@@ -68,6 +68,7 @@ def find_garbage(
         referenced: Fingerprints of results, of all commits that a name leads to.
         now: Seconds since 1970.
         days: How long an ended job is kept at least.
+        is_shown: Says whether the tracker shows in whole the run that worked in a folder.
     """
     reasons = {report.paths.folder: _reason(report, referenced, now, days) for report in reports}
     kept = [report for report in reports if reasons[report.paths.folder] is None]
@@ -82,12 +83,12 @@ def find_garbage(
     found: list[Garbage] = []
     for report in rest:
         why = reasons[report.paths.folder] or ""
-        found += _whole_or_large(JobFolder(report.paths.folder), why, report.job.recipe)
+        found += _whole_or_large(JobFolder(report.paths.folder), why, is_shown, report.job.recipe)
     gone = {item.folder for item in found}
     for report in reports:
         if report.paths.folder not in gone:
             used |= {attempt.terms.snapshot for attempt in report.attempts}
-    found += _left_by_runs(scratch, used | set(referenced), now, days)
+    found += _left_by_runs(scratch, used | set(referenced), now, days, is_shown)
     found += _unused_code(scratch, used, now, days)
     return [*found, *_left_by_killed_commands(scratch, now)]
 
@@ -190,7 +191,11 @@ def _names_in_use(report: JobReport) -> set[str]:
 
 
 def _left_by_runs(
-    scratch: Path, used: Collection[str], now: float, days: float
+    scratch: Path,
+    used: Collection[str],
+    now: float,
+    days: float,
+    is_shown: Callable[[Path], bool],
 ) -> Iterator[Garbage]:
     """Yield folders that runs worked in and that no job's record is in."""
     for folder in sorted((scratch / "jobs").glob("[0-9a-z]*")):
@@ -202,29 +207,20 @@ def _left_by_runs(
             if age_s < max(days * DAY_S, YOUNGEST_S) or is_locked(job.lock):
                 continue
             why = f"of a run without a job, {age_s / DAY_S:.0f} days old, in no commit"
-            yield from _whole_or_large(job, why)
+            yield from _whole_or_large(job, why, is_shown)
 
 
-def _whole_or_large(job: JobFolder, why: str, recipe: str | None = None) -> Iterator[Garbage]:
-    """Yield a run's folder; what is large in it while MLflow does not have the journal in whole."""
-    if _is_shown_in_mlflow(job):
+def _whole_or_large(
+    job: JobFolder, why: str, is_shown: Callable[[Path], bool], recipe: str | None = None
+) -> Iterator[Garbage]:
+    """Yield a run's folder; what is large in it while the tracker has not all of the journal."""
+    if not job.journal.is_dir() or is_shown(job.folder):
         yield Garbage(job.folder, why, _size(job.folder), recipe=recipe)
         return
     why = f"{why}; its journal stays until asl-pipe sync has brought it"
     for pattern in LARGE:
         for large in sorted(job.folder.glob(pattern)):
             yield Garbage(large, why, _size(large), recipe=recipe)
-
-
-def _is_shown_in_mlflow(job: JobFolder) -> bool:
-    """Say whether nothing is lost with a journal."""
-    if not job.journal.is_dir():
-        return True
-    link = read_link(job.folder)
-    if link is None or not link.complete:
-        return False
-    sent = (job.folder / FILE_NAME).stat().st_mtime
-    return all(path.stat().st_mtime <= sent for path in job.journal.rglob("*.jsonl"))
 
 
 def _unused_code(

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 
 from pipeline.config.params import load_params
 from pipeline.project import Project
@@ -10,7 +9,7 @@ from pipeline.tables import latex, render
 from pipeline.tables.collect import collect
 from pipeline.tables.layout import lay_out
 from pipeline.tables.paper import load_paper
-from pipeline.tracking.run_page import run_page
+from pipeline.tracking.find import find_tracker
 
 
 def render_tables(project: Project, form: str, width: int | None = None) -> str:
@@ -29,7 +28,7 @@ def render_tables(project: Project, form: str, width: int | None = None) -> str:
     if form == "html":
         from pipeline.tables.html import page  # brings matplotlib, which the others do not need
 
-        return page(suite, paper, partial(run_page, suite.root))
+        return page(suite, paper, find_tracker(project.root).page_of)
     found = lay_out(suite, paper)
     columns = width or shutil.get_terminal_size((140, 24)).columns
     forms: dict[str, Callable[[], str]] = {

@@ -1,4 +1,4 @@
-"""Shows stage runs in MLflow without waiting for it: a process of its own brings the journal."""
+"""Shows stage runs without waiting for it: a process of its own brings the journal."""
 
 import contextlib
 import os

@@ -1,23 +1,21 @@
-"""Bring journals of the project into the tracking store: all, one, or those that wait."""
+"""Bring journals of the project into the tracker's store: all, one, or those that wait."""
 
 import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from asl_core.engine.journal import first_time
 from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import read_run_name
-from pipeline.jobs.liveness import is_under_way
-from pipeline.jobs.state import RunStatus
+from pipeline.jobs.liveness import has_succeeded, is_under_way
 from pipeline.project import suite_folders
 from pipeline.stages.table import STAGES
-from pipeline.tracking.link import FILE_NAME, read_link
-from pipeline.tracking.port import Tracker
-from pipeline.tracking.store import StoreRefusedError
+from pipeline.tracking.port import StoreRefusedError, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ def sync_journals(
 ) -> int:
     """Bring all stage runs up to their journals, in the order in which they began.
 
-    Says a line for each run that was not there yet, and for each that cannot be shown.
+    Says a line for each run that is there in whole since, and for each that cannot be shown.
 
     Args:
         root: Folder that has `.dvc`.
@@ -49,16 +47,12 @@ def sync_journals(
     Raises:
         NotFinishedError: The store cannot be reached; nothing is lost, try later.
     """
-    journals = (
-        path.parent for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl")
-    )
-    jobs = sorted(journals, key=lambda journal: first_time(journal) or 0)
+    jobs = sorted(_all_jobs(root), key=lambda job: first_time(job.journal) or 0)
     count = 0
-    for number, journal in enumerate(jobs):
-        job = JobFolder(journal.parent)
+    for number, job in enumerate(jobs):
         if not those(job):
             continue
-        before = read_link(job.folder)
+        before = tracker.is_shown(job.folder)
         try:
             tracker.ingest(job.journal, outputs_of(job, root))
         except StoreRefusedError as error:
@@ -71,10 +65,15 @@ def sync_journals(
             logger.warning("%s: left out: %s", job.folder.name[:12], error)
             continue
         count += 1
-        after = read_link(job.folder)
-        if after is not None and after != before:
-            logger.info("%s: %s@%s: sent, %s", after.suite, after.stage, after.key, after.status)
+        run = read_run_name(job.journal)
+        if run is not None and not before and tracker.is_shown(job.folder):
+            logger.info("%s: %s@%s: sent", run.suite, run.stage, run.key)
     return count
+
+
+def _all_jobs(root: Path) -> list[JobFolder]:
+    journals = (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl")
+    return [JobFolder(path.parent.parent) for path in journals]
 
 
 def sync_run(
@@ -98,7 +97,7 @@ def sync_run(
         NotFinishedError: The store cannot be reached; nothing is lost, try later.
     """
     job = _find_job(root, beginning)
-    for earlier in _unknown_before(job, root):
+    for earlier in _unknown_before(job, root, tracker):
         with contextlib.suppress(TrackingError):  # what is wrong with the store, this run says
             tracker.ingest(earlier.journal, outputs_of(earlier, root))
     try:
@@ -112,10 +111,11 @@ def sync_run(
         run = read_run_name(job.journal)
         name = job.folder.name[:12] if run is None else f"{run.stage}@{run.key}"
         raise NotFinishedError(
-            f"{name} is not shown in MLflow, asl-pipe sync tries again: {error}"
+            f"{name} is not shown in {tracker.title}, asl-pipe sync tries again: {error}"
         ) from error
     if not whole:
-        logger.warning("%s: shown in MLflow without files that are gone", job.folder.name[:12])
+        name = job.folder.name[:12]
+        logger.warning("%s: shown in %s without files that are gone", name, tracker.title)
 
 
 def follow_run(
@@ -152,13 +152,13 @@ def follow_run(
         began = clock()
         try:
             tracker.ingest(job.journal, _where(job, out, root))
-            # the first time MLflow is loaded, and its tables are made
+            # the first time the tracker is loaded, and its store made
             taken = 0.0 if first else clock() - began
             delay, first = min(max(FOLLOW_S, PATIENCE * taken), LONGEST_S), False
         except TrackingError as error:
             delay = min(2 * delay, LONGEST_S)
             if not told:
-                logger.warning("not shown in MLflow for now: %s", error)
+                logger.warning("not shown in %s for now: %s", tracker.title, error)
                 told = True
         due = clock() + delay
     sync_run(root, job.folder.name, tracker, out, pause)
@@ -175,10 +175,14 @@ def follow_all(
     The longer that takes, the longer it rests.
     """
     delay, told, first = FOLLOW_S, False, True
+    shown: set[Path] = set()
     while True:
         began = clock()
+        before, shown = shown, _shown(root, tracker)
+        # what has become whole may be what others have waited for, an encoder for one
+        settled = shown if shown == before else set()
         try:
-            sync_journals(root, tracker, those=_grows)
+            sync_journals(root, tracker, those=partial(_is_none_of, settled))
             # the first time there may be a backlog
             taken = 0.0 if first else clock() - began
             delay, told, first = min(max(FOLLOW_S, REST * taken), LONGEST_S), False, False
@@ -193,13 +197,13 @@ def follow_all(
         pause(delay)
 
 
-def _grows(job: JobFolder) -> bool:
-    """Say whether a journal may have more than the store, without reading it."""
-    link = read_link(job.folder)
-    if link is None or not (link.complete and link.credited):
-        return True
-    sent = (job.folder / FILE_NAME).stat().st_mtime
-    return any(path.stat().st_mtime > sent for path in job.journal.rglob("*.jsonl"))
+def _shown(root: Path, tracker: Tracker) -> set[Path]:
+    """Return the folders of all runs of which nothing is left to bring."""
+    return {job.folder for job in _all_jobs(root) if tracker.is_shown(job.folder)}
+
+
+def _is_none_of(folders: Collection[Path], job: JobFolder) -> bool:
+    return job.folder not in folders
 
 
 def catch_up(root: Path, tracker: Tracker) -> bool:
@@ -211,7 +215,7 @@ def catch_up(root: Path, tracker: Tracker) -> bool:
     try:
         sync_journals(root, tracker)
     except NotFinishedError as error:
-        logger.warning("not shown in MLflow: %s", error)
+        logger.warning("not shown in %s: %s", tracker.title, error)
         return False
     return True
 
@@ -228,8 +232,8 @@ def _find_job(root: Path, beginning: str) -> JobFolder:
     return JobFolder(found[0])
 
 
-def _unknown_before(job: JobFolder, root: Path) -> list[JobFolder]:
-    """Return earlier runs of the same name that no store has in whole yet, oldest first.
+def _unknown_before(job: JobFolder, root: Path, tracker: Tracker) -> list[JobFolder]:
+    """Return earlier runs of the same name that the store has not in whole yet, oldest first.
 
     Results go to the newest encoder of their name in the store, so it has to be there before them,
     whichever of two waiting processes comes first.
@@ -238,10 +242,8 @@ def _unknown_before(job: JobFolder, root: Path) -> list[JobFolder]:
     if run is None:
         return []
     earlier: list[tuple[float, JobFolder]] = []
-    for path in (root / ".asl" / "jobs").glob("*/journal/attempt-000.jsonl"):
-        other = JobFolder(path.parent.parent)
-        link = read_link(other.folder)
-        if other == job or (link is not None and link.complete):
+    for other in _all_jobs(root):
+        if other == job or tracker.is_shown(other.folder):
             continue
         found = read_run_name(other.journal)
         if (
@@ -259,8 +261,7 @@ def _bring(job: JobFolder, out: Path | None, root: Path, tracker: Tracker) -> bo
     Where its files are is asked each time: a stage that has just ended moves them.
     """
     tracker.ingest(job.journal, _where(job, out, root))
-    link = read_link(job.folder)
-    return link is None or link.complete or link.status != RunStatus.SUCCEEDED
+    return tracker.is_shown(job.folder) or not has_succeeded(job.journal)
 
 
 def _where(job: JobFolder, out: Path | None, root: Path) -> Path:

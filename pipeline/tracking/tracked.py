@@ -182,10 +182,10 @@ def read_tracked_run(journal: Path) -> TrackedRun:
 
 
 def _shown_name(metric: str) -> str:
-    """Return a metric's name as MLflow takes it: the same, of letters that it knows."""
+    """Return a metric's name as trackers take it: the same, of letters that they know."""
     return _UNUSUAL.sub("_", metric)
 
 
 def _text(value: object) -> str:
-    """Return text that fits MLflow's limits for params and tags."""
+    """Return text that fits the limits of trackers for params and tags."""
     return str(value)[:5000]

@@ -188,7 +188,7 @@ class Lead(JobProcess):
         return (state.fingerprint if state else None) or fingerprint
 
     def _keep_only(self, out: Path) -> None:
-        """Leave the outputs where MLflow finds their pictures; remove what other starts left."""
+        """Leave the outputs where trackers find their pictures; remove what other starts left."""
         assert self.work is not None
         shutil.rmtree(self.work.out, ignore_errors=True)
         with contextlib.suppress(OSError):

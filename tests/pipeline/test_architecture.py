@@ -120,6 +120,13 @@ def test_no_word_of_one_scheduler_is_spoken_outside_its_package(word: str) -> No
     assert said <= {"pipeline/config/schedulers.py"}, "the table alone names it"
 
 
+def test_no_word_of_one_tracker_is_spoken_outside_its_package() -> None:
+    files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "pipeline").rglob("*.py")}
+    rest = {name: path for name, path in files.items() if "/tracking/mlflow/" not in name}
+    said = {name for name, path in rest.items() if "mlflow" in path.read_text("utf-8").lower()}
+    assert said == {"pipeline/config/trackers.py"}, "the table alone names it"
+
+
 def test_every_source_says_its_own_name() -> None:
     for name, declared in SOURCES.items():
         assert declared.__dataclass_fields__["source"].default == name

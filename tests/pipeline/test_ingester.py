@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.commands.run import find_tracker
+from pipeline.commands.run import find_presenter
 from pipeline.errors import TrackingError
 from pipeline.tracking.background import BackgroundTracker
-from pipeline.tracking.link import all_links
-from pipeline.tracking.lock import tracking_lock
+from pipeline.tracking.find import find_tracker
+from pipeline.tracking.foreground import ForegroundTracker
+from pipeline.tracking.mlflow.link import all_links
+from pipeline.tracking.mlflow.lock import tracking_lock
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -85,8 +87,9 @@ def test_a_system_without_room_for_a_process_is_a_tracking_error(
 
 
 def test_every_stage_but_the_report_leaves_mlflow_to_another_process(tmp_path: Path) -> None:
-    assert isinstance(find_tracker(tmp_path, "pretrain"), BackgroundTracker)
-    assert not isinstance(find_tracker(tmp_path, "report"), BackgroundTracker)
+    tracker = find_tracker(tmp_path)
+    assert isinstance(find_presenter(tracker, tmp_path, "pretrain"), BackgroundTracker)
+    assert isinstance(find_presenter(tracker, tmp_path, "report"), ForegroundTracker)
 
 
 @pytest.mark.slow

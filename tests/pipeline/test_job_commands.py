@@ -22,7 +22,7 @@ from pipeline.results.code import freeze, read_code
 from pipeline.results.dvc_cache import DvcCache
 from pipeline.submission import garbage as gc
 from pipeline.submission.status import Explanations
-from pipeline.tracking.link import RunLink, write_link
+from pipeline.tracking.mlflow.link import RunLink, is_shown, write_link
 
 Say = Callable[..., str]
 
@@ -235,7 +235,6 @@ def test_logs_ask_nobody_about_other_jobs(
 @pytest.fixture
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be no journals to bring anywhere."""
-    monkeypatch.setattr("pipeline.tracking.mlflow_store.MlflowStore", lambda _root: None)
     monkeypatch.setattr("pipeline.tracking.sync.sync_journals", lambda _root, _store: 0)
 
 
@@ -398,7 +397,7 @@ def test_gc_deletes_nothing_that_was_submitted_since_it_looked(site: Any, say: S
 
     def find() -> list[gc.Garbage]:
         scratch, reports = site.root / ".asl", list(site.reports().values())
-        return gc.find_garbage(scratch, reports, (), time.time(), 0.0)
+        return gc.find_garbage(scratch, reports, (), time.time(), 0.0, is_shown)
 
     (found,) = find()
     held = claim(site.root / ".asl/jobs", PROVISIONAL + str(found.recipe), time.time())
@@ -421,7 +420,7 @@ def test_gc_keeps_what_another_users_queue_may_still_hold(
     (report,) = site.reports().values()
     attempts = [replace(a, user=user or a.user) for a in report.attempts]
     lost = replace(report, attempts=attempts, finding=Finding(Verdict.LOST))
-    found = gc.find_garbage(site.root / ".asl", [lost], (), time.time(), 0.0)
+    found = gc.find_garbage(site.root / ".asl", [lost], (), time.time(), 0.0, is_shown)
     assert (report.paths.folder in {item.folder for item in found}) != kept
 
 
@@ -431,7 +430,7 @@ def test_gc_leaves_code_that_is_about_to_be_used(site: Any) -> None:
     make_old(scratch / "code" / digest)
 
     def find() -> list[gc.Garbage]:
-        return gc.find_garbage(scratch, (), (), time.time(), 1.0)
+        return gc.find_garbage(scratch, (), (), time.time(), 1.0, is_shown)
 
     found = find()
     assert [item.folder.name for item in found] == [digest]

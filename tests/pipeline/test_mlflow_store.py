@@ -27,13 +27,16 @@ from pipeline.execution.run import Services
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.liveness import is_under_way
 from pipeline.jobs.state import RunStatus
-from pipeline.tracking.charts import VIEW_TAG
-from pipeline.tracking.link import RunLink, run_link
-from pipeline.tracking.lock import tracking_lock
-from pipeline.tracking.mlflow_client import RunUploader, refusals
-from pipeline.tracking.mlflow_models import EncoderModels
-from pipeline.tracking.mlflow_store import MlflowStore
-from pipeline.tracking.store import StoreAddress, StoreRefusedError
+from pipeline.tracking.find import find_tracker
+from pipeline.tracking.foreground import ForegroundTracker
+from pipeline.tracking.mlflow.address import StoreAddress
+from pipeline.tracking.mlflow.charts import VIEW_TAG
+from pipeline.tracking.mlflow.client import RunUploader, refusals
+from pipeline.tracking.mlflow.link import RunLink, is_shown, run_link
+from pipeline.tracking.mlflow.lock import tracking_lock
+from pipeline.tracking.mlflow.models import EncoderModels
+from pipeline.tracking.mlflow.store import MlflowStore
+from pipeline.tracking.port import StoreRefusedError
 from pipeline.tracking.sync import PAUSES, follow_run, sync_journals, sync_run
 from pipeline.tracking.tracked import read_tracked_run
 
@@ -146,7 +149,7 @@ def test_a_replay_adds_nothing(root: Path, forget: bool) -> None:
 def test_what_arrived_of_a_backlog_is_not_sent_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.tracking.mlflow_client.PART", 5)
+    monkeypatch.setattr("pipeline.tracking.mlflow.client.PART", 5)
     ingest(root, write_attempt(root, losses(1), end=None))
 
     def resumed(journal: Journal) -> None:
@@ -438,7 +441,7 @@ def test_the_link_of_a_fingerprint_is_found_without_mlflow(root: Path) -> None:
 
 
 def test_the_module_of_the_store_loads_no_mlflow() -> None:
-    code = "import sys, pipeline.tracking.mlflow_store; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, pipeline.tracking.mlflow.store; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -464,7 +467,7 @@ def test_sync_sends_what_is_missing_and_takes_pictures_of_no_other_run(
     (out.parent / "asl.json").write_text(json.dumps({"fingerprint": "b" * 32}))
     Journal.open(JobFolder.of(root / ".asl", "c" * 32).journal).close()
     assert sync_journals(root, MlflowStore(root)) == 2
-    assert caplog.text.count("demo: pretrain@asl: sent, SUCCEEDED") == 2
+    assert caplog.text.count("demo: pretrain@asl: sent") == 2
     assert "cccccccccccc: left out" in caplog.text
     older, newer = run_link(root, "a" * 32), run_link(root, "b" * 32)
     assert older is not None
@@ -507,7 +510,7 @@ def needs_mlflow(code: str, *arguments: object) -> bool:
 def test_a_link_that_is_trusted_spares_a_whole_run_mlflow(root: Path) -> None:
     job = write_attempt(root)
     code = (
-        "from pipeline.tracking.mlflow_store import MlflowStore\n"
+        "from pipeline.tracking.mlflow.store import MlflowStore\n"
         "job = Path(sys.argv[1])\n"
         "MlflowStore(job.parents[2], trust_links=True).ingest(job / 'journal', job / 'out')"
     )
@@ -650,7 +653,7 @@ def test_the_report_begins_when_all_runs_before_it_are_in_the_store(
 
     def report(project: object, stage: str, key: str, services: Services, _: object) -> Outcome:
         assert all(run_link(root, letter * 32) is not None for letter in "ab")
-        assert isinstance(services.tracker, MlflowStore)
+        assert isinstance(services.presenter, ForegroundTracker)
         return Outcome(metrics={}, seconds=1.0)
 
     monkeypatch.setattr("pipeline.execution.run.run_stage", report)
@@ -660,7 +663,9 @@ def test_the_report_begins_when_all_runs_before_it_are_in_the_store(
 def test_a_report_for_which_nothing_waits_loads_no_mlflow(root: Path) -> None:
     ingest(root, write_attempt(root))
     code = (
-        "from pipeline.commands.run import find_tracker; find_tracker(Path(sys.argv[1]), 'report')"
+        "from pipeline.commands.run import find_presenter; "
+        "from pipeline.tracking.find import find_tracker; "
+        "root = Path(sys.argv[1]); find_presenter(find_tracker(root), root, 'report')"
     )
     assert not needs_mlflow(code, root)
 
@@ -672,7 +677,7 @@ def test_a_report_without_a_store_is_made_after_one_warning(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for fingerprint in ("a" * 32, "b" * 32):
         write_attempt(root, fingerprint=fingerprint)
-    assert run_command.find_tracker(root, "report") is None
+    assert run_command.find_presenter(find_tracker(root), root, "report") is None
     assert len(caplog.records) == 1
     assert "2 of 2 runs wait" in caplog.text
 
@@ -681,7 +686,7 @@ def test_a_report_without_a_store_is_made_after_one_warning(
 @pytest.mark.timeout(900)
 def test_many_processes_that_find_no_store_lose_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipeline.tracking.mlflow_store import *; "
+        "import sys; from pathlib import Path; from pipeline.tracking.mlflow.store import *; "
         "job = Path(sys.argv[1]); MlflowStore(job.parents[2]).ingest(job / 'journal', job / 'out')"
     )
     jobs = [
@@ -812,8 +817,7 @@ class Unreliable:
     def __init__(self, run: Following, refusals: int) -> None:
         self.run, self.refusals, self.calls = run, refusals, []
         self.store = MlflowStore(run.root)
-
-    def follow(self, journal: Path, out: Path) -> None: ...
+        self.title, self.is_shown, self.page_of = "MLflow", is_shown, self.store.page_of
 
     def ingest(self, journal: Path, out: Path) -> object:
         self.calls.append(self.run.now)

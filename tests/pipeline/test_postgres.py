@@ -18,7 +18,7 @@ from postgres import PACKAGE, Postgres, find_program
 from asl_core.engine.journal import Journal
 from pipeline.errors import TrackingError
 from pipeline.jobs.folder import JobFolder
-from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.mlflow.store import MlflowStore
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = [
@@ -31,7 +31,7 @@ PROCESSES, PROJECTS, STEPS = (32 if os.environ.get("ASL_LONG_TESTS") else 6), 2,
 INGEST = """
 import sys
 from pathlib import Path
-from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.mlflow.store import MlflowStore
 
 job = Path(sys.argv[1])
 MlflowStore(job.parents[2]).ingest(job / "journal", job / "out")

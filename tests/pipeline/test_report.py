@@ -17,8 +17,9 @@ from pipeline.stages.request import StageRequest
 from pipeline.tables.figures.pictures import PICTURE_WIDTH, embed_picture
 from pipeline.tables.html import duration, page
 from pipeline.tables.paper import load_paper
-from pipeline.tracking.link import RunLink, write_link
-from pipeline.tracking.run_page import LOCAL_SERVER, run_page
+from pipeline.tracking.find import find_tracker
+from pipeline.tracking.mlflow.link import RunLink, write_link
+from pipeline.tracking.mlflow.run_page import LOCAL_SERVER, run_page
 
 PAPER = load_paper()
 VOID = {"meta", "img", "br", "link", "input", "hr", "use", "path"}
@@ -164,7 +165,8 @@ def test_a_fingerprint_links_to_its_tracked_run_and_to_nothing_without_one(finis
         stage="linprobe", key="mae",
     )  # fmt: skip
     write_link(job, link)
-    write_report(finished.folder, finished.params, finished.folder / "out")
+    pages = find_tracker(finished.folder).page_of
+    write_report(finished.folder, finished.params, finished.folder / "out", pages)
     address = escape(LOCAL_SERVER + link.fragment)
     assert f'href="{address}"' in (finished.folder / "out" / "index.html").read_text()
 

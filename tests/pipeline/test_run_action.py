@@ -140,7 +140,7 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     project: Project,
 ) -> None:
     tracker = FakeTracker()
-    outcome = run_stage(project, "pretrain", "asl", services(tracker=tracker))
+    outcome = run_stage(project, "pretrain", "asl", services(presenter=tracker))
     out = project.root / "runs/pretrain/asl"
     assert (out / "encoder.safetensors").read_text() == "weights"
     assert json.loads((out / "config.json").read_text())["method"] == "asl"
@@ -217,7 +217,7 @@ def test_a_second_attempt_finds_the_checkpoints_and_goes_on(project: Project) ->
 
     tracker = FakeTracker()
     with pytest.raises(TrainingError):
-        run_stage(project, "pretrain", "asl", services(fail, tracker=tracker))
+        run_stage(project, "pretrain", "asl", services(fail, presenter=tracker))
     job = job_of(project)
     assert kinds(job.journal, "end")[-1]["status"] == "FAILED"
     assert tracker.seen == [(job.journal, job.out)]
@@ -320,7 +320,7 @@ def test_two_processes_never_share_the_scratch_folder_and_a_kill_frees_it(
 def test_a_tracking_store_that_is_down_is_one_warning(
     project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_stage(project, "pretrain", "asl", services(tracker=FakeTracker(broken=True)))
+    run_stage(project, "pretrain", "asl", services(presenter=FakeTracker(broken=True)))
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "asl-pipe sync" in message
 
@@ -438,7 +438,7 @@ def test_a_helping_process_computes_but_neither_records_nor_publishes(
         requests.append(request)
         return succeed(request)
 
-    run_stage(project, "pretrain", "asl", services(stage, tracker=tracker))
+    run_stage(project, "pretrain", "asl", services(stage, presenter=tracker))
     assert requests[0].work == job_of(project).folder  # the checkpoints that all resume from
     assert requests[0].out != job_of(project).out
     assert not (project.suite / "runs/encoder/asl/encoder.safetensors").exists()

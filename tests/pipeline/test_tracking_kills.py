@@ -14,8 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.jobs.folder import JobFolder
-from pipeline.tracking.link import run_link
-from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.mlflow.link import run_link
+from pipeline.tracking.mlflow.store import MlflowStore
 from pipeline.tracking.sync import sync_journals
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
@@ -56,7 +56,7 @@ INGESTER = """
 import sys
 from pathlib import Path
 from pipeline.tracking import sync
-from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.mlflow.store import MlflowStore
 
 sync.FOLLOW_S, sync.POLL_S, sync.PATIENCE = 0.3, 0.1, 0
 while True:

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.tracking.charts import VIEW, comparison_view
-from pipeline.tracking.link import RunLink
-from pipeline.tracking.ui import free_port, pages, serve
+from pipeline.tracking.mlflow.charts import VIEW, comparison_view
+from pipeline.tracking.mlflow.link import RunLink
+from pipeline.tracking.mlflow.ui import free_port, pages, serve
 
 
 def link(
@@ -40,7 +40,7 @@ def test_a_taken_port_is_passed_over(taken: int) -> None:
 
 
 def test_no_free_port_is_the_users_to_solve(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.tracking.ui.PORTS_TRIED", 1)
+    monkeypatch.setattr("pipeline.tracking.mlflow.ui.PORTS_TRIED", 1)
     with pytest.raises(UserError, match=f"ports {taken}"):
         free_port(taken)
 
@@ -113,7 +113,7 @@ def test_a_signal_to_stop_ends_the_server_and_all_its_processes(tmp_path: Path) 
     # An empty file is an empty database: the server makes the tables.
     (tmp_path / "mlflow.db").touch()
     code = (
-        "import sys; from pathlib import Path; from pipeline.tracking.ui import serve; "
+        "import sys; from pathlib import Path; from pipeline.tracking.mlflow.ui import serve; "
         "serve(Path(sys.argv[1]), 5000, lambda line: print(line, flush=True))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

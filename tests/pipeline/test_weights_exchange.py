@@ -29,7 +29,8 @@ from pipeline.tables.html import page
 from pipeline.tables.layout import lay_out
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
-from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.foreground import ForegroundTracker
+from pipeline.tracking.mlflow.store import MlflowStore
 
 VIT = Vit(image_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=1)
 PARAMS = """
@@ -169,7 +170,12 @@ def test_an_imported_encoder_goes_through_pretrain_linprobe_and_analyze(
 def test_it_has_a_parent_run_in_mlflow(project: Project, checkpoint: Path, say: Say) -> None:
     name = paste(project, say("import-encoder", checkpoint))
     store = MlflowStore(project.root)
-    run_stage(project, "pretrain", name, Services(cache=Cache(), code=Code(), tracker=store))
+    run_stage(
+        project,
+        "pretrain",
+        name,
+        Services(cache=Cache(), code=Code(), presenter=ForegroundTracker(store)),
+    )
     client = MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("asl/tiny")
     assert experiment is not None

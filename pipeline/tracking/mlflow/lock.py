@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.tracking.store import StoreRefusedError
+from pipeline.tracking.port import StoreRefusedError
 
 POLL_SECONDS = 0.05
 

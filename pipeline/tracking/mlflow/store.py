@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from asl_core.errors import InputError
 from pipeline.errors import TrackingError
-from pipeline.tracking.link import RunLink, read_link
-from pipeline.tracking.lock import tracking_lock
-from pipeline.tracking.store import StoreAddress
+from pipeline.tracking.mlflow.address import StoreAddress
+from pipeline.tracking.mlflow.link import RunLink, is_shown, read_link, write_link
+from pipeline.tracking.mlflow.lock import tracking_lock
+from pipeline.tracking.mlflow.run_page import run_page
 from pipeline.tracking.tracked import read_tracked_run
 
 if TYPE_CHECKING:
-    from pipeline.tracking.mlflow_client import RunUploader
+    from pipeline.tracking.mlflow.client import RunUploader
+
+TITLE = "MLflow"
 
 BOUNDED = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # default 7: a refused server costs 247 s a call
@@ -39,8 +42,15 @@ class MlflowStore:
         self._trust_links = trust_links
         self._uploader: RunUploader | None = None
 
-    def follow(self, journal: Path, out: Path) -> None:
-        """Show nothing yet: who calls this store itself waits for it."""
+    @property
+    def title(self) -> str:
+        return TITLE
+
+    def is_shown(self, job_folder: Path) -> bool:
+        return is_shown(job_folder)
+
+    def page_of(self, fingerprint: str) -> str | None:
+        return run_page(self._root, fingerprint)
 
     def ingest(self, journal: Path, out: Path) -> RunLink:
         """Bring a run up to what its journal says; a second call adds nothing.
@@ -64,8 +74,10 @@ class MlflowStore:
                 raise TrackingError(str(error)) from error
             link = read_link(journal.parent) if self._trust_links else None
             if link is not None and link.store == address.digest and link.covers(run.lines):
+                if not is_shown(journal.parent):  # a journal that was copied looks like a new one
+                    write_link(journal.parent, link)
                 return link
-            from pipeline.tracking.mlflow_client import RunUploader, refusals
+            from pipeline.tracking.mlflow.client import RunUploader, refusals
 
             _quieten()
             with refusals(address):

@@ -1,6 +1,6 @@
 """Descriptions that MLflow shows above experiments and runs, in Markdown."""
 
-from pipeline.tracking.link import charts_fragment, runs_fragment
+from pipeline.tracking.mlflow.link import charts_fragment, runs_fragment
 from pipeline.tracking.tracked import TrackedRun
 
 

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asl_core.engine.journal import redact
-from pipeline.errors import TrackingError
-
-
-class StoreRefusedError(TrackingError):
-    """Raised when the store cannot be reached or refuses: other runs would fare no better."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipeline.jobs.state import RunStatus
-from pipeline.tracking.charts import VIEW
+from pipeline.tracking.mlflow.charts import VIEW
 from pipeline.writing import write_json
 
 FILE_NAME = "mlflow.json"
@@ -74,6 +74,15 @@ def read_link(job_folder: Path) -> RunLink | None:
 def write_link(job_folder: Path, link: RunLink) -> None:
     """Replace the link of a job."""
     write_json(job_folder / FILE_NAME, dataclasses.asdict(link))
+
+
+def is_shown(job_folder: Path) -> bool:
+    """Say whether nothing is lost with a journal, without reading it."""
+    link = read_link(job_folder)
+    if link is None or not link.complete:
+        return False
+    sent = (job_folder / FILE_NAME).stat().st_mtime
+    return all(path.stat().st_mtime <= sent for path in (job_folder / "journal").rglob("*.jsonl"))
 
 
 def run_link(root: Path, fingerprint: str) -> RunLink | None:

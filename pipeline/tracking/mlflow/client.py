@@ -33,14 +33,15 @@ from asl_core.engine.journal import redact
 from pipeline.errors import TrackingError
 from pipeline.jobs.journal import is_result
 from pipeline.jobs.state import RunStatus
-from pipeline.tracking.charts import VIEW_TAG, comparison_view
-from pipeline.tracking.link import RunLink, read_link, write_link
-from pipeline.tracking.mlflow_models import EncoderModels
-from pipeline.tracking.mlflow_pictures import draw_curves
-from pipeline.tracking.mlflow_tables import make_tables
-from pipeline.tracking.notes import experiment_note, parent_note, run_note
+from pipeline.tracking.mlflow.address import StoreAddress
+from pipeline.tracking.mlflow.charts import VIEW_TAG, comparison_view
+from pipeline.tracking.mlflow.link import RunLink, read_link, write_link
+from pipeline.tracking.mlflow.models import EncoderModels
+from pipeline.tracking.mlflow.notes import experiment_note, parent_note, run_note
+from pipeline.tracking.mlflow.pictures import draw_curves
+from pipeline.tracking.mlflow.tables import make_tables
+from pipeline.tracking.port import StoreRefusedError
 from pipeline.tracking.small_files import WEIGHTS, WEIGHTS_TEXT, texts_beside
-from pipeline.tracking.store import StoreAddress, StoreRefusedError
 from pipeline.tracking.tracked import Point, TrackedRun
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class RunUploader:
         """
         link = self._known(run, read_link(job))
         if link is not None and link.covers(run.lines):
-            return link
+            return _note(job, link)
         if link is not None and run.points(link.begun) - run.points():
             # A resume has voided points that are stored, and MLflow deletes no points.
             self._forget(run, link)

@@ -14,15 +14,15 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.errors import AslPipeError, UserError
-from pipeline.tracking.link import (
+from pipeline.tracking.mlflow.address import StoreAddress
+from pipeline.tracking.mlflow.link import (
     RunLink,
     all_links,
     charts_fragment,
     compare_fragment,
     runs_fragment,
 )
-from pipeline.tracking.lock import tracking_lock
-from pipeline.tracking.store import StoreAddress
+from pipeline.tracking.mlflow.lock import tracking_lock
 
 PORTS_TRIED = 50
 START_SECONDS = 90.0

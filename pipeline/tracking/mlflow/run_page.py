@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.tracking.link import run_link
-from pipeline.tracking.store import StoreAddress
+from pipeline.tracking.mlflow.address import StoreAddress
+from pipeline.tracking.mlflow.link import run_link
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `asl-pipe ui` serves the project's own store
 
