@@ -25,9 +25,10 @@ def wanted_files(suite: Path, root: Path) -> dict[str, str]:
     """
     files = {"dvc.yaml": dag_of(suite)}
     if suite != root:
-        ignored = root / ".dvcignore"
+        ignored, config = root / ".dvcignore", root / ".dvc" / "config"
+        settings = config.read_text("utf-8") if config.is_file() else ""
         files |= {
-            ".dvc/config": config_text((root / ".dvc" / "config").read_text("utf-8"), suite, root),
+            ".dvc/config": config_text(settings, suite, root),
             ".dvc/.gitignore": _IGNORED_BY_GIT,
             ".dvcignore": ignored.read_text("utf-8") if ignored.is_file() else "",
         }

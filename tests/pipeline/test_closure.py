@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline.jobs.snapshot import read_code
 
 import pipeline.results.closure as module_under_test
 from asl_core.data.sources.catalogue import DYNAMIC_IMPORTS, find_opener
@@ -19,6 +18,7 @@ from pipeline.results.closure import (
     offenders,
     parse_code_text,
 )
+from pipeline.results.code import read_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = sorted(path.stem for path in (ROOT / "pipeline/stages").glob("[a-z]*.py"))

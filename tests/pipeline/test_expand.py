@@ -75,7 +75,7 @@ def test_params_that_are_not_what_the_suite_says_are_refused_until_they_are(
     with pytest.raises(UserError, match=r"params\.yaml is not what suite\.yaml beside it says"):
         load_params(tmp_path / "params.yaml")
     assert cli.run_command(["expand"]) == 0
-    assert "4 experiments, written" in capsys.readouterr().out
+    assert "params.yaml (4 experiments)" in capsys.readouterr().out
     assert set(load_params(tmp_path / "params.yaml").linprobe) == {"mae", "mae-seed3", "fixed"}
     assert cli.run_command(["expand"]) == 0
     assert "up to date" in capsys.readouterr().out
