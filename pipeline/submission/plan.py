@@ -16,8 +16,9 @@ from pipeline.jobs.job import PROVISIONAL
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.project import Project
+from pipeline.results.closure import changed_modules
 from pipeline.results.code import Code, read_code
-from pipeline.results.documents import differences, missing_deps
+from pipeline.results.documents import Document, code_of, differences, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
 from pipeline.schedulers.port import JobPhase, Scheduler
 from pipeline.submission.job_reports import JobReport, Queue, report_on
@@ -256,7 +257,7 @@ def _plan_entry(
         if report is not None and action in (Action.ATTACH, Action.NOTHING)
         else fingerprints_of(facts)[0],
         action=action,
-        why=() if action is Action.NOTHING else _why(facts),
+        why=() if action is Action.NOTHING else _why(project, facts, services.cache),
         detail=detail,
         request=request_of(stage), needs=needs, report=report,
     )  # fmt: skip
@@ -272,14 +273,30 @@ def _replace_if_orphaned(
     return Action.REPLACE if action is Action.ATTACH and waits and again else action
 
 
-def _why(facts: StageFacts) -> tuple[str, ...]:
+def _why(project: Project, facts: StageFacts, cache: ResultCache) -> tuple[str, ...]:
     """Say why a run has no result."""
     missing = missing_deps(facts.document)
     made = [f"{path} is not made yet" for path in missing]
     if facts.locked is None:
         return ("never run", *made)
-    changed = [text for text in differences(facts.locked, facts.document) if text not in missing]
+    code = code_of(facts.document)[0]
+    changed = [
+        _changed_code(project, facts, facts.locked, cache) if text == code else text
+        for text in differences(facts.locked, facts.document)
+        if text not in missing
+    ]
     return (*changed, *made) or ("its result is not wanted or not in DVC's cache",)
+
+
+def _changed_code(project: Project, facts: StageFacts, locked: Document, cache: ResultCache) -> str:
+    """Say which modules mean something else than when a run was made, as far as that is known."""
+    (path, _), (_, before) = code_of(facts.document), code_of(locked)
+    old = cache.read(project.root, before)
+    if old is None:
+        return path
+    names = changed_modules(old, (project.suite / path).read_text(encoding="utf-8"))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"code of {', '.join(names[:3])}{more}"
 
 
 def _report(
