@@ -691,7 +691,8 @@ def test_a_report_without_a_store_is_made_after_one_warning(
 def test_many_processes_that_find_no_store_lose_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.tracking.mlflow_store import *; "
-        "job = Path(sys.argv[1]); MlflowStore(job.parents[2]).ingest(job / 'journal', job / 'out/details')"
+        "job = Path(sys.argv[1]); store = MlflowStore(job.parents[2]); "
+        "store.ingest(job / 'journal', job / 'out/details')"
     )
     jobs = [
         write_attempt(
