@@ -154,7 +154,7 @@ def test_an_imported_encoder_goes_through_pretrain_linprobe_and_analyze(
     assert record.metrics == {"encoder_parameters_m": pytest.approx(0.150, abs=0.001)}
     out = project.suite / "runs/pretrain" / name
     stored = torch.load(checkpoint, weights_only=True)["model"]
-    ours = load_encoder(out).state_dict()
+    ours = load_encoder(project.suite / "runs/encoder" / name).state_dict()
     assert all(torch.equal(ours[n], tensor) for n, tensor in stored.items())
     artifacts = [r.body["path"] for r in read_records(out / "journal") if r.kind == "artifact"]
     assert {"origin.json", "config.json", "encoder.safetensors"} == set(artifacts)
@@ -262,7 +262,7 @@ def test_export_writes_what_timm_loads(project: Project, checkpoint: Path, say: 
     said = say("export-encoder", name, "--format", "timm")
     assert f"exports/{name}-timm.safetensors; to read it" in said
     model = eval(said.splitlines()[-1], {"timm": timm}).eval()  # the line as printed
-    encoder = load_encoder(project.suite / "runs/pretrain" / name).eval()
+    encoder = load_encoder(project.suite / "runs/encoder" / name).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.forward_features(images), encoder(images), atol=1e-5, rtol=0)
 
