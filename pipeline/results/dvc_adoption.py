@@ -129,14 +129,14 @@ def _adopt_one(repo: Any, stage: Any, give_up: float, signals: _HeldSignals) -> 
         try:
             stage.save_deps()
         except DependencyDoesNotExistError as error:
-            logger.warning("%s: left out: %s", stage.name, error)
+            logger.warning("%s: skipped: %s", stage.name, error)
             return False
         entry = repo.stage_cache._load(stage)
         cached = None if entry is None else repo.stage_cache._create_stage(entry, wdir=stage.wdir)
         if cached is None or not cached.outs_cached():
             logger.warning(
-                "%s: left out: its inputs in the workspace are others than its result was made "
-                "from, or the cache lacks a part of it; dvc checkout or dvc pull brings them back",
+                "%s: skipped: its inputs in the workspace are not the ones its result was "
+                "made from, or the cache lacks a part of it; run dvc checkout or dvc pull",
                 stage.name,
             )
             return False

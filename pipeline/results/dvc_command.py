@@ -65,7 +65,7 @@ def file_through_commands(filing: Filing) -> Hashes:
     recorded = YAML(typ="safe").load(folder / "dvc.lock")["stages"][STAGE]
     differing = differences({**filing.document, "outs": recorded["outs"]}, recorded)
     if differing:
-        raise OSError(f"filed under other inputs than it was made from: {', '.join(differing)}")
+        raise OSError(f"filed under inputs it was not made from: {', '.join(differing)}")
     shutil.rmtree(folder, ignore_errors=True)
     return hashes_of(recorded["outs"])
 

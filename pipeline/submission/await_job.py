@@ -62,12 +62,12 @@ class Attendance:
             return report.state.manifest if _is_for(report, identity) else None
         if report.verdict in (*_LIVES, Verdict.BLOCKED):
             raise NotFinishedError(
-                f"{name}: {describe(report)}; asl-pipe status shows it, {WAIT}=1 dvc repro waits"
+                f"{name}: {describe(report)}; see asl-pipe status, or wait with {WAIT}=1 dvc repro"
             )
         if self.here:
             return None
         raise AslPipeError(
-            f"{name}: {describe(report)}; asl-pipe logs {name} shows why, asl-pipe submit goes on "
+            f"{name}: {describe(report)}; see asl-pipe logs {name}; asl-pipe submit resumes it "
             f"from its checkpoint, {HERE}=1 dvc repro runs it in this process"
         )
 
@@ -90,8 +90,8 @@ class Attendance:
                 heard = max(heard, report.own_state.heartbeat)
             if now - heard > services.patience.settling_s:
                 raise NotFinishedError(
-                    f"{name}: {describe(report)}; nothing was heard of it for "
-                    f"{now - heard:.0f} s, so it is not waited for any longer"
+                    f"{name}: {describe(report)}; no sign of it for "
+                    f"{now - heard:.0f} s, so waiting ends"
                 )
             if now - said >= LINE_S:
                 logger.info("%s: %s", name, describe(report))
@@ -137,7 +137,7 @@ class Attendance:
             paths, project.root, queue, services.cache, services.patience, services.clock()
         )
         if report is None:
-            raise NotFinishedError(f"{paths.job} went away; run the same command again")
+            raise NotFinishedError(f"{paths.job} disappeared; run the same command again")
         return report
 
 

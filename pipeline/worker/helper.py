@@ -77,7 +77,7 @@ class Helper(JobProcess):
             if state is not None and state.heartbeat != seen:
                 seen, give_up = state.heartbeat, self.services.clock() + READY_S
             if self.services.clock() > give_up:
-                raise JobFailure(f"the first process said nothing for {READY_S:.0f} s")
+                raise JobFailure(f"no sign of the first process for {READY_S:.0f} s")
             self.services.pause(0.2)
 
     def _first_process(self) -> JobState | None:

@@ -156,7 +156,7 @@ class JobProcess(ABC):
                 self.signals.handler.quiet = True
                 if not (_has_lost_a_peer(error) and self.soon(self.is_being_stopped)):
                     raise
-                raise InterruptedRun("another process of the job has obeyed a signal") from error
+                raise InterruptedRun("another process of the job stopped on a signal") from error
 
         return function if self.place.world_size == 1 else call
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline.jobs.snapshot import read_code
 
 import pipeline.results.closure as module_under_test
 from asl_core.data.sources.catalogue import DYNAMIC_IMPORTS, find_opener
@@ -19,6 +18,7 @@ from pipeline.results.closure import (
     offenders,
     parse_code_text,
 )
+from pipeline.results.code import read_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = sorted(path.stem for path in (ROOT / "pipeline/stages").glob("[a-z]*.py"))
@@ -123,7 +123,9 @@ def test_relative_imports_start_from_the_package(entry: str, text: str, expected
 def test_a_computed_name_must_be_declared(text: str) -> None:
     line = text.count("\n") + 1
     message = refused(with_parts(text))
-    assert message.startswith(f"asl_core/run.py:{line}: imports a module whose name is no literal")
+    assert message.startswith(
+        f"asl_core/run.py:{line}: imports a module whose name is not a literal"
+    )
     declared = "DYNAMIC_IMPORTS = {'x': 'asl_core.a'}\n"
     assert names(with_parts(declared + text)) >= {"asl_core.a", "asl_core.run -> x"}
 
