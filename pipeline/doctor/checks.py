@@ -131,7 +131,7 @@ def judge_race(what: str, won: Iterable[Iterable[str]], names: Iterable[str]) ->
 
 
 def judge_reads(what: str, seen: Mapping[str, int], writes: int) -> Finding:
-    """Judge what a reader saw of a file that was replaced so often."""
+    """Judge what a reader saw of a file while it was replaced `writes` times."""
     detail = f"{seen['reads']} reads beside {writes} replacements"
     if seen["torn"] or seen["missing"] or seen["backwards"]:
         wrong = ", ".join(f"{seen[kind]} {kind}" for kind in ("torn", "missing", "backwards"))

@@ -1,4 +1,4 @@
-"""A result survives a refactor: the new code is shown to make the same, and the result refiled.
+"""Keep a result across a refactor: show that the new code computes the same, and file it again.
 
 What trains is replayed: its first steps are computed once more under the present code and compared
 with the witness in its journal, bit for bit. What can be evaluated from stored weights is, and each
@@ -67,7 +67,7 @@ class _Stale:
 
 
 def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vouching | None:
-    """Show that the present code makes a result that other code has made, and file it anew.
+    """Show that the current code computes the same result as the code it was made with; file it.
 
     Args:
         project: The project and the suite.

@@ -140,7 +140,7 @@ def _judge_success(evidence: Evidence, state: JobState, now: float, patience: Pa
 
 
 def _has_failed_long_since(state: JobState, now: float, patience: Patience) -> bool:
-    """Say whether a job's word that it failed needs nobody to confirm it any more."""
+    """Say whether a job reported its failure long enough ago to be believed without the queue."""
     ago = now - (state.ended or state.heartbeat)
     return state.status is Status.FAILED and ago > patience.settling_s
 

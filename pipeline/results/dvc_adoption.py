@@ -20,11 +20,11 @@ from typing import Any, Self
 logger = logging.getLogger(__name__)
 
 LOCK_S, PAUSE_S = 120.0, 0.5
-"""So long another DVC command is waited for; DVC itself gives up after three seconds."""
+"""How long to wait for another DVC command; DVC itself gives up after three seconds."""
 
 HOLD_S, BREATH_S = 1.5, 0.6
-"""The project's lock is let go for a moment so often: a stage that DVC runs meanwhile wants it back
-when its command ends, asks every half second and gives up after three."""
+"""Every HOLD_S the project's lock is released for BREATH_S: a stage that DVC runs then needs it
+when its command ends, asks every half second and gives up after three seconds."""
 
 
 def adopt_at_once(repo: Any, file: Path, names: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ TIMEOUT_S = 3600.0
 """For one command; it may have to hash a large dataset. The job that waits heeds no signals."""
 
 LOCK_S, LOCK_PAUSE_S = 120.0, 1.0
-"""So long another DVC command is waited for; DVC itself gives up after three seconds."""
+"""How long to wait for another DVC command; DVC itself gives up after three seconds."""
 
 LOCKED = re.compile(r"unable to acquire lock|is busy, it is being blocked by", re.IGNORECASE)
 

@@ -72,7 +72,7 @@ class Attendance:
         )
 
     def _wait_for_end(self, project: Project, name: str, report: JobReport) -> JobReport:
-        """Look at a job until it has ended, or nobody has said anything of it for a while.
+        """Watch a job until it has ended, or there has been no sign of it for a while.
 
         The queue shows no jobs of other users; as long as such a job says itself that it runs, it
         is waited for too.

@@ -1,4 +1,4 @@
-"""What may be deleted under .asl: what jobs and runs left there that nobody needs any more.
+"""What may be deleted under .asl: what jobs and runs left there and nothing needs any more.
 
 A result lives in DVC's cache, not here; what goes is checkpoints, frozen code and logs.
 """
@@ -25,7 +25,7 @@ YOUNGEST_S = 3600.0
 """What no record names yet, or no lock shows from another machine, is kept at least so long."""
 
 LARGE = ("ckpt", "out", "out.*", "rank-*")
-"""What takes most room in a run's folder; nobody needs it to know how the run went."""
+"""What takes most space in a run's folder, and is not needed to know how the run went."""
 
 ENDED = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.LOST)
 

@@ -18,9 +18,9 @@ from pipeline.writing import write_json
 logger = logging.getLogger(__name__)
 
 READY_S = 600.0
-"""For so long it waits for the first process, from each sign of life on."""
+"""How long it waits for the first process, counted from its last sign of life."""
 NOTICED_S = 20.0
-"""For so long it waits for the first process to take note of a failure."""
+"""How long it waits for the first process to notice a failure."""
 
 
 class Helper(JobProcess):

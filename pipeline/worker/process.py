@@ -34,7 +34,7 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 """Exit codes."""
 
 SOON_S, SOON_POLL_S = 3.0, 0.2
-"""For so long a process waits for a word of the others, less than a scheduler waits to kill."""
+"""How long a process waits for a message of the others; shorter than a scheduler waits to kill."""
 
 LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset) by peer", re.IGNORECASE)
 """What torch says in RuntimeErrors that have no type of their own."""
