@@ -47,7 +47,7 @@ def load_settings(name: str) -> JobSettings:
     module, _, function = target.partition(":")
     if not (module and function):
         raise ValueError(
-            f"got {name!r}, expected one of {one_of(SCHEDULERS)}, or module:function of your own"
+            f"got {name!r}, expected one of {one_of(SCHEDULERS)}, or module:function"
             f"{hint(name, SCHEDULERS)}"
         )
     try:

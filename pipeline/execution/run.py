@@ -148,8 +148,8 @@ def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identit
     """
     if cache.identify(suite, name).fingerprint != before.fingerprint:
         raise NotFinishedError(
-            f"{name}: its params, inputs or code changed while it ran, so its result is not kept; "
-            "run the same command again"
+            f"{name}: its parameters, inputs or code changed while it ran, so the result was "
+            "discarded; run the same command again"
         )
 
 
@@ -189,4 +189,4 @@ def _show(tracker: Tracker | None, job: JobFolder, out: Path | None = None) -> N
     try:
         tracker.ingest(job.journal, out or job.details)
     except TrackingError as error:
-        logger.warning("not shown in MLflow (asl-pipe sync tries again): %s", error)
+        logger.warning("not sent to MLflow; asl-pipe sync tries again: %s", error)

@@ -108,7 +108,7 @@ class Plan:
 
     Attributes:
         project: The project and the suite.
-        entries: Those that come first first.
+        entries: In topological order.
         code: All of it, as it was when the plan was made.
         params: params.yaml, likewise.
         queue_error: Why the scheduler could not be asked; then nothing can be submitted.
@@ -145,7 +145,8 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
             break
     else:
         raise UserError(
-            f"files of {project.root} change while they are read; submit when they rest"
+            f"files in {project.root} keep changing while they are read; "
+            "submit again once they do not"
         )
     forced = set(choose(params, wanted)) if wanted.force else set()
     anew: set[str] = set()
@@ -276,7 +277,7 @@ def _replace_if_orphaned(
 def _why(project: Project, facts: StageFacts, cache: ResultCache) -> tuple[str, ...]:
     """Say why a run has no result."""
     missing = missing_deps(facts.document)
-    made = [f"{path} is not made yet" for path in missing]
+    made = [f"{path} does not exist yet" for path in missing]
     if facts.locked is None:
         return ("never run", *made)
     code = code_of(facts.document)[0]
@@ -285,7 +286,7 @@ def _why(project: Project, facts: StageFacts, cache: ResultCache) -> tuple[str, 
         for text in differences(facts.locked, facts.document)
         if text not in missing
     ]
-    return (*changed, *made) or ("its result is not wanted or not in DVC's cache",)
+    return (*changed, *made) or ("--force, or its result is not in DVC's cache",)
 
 
 def _changed_code(project: Project, facts: StageFacts, locked: Document, cache: ResultCache) -> str:

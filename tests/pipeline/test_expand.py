@@ -89,7 +89,7 @@ def test_a_suite_begins_as_a_suite_file_alone(
     folder.mkdir(parents=True)
     (folder / SUITE_FILE).write_text(yaml.safe_dump(SUITE))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="asl-pipe expand new writes it anew"):
+    with pytest.raises(UserError, match="run asl-pipe expand new"):
         load_params(folder / "params.yaml")
     assert cli.run_command(["expand", "new"]) == 0
     assert len(load_params(folder / "params.yaml").experiments) == 4

@@ -473,7 +473,7 @@ def test_sync_sends_what_is_missing_and_takes_pictures_of_no_other_run(
     Journal.open(JobFolder.of(root / ".asl", "c" * 32).journal).close()
     assert sync_journals(root, MlflowStore(root)) == 2
     assert caplog.text.count("demo: pretrain@asl: sent, SUCCEEDED") == 2
-    assert "cccccccccccc: left out" in caplog.text
+    assert "cccccccccccc: skipped" in caplog.text
     older, newer = run_link(root, "a" * 32), run_link(root, "b" * 32)
     assert older is not None
     assert newer is not None
@@ -639,7 +639,7 @@ def test_sync_of_one_run_gives_up_on_artifacts_that_stay_away(
     paused: list[float] = []
     sync_run(root, FINGERPRINT, MlflowStore(root, trust_links=True), pause=paused.append)
     assert paused == list(PAUSES)
-    assert "0123abcd0123: shown in MLflow without files that are gone" in caplog.text
+    assert "0123abcd0123: sent to MLflow without the files that are gone" in caplog.text
 
 
 def test_sync_of_one_run_does_not_wait_for_what_a_failed_run_never_wrote(root: Path) -> None:
@@ -852,7 +852,7 @@ def test_a_store_that_is_down_is_asked_more_rarely_and_gets_everything_when_it_i
     tracker = Unreliable(run, refusals=2)
     follow_run(root, FINGERPRINT, tracker, None, run.pause, run.clock)
     assert tracker.calls == [30.0, 90.0, 210.0, 240.0, 270.0, 290.0]
-    assert [r.getMessage() for r in caplog.records] == ["not shown in MLflow for now: refused"]
+    assert [r.getMessage() for r in caplog.records] == ["not sent to MLflow for now: refused"]
     link = run_link(root, FINGERPRINT)
     assert link is not None
     assert len(history(root, link.run_id, "pretrain/loss")) == 290
@@ -956,7 +956,7 @@ def test_a_run_that_the_store_cannot_take_holds_up_no_other(
     write_attempt(root, losses(1), fingerprint="b" * 32, key="mae")
     assert sync_journals(root, MlflowStore(root)) == 1
     assert run_link(root, "b" * 32) is not None
-    assert "aaaaaaaaaaaa: left out" in caplog.text
+    assert "aaaaaaaaaaaa: skipped" in caplog.text
 
 
 def test_a_store_without_models_shows_runs_all_the_same(

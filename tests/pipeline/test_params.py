@@ -130,12 +130,12 @@ MISTAKES = [
     (
         "suite: tiny",
         "seeds: [0, 1]\nsuite: tiny",
-        "seeds: unknown key; several seeds are written in",
+        "seeds: unknown key; several seeds go into",
     ),
     (
         "epochs: 2",
         "epochs: 2, seeds: [0, 1]",
-        "experiments.mae.seeds (and asl): unknown key; several seeds are written in a suite.yaml",
+        "experiments.mae.seeds (and asl): unknown key; several seeds go into suite.yaml",
     ),
     (
         "epochs: 12",

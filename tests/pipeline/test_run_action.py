@@ -347,7 +347,7 @@ def test_unknown_names_list_the_valid_ones(
 
 def test_a_missing_input_names_the_command_that_makes_it(project: Project) -> None:
     (project.root / "runs/encoder/asl").rmdir()
-    with pytest.raises(UserError, match="`dvc repro pretrain@asl` makes it"):
+    with pytest.raises(UserError, match="run `dvc repro pretrain@asl`"):
         run_stage(project, "linprobe", "asl", services())
 
 

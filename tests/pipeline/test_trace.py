@@ -120,7 +120,7 @@ def test_a_changed_byte_of_the_encoder_is_found_though_its_size_and_time_are_the
     assert said.count("CHANGED  runs/encoder/asl: dvc.lock has ") == 2
     assert "CHANGED  linprobe@asl: not evaluated" in said
     assert "ok       linprobe@asl-seed1 lp_acc1" in said
-    assert said.endswith("the number does not hold any more\n")
+    assert said.endswith("the number no longer holds\n")
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ def test_another_encoder_under_the_same_name_is_refused(
     name = paste(project, say("import-encoder", checkpoint))
     torch.manual_seed(4)
     torch.save({"model": Encoder(VIT).state_dict()}, checkpoint)
-    assert "exists; --force replaces it" in say("import-encoder", checkpoint, code=2)
+    assert "exists; use --force to replace it" in say("import-encoder", checkpoint, code=2)
     before = json.loads((project.suite / "encoders" / name / "origin.json").read_text())["sha256"]
     said = say("import-encoder", checkpoint, "--force")
     after = json.loads((project.suite / "encoders" / name / "origin.json").read_text())["sha256"]
@@ -277,7 +277,7 @@ def test_export_refuses_what_it_does_not_know_and_what_is_there(
     say("export-encoder", name, "--format", "mae", "--out", out)
     first = out.read_bytes()
     said = say("export-encoder", name, "--format", "mae", "--out", out, code=2)
-    assert "--force replaces it" in said
+    assert "use --force to replace it" in said
     say("export-encoder", name, "--format", "mae", "--out", out, "--force")
     assert out.read_bytes() == first
     said = say("export-encoder", name, "--out", out, "--force", code=2)
