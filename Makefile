@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport MAKEFLAGS MFLAGS MAKELEVEL
-# commands that the DAG starts find this project's programs first
+# commands started by the DAG find this project's programs first
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .PHONY: help repro test check fix ui bench clean
@@ -42,7 +42,7 @@ check: $(STAMP)  ## format, lint, types, layers
 	@$(RUN) lint-imports
 	@$(RUN) pyright
 
-fix: $(STAMP)  ## format and mend what can be mended by itself
+fix: $(STAMP)  ## format, and fix what ruff can fix
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 

@@ -272,7 +272,7 @@ def rates(folder: Path, server: Server, points: int, uris: list[str]) -> None:
             written = lines * len(KEYS) / (time.perf_counter() - start)
             journal.end("SUCCEEDED")
         start = time.perf_counter()
-        link = MlflowStore(root).ingest(job.journal, job.out)
+        link = MlflowStore(root).ingest(job.journal, job.details)
         brought = lines * len(KEYS) / (time.perf_counter() - start)
         there, lost, twice = count(client, link.run_id, "pretrain", lines)
         print(f"{name:12} journal written   {written:10.0f}")

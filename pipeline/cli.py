@@ -32,15 +32,15 @@ from pipeline.commands.validate import validate
 from pipeline.commands.vouch import vouch
 from pipeline.errors import AslPipeError
 
-_ROOM = "what was there is still valid, run the same command once there is room"
+_ROOM = "earlier results are intact; free some space and run the same command"
 OF_THE_MACHINE = {
     errno.ENOSPC: (_ROOM, 1),
     errno.EDQUOT: (_ROOM, 1),
-    errno.EROFS: ("what was there is still valid, run the same command where one may write", 1),
-    errno.EIO: ("what was there is still valid, run the same command once the disk is well", 1),
-    errno.ESTALE: ("the filesystem has lost it for now, run the same command again", 1),
-    errno.EACCES: ("make it readable, and its folder writable, for you", 2),
-    errno.EPERM: ("make it readable, and its folder writable, for you", 2),
+    errno.EROFS: ("earlier results are intact; run the same command on a writable filesystem", 1),
+    errno.EIO: ("earlier results are intact; check the disk and run the same command", 1),
+    errno.ESTALE: ("the network filesystem has lost it for now; run the same command again", 1),
+    errno.EACCES: ("make it readable, and its folder writable, for your user", 2),
+    errno.EPERM: ("make it readable, and its folder writable, for your user", 2),
 }
 """System errors that say what is wrong with the machine: what to do, and the exit code."""
 
@@ -56,11 +56,11 @@ app = typer.Typer(
     help=(
         "ASL: self-supervised pre-training from arbitrary scenarios, and the methods it is "
         "compared with, from data to the paper's tables.\n\n"
-        "The DAG itself is DVC's: `dvc repro` runs the demo, `dvc repro "
-        "suites/NAME/dvc.yaml` a suite. Hyperparameters live in params.yaml, machines in "
-        "cluster.yaml.\n\n"
+        "DVC runs the DAG: `dvc repro` at the root runs the demo, `dvc --cd suites/NAME repro` a "
+        "suite. Hyperparameters are in params.yaml, machines in cluster.yaml.\n\n"
         "Examples: asl-pipe validate cifar10-mini; asl-pipe tables --format latex; asl-pipe ui.\n\n"
-        "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, try later."
+        "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, run it again "
+        "later."
     ),
 )
 for command in (
@@ -74,9 +74,9 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         code = run_command(sys.argv[1:])
-    except Exception:  # what nobody foresaw; libraries put addresses with passwords into errors
+    except Exception:  # unexpected; libraries put addresses with passwords into their errors
         sys.stderr.write(redact(traceback.format_exc()))
-        code = _say("nobody foresaw this error; what stands above is what to report", 1)
+        code = _say("unexpected error; please report the traceback above", 1)
     sys.exit(code)
 
 
@@ -103,7 +103,7 @@ def run_command(arguments: list[str]) -> int:
         remedy, code = OF_THE_MACHINE[error.errno]
         return _say(f"{error.strerror}: {error.filename or 'while writing'}; {remedy}", code)
     if code == INTERRUPTED:  # Typer turns Ctrl-C into it without a word
-        return _say("interrupted; run the same command to go on", INTERRUPTED)
+        return _say("interrupted; run the same command to resume", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -68,7 +68,9 @@ def find_project(start: Path, suite: str | None = None) -> Project:
     start = start.resolve()
     root = _find_root(start)
     if root is None:
-        raise UserError(f"{start} is not inside a project: no folder above it has .dvc; cd there")
+        raise UserError(
+            f"{start} is not inside a project: no folder above it has .dvc; cd into a project"
+        )
     if suite is not None:
         folders = suite_folders(root)
         if suite not in folders:

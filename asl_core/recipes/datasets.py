@@ -21,8 +21,8 @@ class Packing:
     max_rejected_share: float = 0.001
     """Largest share of a split that may be corrupt or unreadable; more is an error."""
     selection: int = 0
-    """So many training images, always the same, take the place of the official test split: what
-    every choice is made on. At 0 the official split is packed, to be read once at the end."""
+    """Training images, always the same ones, that replace the official test split, for choosing
+    hyperparameters. 0: the official split is packed, to be used once at the end."""
     note: str = ""
     """What a reader of the results should know of these images; printed under every table."""
 

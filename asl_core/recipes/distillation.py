@@ -38,10 +38,10 @@ class DistillationPretraining(Pretraining):
     teacher_temp: float = 0.04
     warmup_teacher_temp: float = 0.04
     warmup_teacher_temp_epochs: int = 0
-    """Over so many epochs the teacher's temperature rises from the one to the other."""
+    """Epochs over which the teacher's temperature rises from the first to the second."""
     center_momentum: float = 0.9
     freeze_last_layer: int = 1
-    """For so many epochs prototypes stay as they were drawn."""
+    """Epochs during which the prototypes keep their initial values."""
     drop_path: float = 0.1
     """Of the student."""
     global_scale: Range = (0.4, 1.0)

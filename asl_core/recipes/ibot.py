@@ -21,11 +21,11 @@ class IbotRecipe(DistillationPretraining):
     method: Literal["ibot"] = "ibot"
     out_dim: int = 8192
     patch_out_dim: int | None = None
-    """Prototypes of patches; absent: as many as of [cls], as must be where they are shared."""
+    """Prototypes of patches; absent: as many as of [cls], which shared heads require."""
     shared_head: bool = True
-    """Whether patches have the prototypes of [cls] in the student; the script's default is no."""
+    """Whether patches and [cls] share prototypes in the student; the script's default is no."""
     shared_head_teacher: bool = True
-    """The same in the teacher."""
+    """The same, in the teacher."""
     teacher_temp: float = 0.07
     warmup_teacher_temp_epochs: int = 30
     teacher_patch_temp: float = 0.07

@@ -63,7 +63,7 @@ class Optimisation:
     clip_grad: float | None = None
     """Largest norm of the gradient; absent: no clipping."""
     clip_mode: Literal["global", "per_tensor"] = "global"
-    """Whose norm: that of all gradients together, or of each tensor's own (DINO, iBOT)."""
+    """Which norm: of all gradients together, or of each tensor separately (DINO, iBOT)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: autocast for the network, losses in float32. A CPU without bfloat16 instructions
     emulates them, many times slower than fp32."""

@@ -61,8 +61,8 @@ class MaskedPretraining(Pretraining):
     crop_scale_min: float = 0.2
     """RandomResizedCrop takes an area between this share and 1."""
     snapshots: int = 0
-    """At how many steps, evenly spaced to the end, predictions of test images are kept: what the
-    analysis of the contrastive view over training reads. At 0 they are kept at the end alone."""
+    """Number of steps, evenly spaced to the end, at which predictions of test images are kept for
+    the analysis of the contrastive view over training. 0: only at the end."""
     held_out_images: int = 64
     """How many test images these are. The removed patches of each take 226 kB at ViT-B, twice
     that with their targets, thrice with ASL's second branch; for every snapshot."""

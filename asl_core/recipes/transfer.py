@@ -94,7 +94,11 @@ class FineTune(Optimisation):
 
 @dataclass(frozen=True, kw_only=True)
 class Detection(Optimisation):
-    """Mask R-CNN on the plain ViT, the Benchmarking protocol (methods: 3.3, column B)."""
+    """Mask R-CNN on the plain ViT.
+
+    The protocol of "Benchmarking Detection Transfer Learning with Vision Transformers", to which
+    the paper's MAE row belongs; see docs/reference.md.
+    """
 
     dataset: str
     epochs: int = 100
@@ -141,7 +145,10 @@ class Detection(Optimisation):
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation(Optimisation):
-    """UPerNet on the plain ViT (MAE's ADE20K setting; methods: 3.4)."""
+    """UPerNet on the plain ViT: MAE's ADE20K setting, as reproduced in mmsegmentation.
+
+    See docs/reference.md.
+    """
 
     dataset: str
     epochs: int = 127
@@ -188,7 +195,7 @@ class Segmentation(Optimisation):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenAnalysis:
-    """Token similarity, Figure 1 (the paper gives no formula; methods: 5), and Eq. 5-8.
+    """Token similarity, Figure 1, by the formula of `analysis/similarity.py`, and Eq. 5-8.
 
     The contrastive view is measured on the test images that the pre-training kept predictions of
     (`held_out_images` of its recipe), not on `dataset`.

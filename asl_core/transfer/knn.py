@@ -18,7 +18,10 @@ from asl_core.transfer.features import FeatureBatch, extract_features, labelled_
 CHUNK = 4096
 """So many test images are compared with so many training images at once."""
 EQUAL = 1e-12
-"""Cosines that differ by less differ in the rounding of float64 only."""
+"""Cosines that differ by less differ in the rounding of float64 only: the image that comes first in
+the training split is the nearer one, so that copies of one image decide nothing by chance."""
+MOST_IMAGES = 1 << 21
+"""Training images whose place fits beside such a cosine in 63 bits."""
 
 
 def classify_by_neighbours(
@@ -29,13 +32,19 @@ def classify_by_neighbours(
     The logits are those of `log_votes`.
 
     Raises:
-        InputError: No encoder, no labels, fewer than k training images, or a tie for the last vote.
+        InputError: No encoder, no labels, fewer than k training images or too many of them, or
+            features that are not finite.
     """
     train, test = (labelled_dataset(dataset_folder, split) for split in ("train", "test"))
     if recipe.k > len(train):
         raise InputError(
             f"k {recipe.k} exceeds the {len(train)} training images of {train.manifest.name}; "
             "choose a smaller k"
+        )
+    if len(train) > MOST_IMAGES:
+        raise InputError(
+            f"{train.manifest.name} has {len(train)} training images, k-NN compares with at most "
+            f"{MOST_IMAGES}; choose a smaller dataset"
         )
     encoder = load_encoder(encoder_folder, image_size=recipe.image_size)
     bank, own = (
@@ -48,40 +57,52 @@ def classify_by_neighbours(
         )
         for split in (train, test)
     )
+    _refuse_unless_finite(encoder_folder, bank, own)
     queries = own.features[:, 0].to(pick_device(resources))
-    cosines, labels = find_nearest(queries, bank, recipe.k + 1)
-    _refuse_ties(cosines, own.indices)
-    logits = log_votes(cosines[:, :-1], labels[:, :-1], recipe.temperature, train.num_classes)
+    cosines, labels = find_nearest(queries, bank, recipe.k)
+    logits = log_votes(cosines, labels, recipe.temperature, train.num_classes)
     return gather_predictions(own.indices, own.labels, logits)
 
 
 def find_nearest(queries: Tensor, bank: FeatureBatch, count: int) -> tuple[Tensor, Tensor]:
     """Return the cosines of the training images nearest to each query, and their labels.
 
-    Features are compared in float64, so that neither chunks nor processes change who is near. Those
-    of the training images stay with the process that has computed them and go round in chunks.
+    Features are compared in float64, so that neither chunks nor processes change who is near; see
+    `EQUAL`. Those of the training images stay with the process that has computed them and go round
+    in chunks.
 
     Shape:
         - queries: (Q, D), this process's. bank: (N, 1, D), this process's share.
-        - Output: (Q, count) float64, largest first, -inf where there is no image left; (Q, count).
+        - Output: (Q, count) float64, nearest first; (Q, count).
     """
     queries = F.normalize(queries.double(), dim=1)
-    cosines = torch.full((len(queries), count), -torch.inf, dtype=torch.float64).to(queries)
+    cosines = torch.full((len(queries), count), -2.0, dtype=torch.float64).to(queries)
     labels = torch.zeros_like(cosines, dtype=torch.int64)
+    places = torch.full_like(labels, MOST_IMAGES - 1)
     step = max(1, CHUNK // distributed.world_size())
     for first in range(0, distributed.largest(len(bank.labels))[0], step):
-        chunk = (bank.features[first : first + step, 0], bank.labels[first : first + step])
+        part = slice(first, first + step)
+        chunk = (bank.features[part, 0], bank.labels[part], bank.indices[part])
         # cloned: a view travels with all that it is a view of
-        shares = distributed.gather_objects(tuple(part.clone() for part in chunk))
-        keys, classes = (torch.cat(parts).to(queries.device) for parts in zip(*shares, strict=True))
+        shares = distributed.gather_objects(tuple(tensor.clone() for tensor in chunk))
+        keys, classes, numbers = (
+            torch.cat(parts).to(queries.device) for parts in zip(*shares, strict=True)
+        )
         keys = F.normalize(keys.double(), dim=1)  # (C, D)
         for start in range(0, len(queries), CHUNK):
             rows = slice(start, start + CHUNK)
             found = torch.cat([cosines[rows], queries[rows] @ keys.T], dim=1)
             known = torch.cat([labels[rows], classes.expand(len(found), -1)], dim=1)
-            cosines[rows], best = found.topk(count, dim=1)
-            labels[rows] = known.gather(1, best)
+            where = torch.cat([places[rows], numbers.expand(len(found), -1)], dim=1)
+            best = _rank(found, where).topk(count, dim=1).indices
+            cosines[rows], labels[rows] = found.gather(1, best), known.gather(1, best)
+            places[rows] = where.gather(1, best)
     return cosines.cpu(), labels.cpu()
+
+
+def _rank(cosines: Tensor, places: Tensor) -> Tensor:
+    """Return whole numbers in the order of who is nearer, and of equal ones who comes first."""
+    return (cosines / EQUAL).round().long() * MOST_IMAGES + (MOST_IMAGES - 1 - places)
 
 
 def log_votes(cosines: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
@@ -108,15 +129,10 @@ def voted_accuracy(predictions: Predictions, k: int = 1) -> float:
     return 100.0 * ((place <= k) & own[:, 0].isfinite()).double().mean().item()
 
 
-def _refuse_ties(cosines: Tensor, indices: Tensor) -> None:
-    """Refuse a last vote to which two training images have the same claim; in all processes."""
-    k = cosines.shape[1] - 1
-    decided = (cosines[:, k - 1] - cosines[:, k] > EQUAL) & cosines[:, 0].isfinite()
-    shares = distributed.gather_objects(indices[~decided].tolist())
-    ties = sorted(index for share in shares for index in share)
-    if ties:
+def _refuse_unless_finite(folder: Path, *splits: FeatureBatch) -> None:
+    """Refuse an encoder that has broken; in all processes."""
+    broken = any(not bool(split.features.isfinite().all()) for split in splits)
+    if distributed.any_process(broken):
         raise InputError(
-            f"test image {ties[0]}, of {len(ties)} such, has no {k} nearest training images: "
-            f"number {k + 1} is as near as number {k}, or its features are not finite; choose "
-            "another k, or look whether the encoder sees all images alike"
+            f"the encoder in {folder} makes features that are not finite; look at its pre-training"
         )

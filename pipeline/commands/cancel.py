@@ -9,17 +9,17 @@ import typer
 def cancel(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="pretrain@asl, a job's id, or a fingerprint."),
+        typer.Argument(metavar="NAME...", help="pretrain@asl, a job id, or a fingerprint."),
     ] = None,
     blocked: Annotated[
         bool,
-        typer.Option("--blocked", help="All of yours that wait for a job that did not succeed."),
+        typer.Option("--blocked", help="Your jobs that wait for one that did not succeed."),
     ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="All your jobs of this project.")
     ] = False,
 ) -> None:
-    """End jobs. What they have done so far stays; submitted again, they go on from there.
+    """Cancel jobs. Checkpoints stay: submitted again, a job resumes from them.
 
     Examples: asl-pipe cancel pretrain@asl; asl-pipe cancel --blocked
     """
@@ -36,7 +36,7 @@ def cancel(
     from pipeline.submission.plan import relative_suite
 
     if not (names or blocked or everything):
-        raise UserError("name what to cancel: NAME..., --blocked or --all")
+        raise UserError("say what to cancel: NAME..., --blocked or --all")
     project = find_project(Path.cwd())
     scheduler = find_scheduler(project.scratch)
     reports = job_reports(project.root, scheduler, DvcCache())
@@ -45,6 +45,6 @@ def cancel(
     chosen += [r for r in own if everything or (blocked and r.verdict is Verdict.BLOCKED)]
     ended = end(chosen, scheduler)
     for report in ended:
-        typer.echo(f"{report.job.name}: job {report.job_id} is told to end")
+        typer.echo(f"{report.job.name}: cancelling job {report.job_id}")
     if not ended:
-        typer.echo("none of them has a live job")
+        typer.echo("no live job to cancel")

@@ -15,9 +15,9 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="An experiment, or SUITE/EXPERIMENT.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
 ) -> None:
-    """Print in which settings two experiments differ, and by how much their numbers do.
+    """Print the settings in which two experiments differ, and the differences of their numbers.
 
-    Differences are B minus A. The same in pictures: `asl-pipe ui`.
+    Differences are B minus A. `asl-pipe ui` shows the same as charts.
 
     Example: asl-pipe compare mae asl
     """

@@ -7,19 +7,17 @@ import typer
 
 
 def doctor(
-    jobs: Annotated[
-        bool, typer.Option(help="Run a short job on the cluster and cancel it again.")
-    ] = True,
+    jobs: Annotated[bool, typer.Option(help="Run a short test job on the cluster.")] = True,
     stage: Annotated[
-        str, typer.Option(metavar="STAGE", help="Whose nodes, as cluster.yaml has them.")
+        str, typer.Option(metavar="STAGE", help="Stage whose nodes are tested, see cluster.yaml.")
     ] = "pretrain",
     wait: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long that job may wait for a node.")
+        float, typer.Option(metavar="SECONDS", help="How long the test job may wait for a node.")
     ] = 60.0,
 ) -> None:
-    """Look for what would spoil a run here or on the cluster.
+    """Check this machine and the cluster for anything that would break a run.
 
-    Each finding comes with its remedy; exit code 1 if anything must be mended. Writes under .asl
+    Each problem is printed with its remedy; exit code 1 if one must be fixed. Writes under .asl
     only.
 
     Example: asl-pipe doctor --stage pretrain --wait 300

@@ -12,12 +12,12 @@ def expand(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every suite of the project.")] = False,
 ) -> None:
-    """Write the files of a suite that follow from others.
+    """Write the generated files of a suite.
 
-    dvc.yaml follows from the stages that there are, .dvc/config from the project's: a suite is a
-    DVC project of its own, with the whole project's cache and remotes. suite.yaml, where there is
-    one, names seeds once; params.yaml gets an experiment for each. A params.yaml written by hand
-    stays as it is. Without SUITE: the suite of the present folder.
+    dvc.yaml is generated from the table of stages, .dvc/config from the one at the root: a suite is
+    a DVC project of its own that shares the root's cache and remotes. If there is a suite.yaml,
+    params.yaml is generated from it, with one experiment per seed; otherwise params.yaml is left
+    alone. Without SUITE: the suite in the current folder.
 
     Examples: asl-pipe expand table7-mini; asl-pipe expand --all
     """

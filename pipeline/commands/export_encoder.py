@@ -10,15 +10,15 @@ from asl_core.exchange.origin import Form
 
 def export_encoder(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment of params.yaml.")],
-    format: Annotated[Form, typer.Option(help="Who is to read it.")] = Form.timm,
+    format: Annotated[Form, typer.Option(help="Who will read it.")] = Form.timm,
     out: Annotated[
-        Path | None, typer.Option(help="File; exports/NAME-FORMAT in the suite if not given.")
+        Path | None, typer.Option(help="File; default: exports/NAME-FORMAT in the suite.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file of this name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write an experiment's encoder for others.
+    """Write an experiment's encoder in another project's format.
 
-    To be called in the folder of a suite. Prints the Python that reads the file.
+    Run it in a suite's folder. Prints the Python that reads the file.
 
     Example: asl-pipe export-encoder asl --format timm
     """

@@ -10,17 +10,19 @@ if TYPE_CHECKING:
 
 
 def gc(
-    days: Annotated[float, typer.Option(min=0, help="Keep what ended within so many days.")] = 30.0,
+    days: Annotated[
+        float, typer.Option(min=0, help="Keep what ended within this many days.")
+    ] = 30.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would go and delete nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be deleted; delete nothing.")
     ] = False,
 ) -> None:
     """Delete what old jobs and runs left under .asl: records, checkpoints, logs, frozen code.
 
-    Keeps jobs that may live and what they need, and those whose result is in the working tree or
-    in any commit that a branch or tag points at. Of the others, runs of `dvc repro` too, a journal
-    that the tracker does not show in whole stays, without checkpoints and outputs, until
-    `asl-pipe sync` has brought it. Results themselves are DVC's and are not touched.
+    Keeps jobs that may be alive and what they need, and those whose result is in the working tree
+    or in a commit that a branch or tag points at. Of the others, runs of `dvc repro` included, a
+    journal that the tracker does not have completely is kept until `asl-pipe sync` has sent it.
+    Results are DVC's and are not touched.
 
     Example: asl-pipe gc --days 7 --dry-run
     """
@@ -64,7 +66,7 @@ def gc(
         may_live = [r.paths.folder for r in reports if r.verdict not in ENDED]
         scheduler.remove_old_submissions(may_live)
     except SchedulerError as error:
-        problems.append(f"files of submissions stay: {error}")
+        problems.append(f"files of old submissions are kept: {error}")
     for problem in problems:
         typer.echo(problem, err=True)
 

@@ -15,29 +15,31 @@ if TYPE_CHECKING:
 
 def import_encoder(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Checkpoint, safetensors or torch file.")
+        Path, typer.Argument(metavar="FILE", help="A checkpoint: safetensors or torch file.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Of the encoder; made from the file's if not given.")
+        str | None, typer.Option(help="Name of the encoder; default: from the file name.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side in pixels that positions are resized to.", min=1)
+        int | None, typer.Option(help="Input side in pixels; positions are resized to it.", min=1)
     ] = None,
     num_heads: Annotated[
-        int | None, typer.Option(help="Attention heads, where 64 per head is wrong.", min=1)
+        int | None, typer.Option(help="Attention heads, if not one per 64 of the width.", min=1)
     ] = None,
     branch: Annotated[
-        Branch | None, typer.Option(help="Of two encoders; else the one its authors evaluate.")
+        Branch | None,
+        typer.Option(help="Which of two encoders; default: the one its authors evaluate."),
     ] = None,
     positions: Annotated[
-        Convention | None, typer.Option(help="Of a checkpoint without positions: MAE x, MoCo v3 y.")
+        Convention | None,
+        typer.Option(help="For a checkpoint without positions: MAE x, MoCo v3 y."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what has this name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing encoder.")] = False,
 ) -> None:
-    """Bring in an encoder that was trained elsewhere.
+    """Import an encoder that was trained elsewhere.
 
-    To be called in the folder of a suite. Reads checkpoints of the official MAE, timm's ViTs,
-    DINO, iBOT, MoCo v3 and others with timm's names; runs no code that a file may hold. Writes
+    Run it in a suite's folder. Reads checkpoints of the official MAE, timm's ViTs,
+    DINO, iBOT, MoCo v3 and others with timm's names; runs no code from the file. Writes
     encoders/NAME and prints the experiment to paste into params.yaml.
 
     Example: asl-pipe import-encoder mae_pretrain_vit_base.pth --name mae-official

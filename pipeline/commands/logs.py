@@ -9,16 +9,16 @@ import typer
 def logs(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="pretrain@asl, a job's id, or part of a fingerprint."),
+        typer.Argument(metavar="NAME", help="pretrain@asl, a job id, or part of a fingerprint."),
     ],
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
+        bool, typer.Option("--follow", "-f", help="Keep printing until the job has ended.")
     ] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=1, help="How many to begin with.")
+        int, typer.Option("--lines", "-n", min=1, help="Number of lines to start with.")
     ] = 40,
 ) -> None:
-    """Print what a job has printed.
+    """Print the log of a job.
 
     Example: asl-pipe logs pretrain@asl -f
     """

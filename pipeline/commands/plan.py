@@ -20,9 +20,10 @@ def plan(
         str | None, typer.Argument(metavar="SUITE", help="demo, or a folder under suites/.")
     ] = None,
 ) -> None:
-    """Show what is stale, why, and what `submit --all` would do about it.
+    """Show what is stale, why, and what `submit --all` would do.
 
-    Jobs that live for parameters or code as they were are shown too, with what has changed since.
+    Live jobs that were submitted with other parameters or code are shown too, with what has
+    changed since.
 
     Example: asl-pipe plan cifar10-mini
     """
@@ -45,7 +46,7 @@ def show_plan(plan: "Plan") -> None:
 
     console().print(plan_table(plan))
     if plan.queue_error is not None:
-        typer.echo(f"the queue is not known: {plan.queue_error}", err=True)
+        typer.echo(f"the queue could not be read: {plan.queue_error}", err=True)
 
 
 def plan_table(plan: "Plan") -> "Table":
@@ -63,7 +64,7 @@ def plan_table(plan: "Plan") -> "Table":
             )
         )  # fmt: skip
         for report, changes in entry.others:
-            text = f"job {report.job_id} runs for other settings: {', '.join(changes) or 'none'}"
+            text = f"job {report.job_id} runs with other settings: {', '.join(changes) or 'none'}"
             rows.append(("", str(report.verdict), text, "", ""))
     return text_table(("stage", "to do", "why", "resources", "after"), rows)
 

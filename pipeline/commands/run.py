@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 def run(
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="prepare, pretrain, linprobe, ...")],
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="An entry of params.yaml; none for report.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="An entry of params.yaml; omit it for code and report."
+        ),
     ] = REPORT_KEY,
 ) -> None:
     """Run one stage here; dvc.yaml calls this.
 
-    To be called in the folder of a suite. Writes runs/STAGE/NAME and runs/STAGE/NAME.json
-    (prepare: also data/NAME; pretrain: also runs/encoder/NAME and runs/held_out/NAME; report:
-    reports; code: code), and scratch under .asl/. Started again after a kill,
-    it goes on from its newest checkpoint; checkpoints stay until DVC has the result. Where a job
-    makes this result, it exits with 75 and names the job; with ASL_WAIT=1 in the
-    environment it waits for its end. What a job failed to do is run here only with ASL_HERE=1.
+    Run it in a suite's folder. Writes runs/STAGE/NAME and runs/STAGE/NAME.json (prepare: data/NAME
+    and runs/prepare/NAME; pretrain: also runs/encoder/NAME and runs/held_out/NAME; report: reports;
+    code: code), and scratch under .asl/. After a kill, the same command resumes from the newest
+    checkpoint; checkpoints are kept until DVC has the result. If a job computes this result, the
+    command exits with 75 and names the job; with ASL_WAIT=1 it waits for the job. If the job
+    failed, the stage is run here only with ASL_HERE=1.
 
     Example: asl-pipe run pretrain asl
     """

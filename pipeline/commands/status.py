@@ -17,16 +17,16 @@ SECONDS = 5.0
 
 def status(
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Stay, and look again every five seconds.")
+        bool, typer.Option("--watch", "-w", help="Stay, and refresh every five seconds.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also jobs that ended longer than a day ago.")
+        bool, typer.Option("--all", help="Also jobs that ended more than a day ago.")
     ] = False,
 ) -> None:
     """Show every job: state, node, step, loss, time left, restarts.
 
-    States rest on evidence: what the job wrote, the queue, the files in the cache. UNKNOWN means
-    that the scheduler does not answer; SETTLING, that a job begins or ends just now.
+    States come from evidence: the job's own record, the queue, the files in the cache. UNKNOWN: the
+    scheduler does not answer. SETTLING: the job is starting or ending, look again later.
 
     Example: asl-pipe status --watch
     """
@@ -49,7 +49,7 @@ def status(
     if not watch:
         table = look()
         if table is None:
-            typer.echo("no jobs; asl-pipe submit makes them")
+            typer.echo("no jobs; asl-pipe submit creates them")
         else:
             console().print(table)
         return

@@ -9,29 +9,29 @@ import typer
 def submit(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Entries of the stage; none: all of them."),
+        typer.Argument(metavar="NAME...", help="Entries of the stage; default: all."),
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="prepare, pretrain, linprobe, finetune, ...")
     ] = None,
     downstream: Annotated[
-        bool, typer.Option("--downstream", help="Also what needs them, after them.")
+        bool, typer.Option("--downstream", help="Also the runs that depend on them.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="All stages of the suite but the report.")
+        bool, typer.Option("--all", help="All stages of the suite except the report.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Run the named ones although they have results.")
+        bool, typer.Option("--force", help="Run the named ones even if they have results.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and submit nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan; submit nothing.")
     ] = False,
 ) -> None:
-    """Hand stages to the scheduler that cluster.yaml names, and return.
+    """Submit stages to the scheduler that cluster.yaml names, and return.
 
-    To be called in the folder of a suite. What has a result is left alone, what has a live job is
-    attached to, what was lost goes on from its checkpoint. Code and parameters are frozen: later
-    edits do not reach a job. When jobs have ended, `dvc repro` adopts their results.
+    Run it in a suite's folder. A run with a result is skipped, one with a live job is left to that
+    job, and one whose job was lost resumes from its checkpoint. Code and parameters are frozen:
+    later edits do not reach a job. When jobs have finished, `dvc repro` adopts their results.
 
     Examples: asl-pipe submit --stage pretrain asl; asl-pipe submit --all --dry-run
     """
@@ -47,7 +47,7 @@ def submit(
     from pipeline.submission.submit import submit as carry_out
 
     if everything == (stage is not None):
-        raise UserError("name what to submit: --stage STAGE [NAME...] or --all")
+        raise UserError("say what to submit: --stage STAGE [NAME...] or --all")
     if names and stage is None:
         raise UserError("names are entries of a stage: add --stage")
     project = find_project(Path.cwd())
@@ -63,5 +63,5 @@ def submit(
     if any(result.outcome is Outcome.REFUSED for result in results):
         raise typer.Exit(1)
     if any(result.outcome in (Outcome.HELD, Outcome.WAITING) for result in results):
-        typer.echo("not all of it is submitted yet: the same command goes on", err=True)
+        typer.echo("not everything is submitted yet; run the same command again later", err=True)
         raise typer.Exit(75)

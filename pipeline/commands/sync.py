@@ -10,28 +10,25 @@ def sync(
     fingerprint: Annotated[
         str | None,
         typer.Argument(
-            metavar="FINGERPRINT", help="One run: the beginning of its name in .asl/jobs."
+            metavar="FINGERPRINT", help="One run: the start of its folder name in .asl/jobs."
         ),
     ] = None,
     outputs: Annotated[
-        Path | None, typer.Option(help="Folder with the one run's files; found if not given.")
+        Path | None, typer.Option(help="Folder with that run's files; default: searched.")
     ] = None,
     follow: Annotated[
         bool,
-        typer.Option(
-            "--follow", help="Go on while runs are made: one to its end, all until Ctrl-C."
-        ),
+        typer.Option("--follow", help="Keep going: for one run to its end, for all until Ctrl-C."),
     ] = False,
 ) -> None:
-    """Take finished results over, and bring all journals to the tracker, or one.
+    """Adopt finished results, and send journals to the tracker.
 
-    In the folder of a suite, results that jobs have filed and dvc.lock does not have are laid out
-    and written into dvc.lock, as dvc repro would; no stage is run and nothing is committed: the
-    line for git is printed. Journals are of runs that ended while it could not be reached,
-    were killed, or came from elsewhere, of jobs that run now too. A second time adds nothing.
-    Stages start it for their own run; for one run it prints nothing, and does not look whether the
-    run was deleted there. With --follow it looks every half minute; where the login node
-    forbids that, call it when you like, or from cron.
+    In a suite's folder, results that jobs have filed are checked out and written to dvc.lock, as
+    dvc repro would do; no stage runs and nothing is committed: the git command is printed. Then all
+    journals that the tracker lacks are sent: of live jobs, of runs that were killed, and of runs
+    that ended while it was unreachable. Running it twice adds nothing. Stages start it in the
+    background for their own run. With --follow it looks every half minute; if the login node
+    forbids long processes, run it from cron.
 
     Example: asl-pipe sync
     """
@@ -55,7 +52,7 @@ def sync(
         problem = error
     if follow:
         if problem is not None:
-            typer.echo(f"nothing is taken over: {problem}", err=True)
+            typer.echo(f"nothing was adopted: {problem}", err=True)
         follow_all(project.root, find_tracker(project.root))
     kind = find_kind(project.root)
     count = sync_journals(project.root, kind.connect(project.root, False))
@@ -75,5 +72,5 @@ def _adopt() -> None:
         return
     adopted = adopt(find_project(Path.cwd()), DvcCache())
     if adopted:
-        typer.echo(f"taken over: {', '.join(adopted)}")
+        typer.echo(f"adopted: {', '.join(adopted)}")
         typer.echo(f"git add {' '.join(files_for_git(adopted))}")

@@ -20,12 +20,12 @@ def tables(
     suite: Annotated[
         str | None, typer.Argument(metavar="SUITE", help="demo, or a folder under suites/.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="Form of the tables.")] = Format.text,
+    format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
 ) -> None:
     """Print a suite's tables: paper, ours, delta.
 
-    Reads the results that are there; changes nothing. Cells that are missing name the command
-    that makes them. Without SUITE: the suite of the present folder.
+    Reads existing results; changes nothing. A missing cell names the command that fills it. Without
+    SUITE: the suite in the current folder.
 
     Example: asl-pipe tables cifar10-mini --format latex
     """

@@ -8,26 +8,24 @@ import typer
 
 def trace(
     table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="A suite, or a table of the present suite.")
+        str, typer.Argument(metavar="TABLE", help="A suite, or a table of the current suite.")
     ],
     row: Annotated[
-        str, typer.Argument(metavar="ROW", help="Name of a row, or of an experiment in it.")
+        str, typer.Argument(metavar="ROW", help="Name of a row, or of one of its experiments.")
     ],
     metric: Annotated[
-        str, typer.Argument(metavar="METRIC", help="lp_acc1, or the header of the column: LP.")
+        str, typer.Argument(metavar="METRIC", help="lp_acc1, or the column header: LP.")
     ],
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify", help="Compute the digests and, from the stored weights, the number again."
-        ),
+        typer.Option("--verify", help="Hash the files again and recompute the number."),
     ] = False,
 ) -> None:
     """Print where a table's number came from, run by run, back to data, code and machine.
 
-    With --verify every file behind it is hashed anew and compared with dvc.lock, and the number is
-    computed again from the stored weights; nothing is trained. Exit code 1 if something no longer
-    holds.
+    With --verify every file behind the number is hashed again and compared with dvc.lock, and the
+    number is recomputed from the stored weights; nothing is trained. Exit code 1 if something no
+    longer holds.
 
     Example: asl-pipe trace demo asl LP --verify
     """
@@ -53,7 +51,7 @@ def trace(
     for check in check_again(project, suite, traced, DvcCache()):
         holds &= check.holds
         typer.echo(f"  {'ok' if check.holds else 'CHANGED':8} {check.what}: {check.detail}")
-    typer.echo("the number holds" if holds else "the number does not hold any more")
+    typer.echo("the number holds" if holds else "the number no longer holds")
     if not holds:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ def ui(
 ) -> None:
     """Open the tracker's pages on the project's runs.
 
-    Stop it with Ctrl-C. It serves this machine only; from elsewhere, tunnel the port:
+    Stop it with Ctrl-C. It serves this machine only; from another one, tunnel the port:
     ssh -L 5000:localhost:5000 HOST
 
     Example: asl-pipe ui --port 5001

@@ -13,7 +13,7 @@ def validate(
 ) -> None:
     """Check params.yaml and cluster.yaml.
 
-    Names, types, ranges, references. Changes nothing. Without SUITE: the suite of the present
+    Names, types, ranges, references. Changes nothing. Without SUITE: the suite in the current
     folder.
 
     Example: asl-pipe validate cifar10-mini

@@ -14,22 +14,22 @@ def vouch(
     ] = None,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Entries of the stage; none: all of them."),
+        typer.Argument(metavar="NAME...", help="Entries of the stage; default: all."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All results of the suite whose code has changed.")
     ] = False,
 ) -> None:
-    """Keep results although their code has changed, where it makes the same.
+    """Keep results after a refactor, by showing that the new code computes the same.
 
-    To be called in the folder of a suite. Of a training run the first steps, 50 at most, are
-    computed again from the recorded parameters and inputs and compared, bit for bit, with what the
-    run wrote down; numbers are evaluated again from the stored weights and compared exactly. Equal:
-    the result is filed under the present code too, and `dvc repro` takes it from there. Different:
-    exit code 1, with the first step and tensor that differ, and by how much; nothing is filed.
+    Run it in a suite's folder. The first steps of a training run, 50 at most, are replayed with the
+    recorded parameters and inputs and compared bit for bit with what the run recorded; its numbers
+    are evaluated again from the stored weights and compared exactly. If all are equal, the result
+    is filed under the new code too, where `dvc repro` finds it. If not: exit code 1, with the first
+    step and tensor that differ and by how much; nothing is filed.
 
-    Who vouched, when and how stands in runs/STAGE/NAME.vouched.json, in `asl-pipe trace` and beside
-    the number in every table.
+    runs/STAGE/NAME.vouched.json and `asl-pipe trace` say who vouched, when and how; tables mark the
+    number with a v.
 
     Examples: asl-pipe vouch pretrain asl; asl-pipe vouch linprobe; asl-pipe vouch --all
     """
@@ -42,7 +42,7 @@ def vouch(
     from pipeline.stages.table import MEASURED
 
     if everything == (stage is not None):
-        raise UserError("name what to vouch for: STAGE [NAME...] or --all")
+        raise UserError("say what to vouch for: STAGE [NAME...] or --all")
     project = find_project(Path.cwd())
     if stage is not None and names and len(names) == 1:
         found = vouch_for(project, stage, names[0], DvcCache())

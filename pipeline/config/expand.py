@@ -42,11 +42,11 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         fields = dict(copy.deepcopy(item))
         own = fields.pop("seeds", None)
         if own is not None and "seed" in fields:
-            raise UserError(f"{path}: experiments.{key}: has both seed and seeds; keep one")
+            raise UserError(f"{path}: experiments.{key}: has both seed and seeds; remove one")
         if own is not None and fields.get("method") == "imported":
             raise UserError(
-                f"{path}: experiments.{key}.seeds: nothing is trained here; give its tasks a seed "
-                "each, or remove it"
+                f"{path}: experiments.{key}.seeds: an imported encoder is not trained; give "
+                "its tasks seeds, or remove it"
             )
         seeds = own if own is not None else everywhere
         if seeds is None or "seed" in fields or fields.get("method") == "imported":
@@ -57,7 +57,7 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             name = key if seed == seeds[0] else f"{key}-seed{seed}"
             if name in experiments or (name in content["experiments"] and name != key):
                 raise UserError(
-                    f"{path}: {where}: makes {name}, which there is already; rename one"
+                    f"{path}: {where}: would create {name}, which exists already; rename one"
                 )
             # the default is not written: seeds that are added later leave the first run valid
             experiments[name] = {**fields, "seed": seed} if seed else fields
@@ -86,7 +86,7 @@ def expansion_of(folder: Path) -> dict[str, Any] | None:
 
 def params_text(expanded: Mapping[str, Any]) -> str:
     """Return the text of a params.yaml."""
-    head = f"# Made from {SUITE_FILE} by asl-pipe expand; edit that.\n"
+    head = f"# Generated from {SUITE_FILE} by asl-pipe expand; edit that file.\n"
     return head + yaml.dump(dict(expanded), Dumper=_Plain, sort_keys=False, width=100)
 
 

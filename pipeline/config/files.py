@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{path}{where}: not valid YAML: {reason}; mend that line") from error
+        raise UserError(f"{path}{where}: not valid YAML: {reason}; fix that line") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: got {type(content).__name__}, expected a mapping of sections")
     return content

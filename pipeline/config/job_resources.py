@@ -31,10 +31,10 @@ class JobResources:
     cpus: int = 1
     """Per task: the process and its loader workers."""
     memory: str | None = None
-    """Per node: `64G`; absent: what the scheduler gives."""
+    """Per node: `64G`; absent: the scheduler's default."""
     time: str | int | None = None
-    """Limit of one attempt: minutes, `24:00:00` or `2-12:00:00`; absent: the scheduler's. A run
-    that needs longer goes on after it, from its checkpoint."""
+    """Limit of one attempt: minutes, `24:00:00` or `2-12:00:00`; absent: the scheduler's. A longer
+    run continues from its checkpoint in the next attempt."""
     warning: int | None = None
     """Seconds before the limit at which the job is told to save its work. Absent: a quarter of the
     limit, at most `WARNING_SECONDS`."""
@@ -46,8 +46,8 @@ class JobResources:
     max_restarts: int = 20
     """After preemption or a time limit; one more is a failure."""
     max_queued: int = 1000
-    """A stage is held back while the queue holds so many jobs of this user that asl-pipe submitted,
-    those of all stages and projects together."""
+    """Submission pauses while the queue holds this many of the user's asl-pipe jobs, counted over
+    all stages and projects."""
     requeue: Literal["allowed", "resubmit"] = "allowed"
     """allowed: an interrupted job goes back into the queue itself; resubmit: as a new job."""
 

@@ -20,8 +20,7 @@ def load_named(name: str, table: Mapping[str, str]) -> object:
     module, _, function = target.partition(":")
     if not (module and function):
         raise ValueError(
-            f"got {name!r}, expected one of {one_of(table)}, or module:function of your own"
-            f"{hint(name, table)}"
+            f"got {name!r}, expected one of {one_of(table)}, or module:function{hint(name, table)}"
         )
     try:
         made: Callable[[], object] = getattr(importlib.import_module(module), function)

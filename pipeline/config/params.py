@@ -90,8 +90,8 @@ def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
     raw = read_yaml(path) if expanded is None or path.is_file() else {}
     if expanded is not None and expanded != raw:
         raise UserError(
-            f"{path} is not what {SUITE_FILE} beside it says; asl-pipe expand {path.parent.name} "
-            "writes it anew"
+            f"{path} does not match the {SUITE_FILE} beside it; run asl-pipe expand "
+            f"{path.parent.name}"
         )
     problems = Problems(path)
     _check_names(raw, problems)
@@ -125,8 +125,8 @@ def _check_names(raw: Mapping[str, Any], problems: Problems) -> None:
 
 def _refuse_seeds(raw: dict[str, Any], problems: Problems) -> None:
     """Say where several seeds are written: DVC cannot make runs of a list."""
-    text = f"unknown key; several seeds are written in a {SUITE_FILE}, of which asl-pipe expand "
-    text += "makes this file; one seed is `seed`"
+    text = f"unknown key; several seeds go into {SUITE_FILE}, from which asl-pipe expand "
+    text += "generates this file; a single seed is `seed`"
     if raw.pop("seeds", None) is not None:
         problems.add(("seeds",), text)
     for key, item in each(raw.get("experiments")):
@@ -200,7 +200,7 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
         if item.selection and params.tables:
             problems.add(
                 ("datasets", key, "selection"),
-                "what is tested on a selection stands beside no number of the paper; empty tables",
+                "results on a selection are not comparable with the paper; leave tables empty",
             )
     for i, name in enumerate(params.tables):
         if tables is not None and name not in tables:

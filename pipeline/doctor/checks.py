@@ -1,4 +1,4 @@
-"""Look for what would spoil a run on this machine or on its cluster, and say how to mend it."""
+"""Look for what would break a run on this machine or on its cluster, and say how to fix it."""
 
 import dataclasses
 import shutil
@@ -85,7 +85,7 @@ def _load(machine: Machine) -> Finding:
     detail = f"load {machine.load:.1f} on {machine.cores} cores"
     if machine.load <= machine.cores + 0.5:
         return Finding("processors here", Level.OK, detail)
-    remedy = "wait, or expect runs here to take many times longer: waiting threads cost the others"
+    remedy = "wait until the load is lower: runs here would be many times slower"
     return Finding("processors here", Level.WARNING, detail, remedy)
 
 
@@ -93,7 +93,7 @@ def _space(filesystem: Filesystem) -> Finding:
     detail = f"{filesystem.free_bytes / 1e9:.0f} GB free for .asl on {filesystem.kind}"
     if filesystem.free_bytes >= LITTLE_SPACE:
         return Finding("disk", Level.OK, detail)
-    return Finding("disk", Level.WARNING, detail, "asl-pipe gc removes what ended runs have left")
+    return Finding("disk", Level.WARNING, detail, "run asl-pipe gc: it deletes what old runs left")
 
 
 def _exclusive_folders(scratch: Path) -> Finding:
@@ -126,18 +126,18 @@ def judge_race(what: str, won: Iterable[Iterable[str]], names: Iterable[str]) ->
         return Finding(what, Level.OK, f"each of {len(makers)} contended folders had one maker")
     return Finding(
         what, Level.FAILURE, f"{wrong} of {len(makers)} contended folders had no or several makers",
-        "put the project on another filesystem: here two submissions may both believe to be first",
+        "put the project on another filesystem: here one run could be submitted twice",
     )  # fmt: skip
 
 
 def judge_reads(what: str, seen: Mapping[str, int], writes: int) -> Finding:
-    """Judge what a reader saw of a file that was replaced so often."""
+    """Judge what a reader saw of a file while it was replaced `writes` times."""
     detail = f"{seen['reads']} reads beside {writes} replacements"
     if seen["torn"] or seen["missing"] or seen["backwards"]:
         wrong = ", ".join(f"{seen[kind]} {kind}" for kind in ("torn", "missing", "backwards"))
         return Finding(
             what, Level.FAILURE, f"{detail}: {wrong}",
-            "put the project on another filesystem: records of jobs would be read half written",
+            "put the project on another filesystem: here job records could be read half-written",
         )  # fmt: skip
     return Finding(what, Level.OK, f"{detail}: whole each time")
 
@@ -152,7 +152,7 @@ def _dvc(project: Project, machine: Machine) -> Iterator[Finding]:
     if shared and not locks_by_link:
         yield Finding(
             "DVC's lock", Level.WARNING, detail,
-            "dvc config --local core.hardlink_lock true: other locks may not hold between hosts",
+            "dvc config --local core.hardlink_lock true: other locks may not work across hosts",
         )  # fmt: skip
     else:
         yield Finding("DVC's lock", Level.OK, detail)
@@ -180,7 +180,7 @@ def _modes(settings: Mapping[str, str], cache: Path) -> Finding:
     folders = [cache, *(path for path in cache.rglob("*") if path.is_dir())]
     closed = [path for path in folders if path.stat().st_mode & 0o2070 != 0o2070]
     if not closed:
-        return Finding("DVC's cache", Level.OK, "shared with the group, which may write everywhere")
+        return Finding("DVC's cache", Level.OK, "shared with the group, which can write everywhere")
     return Finding(
         "DVC's cache", Level.FAILURE,
         f"cache.shared is group, but the group cannot write to {closed[0]} "

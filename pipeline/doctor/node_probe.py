@@ -27,7 +27,7 @@ _got: list[str] = []
 
 
 def main(folder: Path) -> None:
-    """Answer questions until asked to stop, or until nobody asks any more."""
+    """Answer questions until asked to stop, or until no question comes any more."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda n, _frame: _got.append(signal.Signals(n).name))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2, signal.SIGTERM))

@@ -42,7 +42,7 @@ RACE_STEP_S = 0.01
 
 
 REMEDY = "change what the stage asks for in cluster.yaml"
-BLIND = "lower checkpoint_minutes in cluster.yaml: it is not known whether a warning reaches jobs"
+BLIND = "lower checkpoint_minutes in cluster.yaml: warnings may not reach jobs"
 
 
 class NoAnswerError(Exception):
@@ -194,9 +194,9 @@ def _clocks(talk: Conversation) -> tuple[dict[str, float], Finding]:
     middle, doubt = (asked_at + time.time()) / 2, (time.time() - asked_at) / 2
     ahead = {str(rank): answer["time"] - middle for rank, answer in enumerate(answers)}
     worst = max(ahead.values(), key=abs)
-    detail = f"nodes are {worst:+.1f} s ahead of this host, give or take {doubt:.1f} s"
+    detail = f"nodes are {worst:+.1f} s ahead of this host, +- {doubt:.1f} s"
     if abs(worst) - doubt > SKEW_S:
-        remedy = "have NTP set up: heartbeats are judged by this host's clock"
+        remedy = "set up NTP: heartbeats are compared with this host's clock"
         return ahead, Finding("clocks", Level.FAILURE, detail, remedy)
     return ahead, Finding("clocks", Level.OK, detail)
 
@@ -246,7 +246,7 @@ def _signals(talk: Conversation, scheduler: Scheduler, job_id: str) -> Finding:
         )
     return Finding(
         "signals", Level.FAILURE, f"SIGUSR2 did not reach {len(deaf)} of {talk.ranks} processes",
-        "take wrappers out of setup: in cluster.yaml; what starts the task must pass signals on",
+        "remove wrappers from setup in cluster.yaml; what starts the task must pass signals on",
     )  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def _requeue(scheduler: Scheduler, job_id: str, request: JobResources) -> Findin
     if line is not None and not line.has_ended:
         return Finding("requeue", Level.OK, f"allowed; the job is {line.said} under its id")
     remedy = "set requeue: resubmit in cluster.yaml"
-    return Finding("requeue", Level.FAILURE, "it was agreed to, but the job has ended", remedy)
+    return Finding("requeue", Level.FAILURE, "the scheduler agreed, but the job ended", remedy)
 
 
 def _line_of(scheduler: Scheduler, job_id: str) -> QueuedJob | None:

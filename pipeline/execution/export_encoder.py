@@ -42,14 +42,12 @@ def export_experiment(
     recipe_of(load_params(project.params_file), PRETRAIN.name, key)
     folder = project.suite / PRETRAIN.output_paths(key)["encoder"]
     if not folder.is_dir():
-        raise UserError(
-            f"{project.shown(folder)} does not exist; `dvc repro pretrain@{key}` makes it"
-        )
+        raise UserError(f"{project.shown(folder)} does not exist; run `dvc repro pretrain@{key}`")
     out = out or project.suite / "exports" / f"{key}-{form}{SUFFIXES[form][0]}"
     if out.suffix not in SUFFIXES[form]:
         raise UserError(f"{out}: a file for {form} ends in {SUFFIXES[form][0]}; rename it")
     if out.exists() and not force:
-        raise UserError(f"{project.shown(out)} exists; --force replaces it, --out gives another")
+        raise UserError(f"{project.shown(out)} exists; use --force to replace it, or --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     exchange = importlib.import_module("pipeline.stages.exchange")  # loads torch

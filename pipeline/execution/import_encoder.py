@@ -61,9 +61,7 @@ def import_checkpoint(
     datasets = load_params(project.params_file).datasets
     folder = project.suite / FOLDER / name
     if folder.exists() and not force:
-        raise UserError(
-            f"{project.shown(folder)} exists; --force replaces it, --name gives another"
-        )
+        raise UserError(f"{project.shown(folder)} exists; use --force to replace it, or --name")
     made = folder.with_name(f".{name}.part")
     shutil.rmtree(made, ignore_errors=True)
     try:

@@ -60,7 +60,7 @@ def find_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str
             maker = f"prepare@{recipe.dataset}" if role == "dataset" else f"pretrain@{key}"
             raise UserError(
                 f"{found.run_name(key)} needs {project.shown(path)}, which does not exist; "
-                f"`dvc repro {maker}` makes it"
+                f"run `dvc repro {maker}`"
             )
     return inputs
 
@@ -70,7 +70,7 @@ def _imported_encoder(project: Project, key: str, recipe: ImportedRecipe) -> Pat
     if not folder.is_dir():
         raise UserError(
             f"pretrain@{key} needs {project.shown(folder)}, which does not exist; "
-            f"`asl-pipe import-encoder FILE --name {folder.name}` makes it"
+            f"run `asl-pipe import-encoder FILE --name {folder.name}`"
         )
     return folder
 

@@ -283,7 +283,7 @@ def _exclusive(job: JobFolder, name: str) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise BusyError(
-                f"{name} is being run by another process on this machine; wait for its end"
+                f"another process on this machine runs {name}; wait until it has ended"
             ) from None
         yield
 

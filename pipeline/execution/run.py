@@ -151,8 +151,8 @@ def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identit
     """
     if cache.identify(suite, name).fingerprint != before.fingerprint:
         raise NotFinishedError(
-            f"{name}: its params, inputs or code changed while it ran, so its result is not kept; "
-            "run the same command again"
+            f"{name}: its parameters, inputs or code changed while it ran, so the result was "
+            "discarded; run the same command again"
         )
 
 
@@ -192,4 +192,4 @@ def _show(presenter: Presenter | None, job: JobFolder, out: Path | None = None) 
     try:
         presenter.ingest(job.journal, out or job.details)
     except TrackingError as error:
-        logger.warning("not shown to people (asl-pipe sync tries again): %s", error)
+        logger.warning("not sent to the tracker; asl-pipe sync tries again: %s", error)

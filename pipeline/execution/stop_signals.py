@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class RaisingHandler:
-    """A handler that raises `Terminated`, as long as it is not told to be quiet.
+    """A handler that raises `Terminated` until it is made quiet.
 
     Attributes:
         quiet: Signals come to nothing; set by who begins to write down how a run ends. It is set

@@ -157,7 +157,7 @@ def verify(
         if link.value is None:
             continue
         if link.result.key in changed:
-            yield Check(link.name, False, "not evaluated: its files are not those it came from")
+            yield Check(link.name, False, "not evaluated: its files have changed")
         else:
             yield _evaluate(project, suite, link, traced)
 
@@ -171,9 +171,9 @@ def _check_files(suite: Suite, link: Link, digest: Callable[[str], str | None]) 
         if expected is None:
             yield Check(path, False, f"{link.name} is not recorded in dvc.lock")
         elif found is None:
-            yield Check(path, False, "it is not there; `dvc checkout` brings it back")
+            yield Check(path, False, "missing; `dvc checkout` restores it")
         elif found != expected:
-            yield Check(path, False, f"dvc.lock has {expected}, it is {found}")
+            yield Check(path, False, f"dvc.lock says {expected}, found {found}")
         else:
             yield Check(path, True, found)
 
@@ -191,7 +191,9 @@ def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) ->
     numbers = module.reevaluate(run)
     again, stored = numbers.get(traced.metric), link.result.metrics[traced.metric]
     if again is None:
-        return Check(what, False, f"{stored!r} was measured on the way and cannot be again")
+        return Check(
+            what, False, f"{stored!r} was measured during training and cannot be recomputed"
+        )
     both = f"stored {stored!r}, now {again!r}, difference {again - stored:.3g}"
     smallest = 0.5 * 10.0**-traced.cell.metric.decimals
     return Check(what, math.isclose(again, stored, rel_tol=0, abs_tol=smallest), both)

@@ -1,4 +1,4 @@
-"""A result survives a refactor: the new code is shown to make the same, and the result refiled.
+"""Keep a result across a refactor: show that the new code computes the same, and file it again.
 
 What trains is replayed: its first steps are computed once more under the present code and compared
 with the witness in its journal, bit for bit. What can be evaluated from stored weights is, and each
@@ -67,7 +67,7 @@ class _Stale:
 
 
 def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vouching | None:
-    """Show that the present code makes a result that other code has made, and file it anew.
+    """Show that the current code computes the same result as the code it was made with; file it.
 
     Args:
         project: The project and the suite.
@@ -85,8 +85,8 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
     """
     if find_stage(stage_name) not in MEASURED:
         raise UserError(
-            f"{stage_name} measures nothing to compare; dvc repro runs it again, and what it makes "
-            "with the same bytes makes nothing else stale"
+            f"{stage_name} has no numbers to compare; run dvc repro: if its output is unchanged, "
+            "nothing else becomes stale"
         )
     stale = _find_stale(project, find_stage(stage_name), key, cache)
     if stale is None:
@@ -100,8 +100,8 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
     trains = stage.trains and not isinstance(recipe, ImportedRecipe)
     if trains and not (witness.losses and witness.tensors and witness.circumstances):
         raise UserError(
-            f"{stale.name}: its journal does not say how its first steps went; `dvc repro "
-            f"{stale.name}` makes it again"
+            f"{stale.name}: its journal has no witness of its first steps; run `dvc repro "
+            f"{stale.name}`"
         )
     resources = load_resources(project.cluster_file, stage_name)
     if trains:
@@ -113,7 +113,7 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
     stored = StoredRun(recipe=recipe, folder=details, inputs=inputs, resources=resources)
     evaluated = _evaluate(project, stale, module.reevaluate(stored))
     if not steps and not evaluated:
-        raise UserError(f"{stale.name}: nothing of it can be compared; dvc repro makes it again")
+        raise UserError(f"{stale.name}: it left nothing to compare; run dvc repro")
     vouching = _describe(project, stale, cache, steps, evaluated, resources)
     cache.file_again(project.suite, stale.facts.document, hashes_of(stale.locked["outs"]))
     add_vouching(project.suite / str(stage.metrics_path(key)), vouching)
@@ -127,21 +127,19 @@ def _find_stale(project: Project, stage: Stage, key: str, cache: ResultCache) ->
     if facts.outputs is not None:
         return None
     if facts.locked is None:
-        raise UserError(f"{name} has no result in dvc.lock; `dvc repro {name}` makes one")
+        raise UserError(f"{name} has no result in dvc.lock; run `dvc repro {name}`")
     if facts.fingerprint is None:
         made = ", ".join(sorted(set(facts.upstream.values())))
-        raise UserError(f"{name}: vouch for what it was made from first, or make it: {made}")
+        raise UserError(f"{name}: first vouch for, or run, its inputs: {made}")
     code = code_of(facts.document)[0]
     others = [text for text in differences(facts.locked, facts.document) if text != code]
     if others:
         raise UserError(
-            f"{name}: more than its code has changed: {', '.join(others)}; `dvc repro {name}` "
-            "makes it again"
+            f"{name}: more than its code has changed: {', '.join(others)}; run `dvc repro {name}`"
         )
     if cache.identify(project.suite, name).fingerprint != facts.fingerprint:
         raise UserError(
-            f"{name}: its inputs in the workspace are not those in dvc.lock; dvc checkout brings "
-            "them back"
+            f"{name}: its inputs in the workspace differ from dvc.lock; run dvc checkout"
         )
     return _Stale(stage, key, facts, facts.locked)
 
@@ -151,11 +149,11 @@ def _check_stored(project: Project, stale: _Stale, cache: ResultCache) -> None:
     for path, hashed in hashes_of(stale.locked["outs"]).items():
         found = cache.digest(project.root, project.suite / path)
         if found is None:
-            raise UserError(f"{stale.name}: {path} is not there; dvc checkout brings it back")
+            raise UserError(f"{stale.name}: {path} is missing; run dvc checkout")
         if found != hashed["md5"]:
             raise UserError(
-                f"{stale.name}: {path} is not what the run left: dvc.lock has {hashed['md5']}, it "
-                f"is {found}; dvc checkout brings it back"
+                f"{stale.name}: {path} has changed: dvc.lock says {hashed['md5']}, found {found}; "
+                "run dvc checkout"
             )
 
 
@@ -166,14 +164,14 @@ def _as_it_was(
     kinds = {dataclasses.replace(each, after_step=0, total_steps=0) for each in circumstances}
     if len(kinds) > 1:
         raise UserError(
-            f"{name}: its first steps were computed in parts under different circumstances, which "
-            "a replay cannot have; dvc repro makes it again"
+            f"{name}: its first steps ran under changing circumstances, which a replay cannot "
+            "reproduce; run dvc repro"
         )
     was = circumstances[0]
     if was.processes > 1:
         raise UserError(
-            f"{name}: {was.processes} processes made it, whose sums one process rounds "
-            "differently; dvc repro makes it again"
+            f"{name}: it was computed by {was.processes} processes, whose sums one process "
+            "rounds differently; run dvc repro"
         )
     return dataclasses.replace(
         resources, device=was.device, threads=was.threads, compile=was.compiled,
@@ -213,7 +211,7 @@ def _replay(
     difference = first_difference(old, new)
     if difference is not None:
         raise NotEqualError(
-            f"{stale.name}: not what the present code makes: {difference}"
+            f"{stale.name}: the current code computes something else: {difference}"
             f"{_explanation(old.circumstances, new.circumstances)}"
         )
     return max(new.losses)
@@ -236,7 +234,7 @@ def _evaluate(project: Project, stale: _Stale, again: Mapping[str, float]) -> tu
     for name, value in again.items():
         if name in stored and stored[name] != value:
             raise NotEqualError(
-                f"{stale.name}: {name} was {stored[name]!r}, the present code measures {value!r}, "
+                f"{stale.name}: {name} was {stored[name]!r}, the current code gives {value!r}, "
                 f"{abs(value - stored[name]):.3g} apart"
             )
     return tuple(name for name in again if name in stored)

@@ -40,7 +40,7 @@ def find_status(
         return _status(end.body["status"]), end.time_ms, end.body["message"]
     if (is_alive or _is_alive)(last[0]) or _writes_elsewhere(last):
         return RunStatus.RUNNING, None, ""
-    why = "ended without a word: killed, or its machine was lost"
+    why = "ended without a final record: killed, or its machine was lost"
     return RunStatus.INTERRUPTED, last[-1].time_ms, why
 
 

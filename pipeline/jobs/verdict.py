@@ -101,18 +101,22 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
     if not evidence.queue_answers:
         if state is not None and _has_failed_long_since(state, now, patience):
             return Finding(Verdict.FAILED, _last_line(state.error))
-        whose = f"submitted by {attempt.user}" if attempt is not None else "not known by whom"
+        whose = (
+            f"submitted by {attempt.user}"
+            if attempt is not None
+            else "submitted by an unknown user"
+        )
         if evidence.foreign and state is not None:
             days = (now - state.heartbeat) / 86400
             if now - state.heartbeat > patience.foreign_s:
-                return Finding(Verdict.LOST, f"{whose}; last heard of {days:.0f} days ago")
-        return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler says nothing of it")
+                return Finding(Verdict.LOST, f"{whose}; last heartbeat {days:.0f} days ago")
+        return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler does not report it")
     if queued is not None and not queued.has_ended:
         return _judge_queued(queued, state)
     if state is not None and state.status is Status.FAILED:
         return Finding(Verdict.FAILED, _last_line(state.error))
     if attempt is None:
-        return Finding(Verdict.LOST, "it was never handed over")
+        return Finding(Verdict.LOST, "it was never submitted")
     if attempt.refused is not None:
         return Finding(Verdict.LOST, f"the scheduler refused it: {attempt.refused}")
     if state is None:
@@ -120,7 +124,7 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
     silence = now - state.heartbeat
     stopped = f", stopped by {'+'.join(state.stopped_by)}" if state.stopped_by else ""
     ended = f", {queued.said}" if queued is not None else ""
-    detail = f"not in the queue{ended}{stopped}; last heard of {max(0, round(silence))} s ago"
+    detail = f"not in the queue{ended}{stopped}; last heartbeat {max(0, round(silence))} s ago"
     settling = silence < patience.silence_s
     if queued is not None and state.status is Status.INTERRUPTED:
         settling = False  # both sides say that it is over
@@ -131,12 +135,12 @@ def _judge_success(evidence: Evidence, state: JobState, now: float, patience: Pa
     if evidence.outputs_visible and state.manifest:
         return Finding(Verdict.SUCCEEDED)
     if now - (state.ended or state.heartbeat) < patience.settling_s:
-        return Finding(Verdict.SETTLING, "succeeded; its outputs are not seen here yet")
-    return Finding(Verdict.LOST, "it succeeded, but its outputs are gone from DVC's cache")
+        return Finding(Verdict.SETTLING, "succeeded; its outputs are not visible here yet")
+    return Finding(Verdict.LOST, "it succeeded, but its outputs are no longer in DVC's cache")
 
 
 def _has_failed_long_since(state: JobState, now: float, patience: Patience) -> bool:
-    """Say whether a job's word that it failed needs nobody to confirm it any more."""
+    """Say whether a job reported its failure long enough ago to be believed without the queue."""
     ago = now - (state.ended or state.heartbeat)
     return state.status is Status.FAILED and ago > patience.settling_s
 
@@ -144,7 +148,7 @@ def _has_failed_long_since(state: JobState, now: float, patience: Patience) -> b
 def _judge_queued(queued: QueuedJob, state: JobState | None) -> Finding:
     waits = queued.phase is JobPhase.WAITING
     if waits and queued.can_never_start:
-        return Finding(Verdict.BLOCKED, "what it waits for did not succeed")
+        return Finding(Verdict.BLOCKED, "a job it depends on did not succeed")
     if state is not None and state.status is Status.FAILED and not waits:
         return Finding(Verdict.SETTLING, f"failed, ending: {_last_line(state.error)}")
     return Finding(Verdict.ACTIVE, f"{queued.said} {queued.reason}".strip())
@@ -155,15 +159,17 @@ def _judge_unheard(
 ) -> Finding:
     """Judge a job that is not in the queue and has not said a word."""
     if queued is not None and queued.never_began:
-        return Finding(Verdict.LOST, f"{queued.said} before it began")
+        return Finding(Verdict.LOST, f"{queued.said} before it started")
     age = now - attempt.submitted
     known = attempt.job_id is not None
     if age < (patience.silence_s if known else patience.submitted_s):
-        detail = "just handed over" if known else "handed over; the scheduler's answer is not known"
+        detail = "just submitted" if known else "submitted; the scheduler's answer is not known"
         return Finding(Verdict.SETTLING, detail)
     if queued is not None:
-        return Finding(Verdict.LOST, f"{queued.said} without a word")
-    return Finding(Verdict.LOST, "it left the queue before it began" if known else "never taken")
+        return Finding(Verdict.LOST, f"{queued.said} without writing anything")
+    return Finding(
+        Verdict.LOST, "it left the queue before it started" if known else "never accepted"
+    )
 
 
 def _last_line(error: str | None) -> str:

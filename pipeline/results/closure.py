@@ -137,8 +137,8 @@ class Codebase:
         found = imported_names(tree, name, is_package=_is_package(path))
         if found.unknown and IMPORTS_TABLE not in declared:
             raise UserError(
-                f"{path}:{found.unknown[0]}: imports a module whose name is no literal; declare "
-                f"what it may be as {IMPORTS_TABLE}"
+                f"{path}:{found.unknown[0]}: imports a module whose name is not a literal; declare "
+                f"the candidates in {IMPORTS_TABLE}"
             )
         imports = {known for known in found.names if known.split(".")[0] in PACKAGES}
         for package in found.starred:  # `__all__` may name any module of a package
@@ -188,7 +188,7 @@ def parse_code_text(text: str) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), start=1):
         digest, gap, name = line.partition("  ")
         if not (digest and gap and name):
-            raise UserError(f"line {number} of a list of code is no digest and name: {line!r}")
+            raise UserError(f"line {number} of a code file is not a digest and a name: {line!r}")
         found[name] = digest
     return found
 
@@ -227,7 +227,7 @@ def _parse(path: str, source: bytes) -> ast.Module:
         return parse(source)
     except SyntaxError as error:
         reason = " ".join(error.msg.split())
-        raise UserError(f"{path}:{error.lineno or 1}: {reason}; correct the file") from None
+        raise UserError(f"{path}:{error.lineno or 1}: {reason}; fix the file") from None
 
 
 def _declarations(path: str, tree: ast.Module) -> dict[str, ast.expr]:
@@ -256,8 +256,8 @@ def _declarations(path: str, tree: ast.Module) -> dict[str, ast.expr]:
                 continue
         if name in (IMPORTS_TABLE, DATA_LIST):
             raise UserError(
-                f"{path}:{node.lineno}: {name} is declared once, at the top level of its module, "
-                "and not changed"
+                f"{path}:{node.lineno}: {name} must be declared once, at the top level of its "
+                "module, and never changed"
             )
     return declared
 
@@ -284,7 +284,7 @@ def _read_entries(
             if name not in modules:
                 raise UserError(
                     f"{path}:{entry_node.lineno}: {IMPORTS_TABLE} names {name}, "
-                    "which is no module of this project"
+                    "which is not a module of this project"
                 )
         entries[key] = (short_digest(ascii(entry).encode()), names)
     return entries
@@ -296,9 +296,7 @@ def _read_data(path: str, value: ast.expr | None, files: Collection[str]) -> lis
         return []
     patterns = _texts(_literal(value))
     if patterns is None:
-        raise UserError(
-            f"{path}:{value.lineno}: {DATA_LIST} is not a literal tuple of names of files"
-        )
+        raise UserError(f"{path}:{value.lineno}: {DATA_LIST} is not a literal tuple of file names")
     found: list[str] = []
     for pattern in patterns:
         parts = posixpath.normpath(posixpath.join(posixpath.dirname(path), pattern)).split("/")

@@ -20,11 +20,11 @@ from typing import Any, Self
 logger = logging.getLogger(__name__)
 
 LOCK_S, PAUSE_S = 120.0, 0.5
-"""So long another DVC command is waited for; DVC itself gives up after three seconds."""
+"""How long to wait for another DVC command; DVC itself gives up after three seconds."""
 
 HOLD_S, BREATH_S = 1.5, 0.6
-"""The project's lock is let go for a moment so often: a stage that DVC runs meanwhile wants it back
-when its command ends, asks every half second and gives up after three."""
+"""Every HOLD_S the project's lock is released for BREATH_S: a stage that DVC runs then needs it
+when its command ends, asks every half second and gives up after three seconds."""
 
 
 def adopt_at_once(repo: Any, file: Path, names: Sequence[str]) -> list[str]:
@@ -129,14 +129,14 @@ def _adopt_one(repo: Any, stage: Any, give_up: float, signals: _HeldSignals) -> 
         try:
             stage.save_deps()
         except DependencyDoesNotExistError as error:
-            logger.warning("%s: left out: %s", stage.name, error)
+            logger.warning("%s: skipped: %s", stage.name, error)
             return False
         entry = repo.stage_cache._load(stage)
         cached = None if entry is None else repo.stage_cache._create_stage(entry, wdir=stage.wdir)
         if cached is None or not cached.outs_cached():
             logger.warning(
-                "%s: left out: its inputs in the workspace are others than its result was made "
-                "from, or the cache lacks a part of it; dvc checkout or dvc pull brings them back",
+                "%s: skipped: its inputs in the workspace are not the ones its result was "
+                "made from, or the cache lacks a part of it; run dvc checkout or dvc pull",
                 stage.name,
             )
             return False

@@ -69,7 +69,7 @@ class DvcCache:
     def survey(
         self, suite: Path, names: Sequence[str], anew: Collection[str] = ()
     ) -> dict[str, StageFacts]:
-        """Return the facts of stages and of all that they need, those that come first first.
+        """Return the facts of stages and of all that they need, in topological order.
 
         What another stage makes is known from that stage's result and not from the workspace,
         where it may be missing, edited, or of yesterday.
@@ -149,8 +149,8 @@ class DvcCache:
                     checkout(str(target / path), localfs, wanted, odb, force=True, quiet=True)
                 except (CheckoutError, FileNotFoundError) as error:
                     raise UserError(
-                        f"{path} ({hashed['md5']}) is not in DVC's cache {odb.path} any more; "
-                        "make or pull it again"
+                        f"{path} ({hashed['md5']}) is no longer in DVC's cache {odb.path}; "
+                        "run dvc repro or dvc pull"
                     ) from error
 
     def adopt(self, suite: Path, names: Sequence[str]) -> list[str]:
@@ -167,7 +167,7 @@ class DvcCache:
             with _repo(suite) as repo:
                 return adopt_at_once(repo, suite / "dvc.yaml", names)
         except NAME_IS_GONE as error:
-            logger.warning("DVC changed inside (%r); adopting through its commands", error)
+            logger.warning("DVC's internals changed (%r); adopting through its commands", error)
             adopt_through_commands(suite, names)
             return list(names)
 
@@ -187,7 +187,7 @@ class DvcCache:
                 _put(repo, filing.code / code, filing.suite / code)
                 self._write_entry(repo, with_outs(filing.document, hashes))
         except NAME_IS_GONE as error:
-            logger.warning("DVC changed inside (%r); filing through its commands", error)
+            logger.warning("DVC's internals changed (%r); filing through its commands", error)
             return file_through_commands(filing)
         return hashes
 
@@ -203,7 +203,7 @@ class DvcCache:
                     # a metrics file of a pulled result is in git, and need not be in the cache
                     put = _put(repo, suite / path, suite / path)
                     if put["md5"] != hashed["md5"]:
-                        raise UserError(f"{path} is not in DVC's cache any more; dvc pull it")
+                        raise UserError(f"{path} is no longer in DVC's cache; run dvc pull")
             code, _ = code_of(document)
             _put(repo, suite / code, suite / code)  # for who compares it with later code
             self._write_entry(repo, with_outs(document, outputs))

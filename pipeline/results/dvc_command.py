@@ -29,7 +29,7 @@ TIMEOUT_S = 3600.0
 """For one command; it may have to hash a large dataset. The job that waits heeds no signals."""
 
 LOCK_S, LOCK_PAUSE_S = 120.0, 1.0
-"""So long another DVC command is waited for; DVC itself gives up after three seconds."""
+"""How long to wait for another DVC command; DVC itself gives up after three seconds."""
 
 LOCKED = re.compile(r"unable to acquire lock|is busy, it is being blocked by", re.IGNORECASE)
 
@@ -65,7 +65,7 @@ def file_through_commands(filing: Filing) -> Hashes:
     recorded = YAML(typ="safe").load(folder / "dvc.lock")["stages"][STAGE]
     differing = differences({**filing.document, "outs": recorded["outs"]}, recorded)
     if differing:
-        raise OSError(f"filed under other inputs than it was made from: {', '.join(differing)}")
+        raise OSError(f"filed under inputs it was not made from: {', '.join(differing)}")
     shutil.rmtree(folder, ignore_errors=True)
     return hashes_of(recorded["outs"])
 

@@ -68,10 +68,12 @@ def _asked(root: Path, *arguments: str) -> bytes:
     try:
         done = _run(root, arguments)
     except OSError as error:
-        raise UserError(f"git: {error.strerror}; it has to say which results are in use") from None
+        raise UserError(
+            f"git: {error.strerror}; it is needed to know which results are in use"
+        ) from None
     if done.returncode not in (0, _NOTHING_FOUND):
         said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
-        raise UserError(f"git in {root}: {said}; it has to say which results are in use")
+        raise UserError(f"git in {root}: {said}; it is needed to know which results are in use")
     return done.stdout
 
 

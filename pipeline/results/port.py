@@ -79,7 +79,7 @@ class ResultCache(Protocol):
     def survey(
         self, suite: Path, names: Sequence[str], anew: Collection[str] = ()
     ) -> dict[str, StageFacts]:
-        """Return the facts of stages and of all that they need, those that come first first.
+        """Return the facts of stages and of all that they need, in topological order.
 
         Results of the stages in `anew` are taken for absent.
         """

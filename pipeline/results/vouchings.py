@@ -73,7 +73,7 @@ def read_vouchings(metrics: Path) -> list[Vouching]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged ({error}); git checkout brings it back") from error
+        raise UserError(f"{file} is damaged ({error}); restore it with git checkout") from error
 
 
 def add_vouching(metrics: Path, vouching: Vouching) -> None:

@@ -32,5 +32,5 @@ def find_kind(cluster_file: Path) -> SchedulerKind:
     except ValueError as error:
         raise UserError(f"{cluster_file}: scheduler: {error}") from error
     if not isinstance(kind, SchedulerKind):
-        raise UserError(f"{cluster_file}: scheduler: {name} returns no SchedulerKind")
+        raise UserError(f"{cluster_file}: scheduler: {name} does not return a SchedulerKind")
     return kind

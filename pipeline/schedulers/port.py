@@ -161,11 +161,11 @@ class Scheduler(Protocol):
         ...
 
     def explain(self, job_id: str) -> str | None:
-        """Return why a job ended, None where nobody knows."""
+        """Return why a job ended, None if that is unknown."""
         ...
 
     def remove_old_submissions(self, needed: Collection[Path] = ()) -> int:
-        """Remove files of submissions of which no job can run again; return of how many.
+        """Remove the files of submissions whose jobs can never run again; return how many.
 
         Args:
             needed: Records' folders, of jobs that may live: their submissions stay.

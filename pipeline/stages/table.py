@@ -186,10 +186,10 @@ def outputs_beside(details: Path) -> list[Path]:
 
     In a run's scratch they lie side by side under their roles; in a suite where the table says.
     """
-    if details.name == DETAILS:
-        return sorted(path for path in details.parent.iterdir() if path != details)
-    stage, suite = STAGES.get(details.parent.name), details.parents[2]
-    if stage is None:
+    stage = STAGES.get(details.parent.name)
+    if stage is not None:
+        paths, suite = stage.output_paths(details.name), details.parents[2]
+        return [suite / path for role, path in paths.items() if role != DETAILS]
+    if details.name != DETAILS or not details.parent.is_dir():  # gc may have taken it
         return []
-    paths = stage.output_paths(details.name)
-    return [suite / path for role, path in paths.items() if role != DETAILS]
+    return sorted(path for path in details.parent.iterdir() if path != details)

@@ -32,7 +32,7 @@ def adopt(project: Project, cache: ResultCache) -> list[str]:
     try:
         return cache.adopt(project.suite, new)
     except OSError as error:
-        raise NotFinishedError(f"{', '.join(new)}: not taken over: {error}") from error
+        raise NotFinishedError(f"{', '.join(new)}: not adopted: {error}") from error
 
 
 def files_for_git(names: list[str]) -> list[str]:

@@ -62,17 +62,17 @@ class Attendance:
             return report.state.manifest if _is_for(report, identity) else None
         if report.verdict in (*_LIVES, Verdict.BLOCKED):
             raise NotFinishedError(
-                f"{name}: {describe(report)}; asl-pipe status shows it, {WAIT}=1 dvc repro waits"
+                f"{name}: {describe(report)}; see asl-pipe status, or wait with {WAIT}=1 dvc repro"
             )
         if self.here:
             return None
         raise AslPipeError(
-            f"{name}: {describe(report)}; asl-pipe logs {name} shows why, asl-pipe submit goes on "
+            f"{name}: {describe(report)}; see asl-pipe logs {name}; asl-pipe submit resumes it "
             f"from its checkpoint, {HERE}=1 dvc repro runs it in this process"
         )
 
     def _wait_for_end(self, project: Project, name: str, report: JobReport) -> JobReport:
-        """Look at a job until it has ended, or nobody has said anything of it for a while.
+        """Watch a job until it has ended, or there has been no sign of it for a while.
 
         The queue shows no jobs of other users; as long as such a job says itself that it runs, it
         is waited for too.
@@ -90,8 +90,8 @@ class Attendance:
                 heard = max(heard, report.own_state.heartbeat)
             if now - heard > services.patience.settling_s:
                 raise NotFinishedError(
-                    f"{name}: {describe(report)}; nothing was heard of it for "
-                    f"{now - heard:.0f} s, so it is not waited for any longer"
+                    f"{name}: {describe(report)}; no sign of it for "
+                    f"{now - heard:.0f} s, so waiting ends"
                 )
             if now - said >= LINE_S:
                 logger.info("%s: %s", name, describe(report))
@@ -137,7 +137,7 @@ class Attendance:
             paths, project.root, queue, services.cache, services.patience, services.clock()
         )
         if report is None:
-            raise NotFinishedError(f"{paths.job} went away; run the same command again")
+            raise NotFinishedError(f"{paths.job} disappeared; run the same command again")
         return report
 
 

@@ -1,4 +1,4 @@
-"""What may be deleted under .asl: what jobs and runs left there that nobody needs any more.
+"""What may be deleted under .asl: what jobs and runs left there and nothing needs any more.
 
 A result lives in DVC's cache, not here; what goes is checkpoints, frozen code and logs.
 """
@@ -24,7 +24,7 @@ YOUNGEST_S = 3600.0
 """What no record names yet, or no lock shows from another machine, is kept at least so long."""
 
 LARGE = ("ckpt", "out", "out.*", "rank-*")
-"""What takes most room in a run's folder; nobody needs it to know how the run went."""
+"""What takes most space in a run's folder, and is not needed to know how the run went."""
 
 ENDED = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.LOST)
 
@@ -217,7 +217,7 @@ def _whole_or_large(
     if not job.journal.is_dir() or is_shown(job.folder):
         yield Garbage(job.folder, why, _size(job.folder), recipe=recipe)
         return
-    why = f"{why}; its journal stays until asl-pipe sync has brought it"
+    why = f"{why}; its journal is kept until asl-pipe sync has sent it"
     for pattern in LARGE:
         for large in sorted(job.folder.glob(pattern)):
             yield Garbage(large, why, _size(large), recipe=recipe)
@@ -229,7 +229,7 @@ def _unused_code(
     for folder in sorted((scratch / "code").glob("[0-9a-f]*")):
         changed = folder.stat().st_mtime
         if folder.name not in used and now - changed > max(days * DAY_S, YOUNGEST_S):
-            yield Garbage(folder, "code of no job that is kept", _size(folder), changed=changed)
+            yield Garbage(folder, "code of no remaining job", _size(folder), changed=changed)
 
 
 def _left_by_killed_commands(scratch: Path, now: float) -> Iterator[Garbage]:

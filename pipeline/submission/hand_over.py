@@ -172,7 +172,7 @@ def _search(
             ids = {job.comment: job.job_id for job in scheduler.queue()}
             found = {token: ids[comment] for token, comment in wanted.items() if comment in ids}
         except SchedulerError as error:
-            logger.warning("the queue cannot be asked: %s", error)
+            logger.warning("the queue cannot be read: %s", error)
         if len(found) == len(wanted) or clock() >= give_up:
             return found
         pause(POLL_S)

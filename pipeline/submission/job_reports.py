@@ -132,7 +132,7 @@ def read_report(paths: JobFolder) -> JobReport | None:
     job = read_job(paths)
     if job is None:
         return None
-    finding = Finding(Verdict.UNKNOWN, "nobody was asked")
+    finding = Finding(Verdict.UNKNOWN, "the scheduler was not asked")
     return JobReport(paths, job, read_attempts(paths), read_state(paths), None, finding)
 
 

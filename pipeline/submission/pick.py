@@ -31,5 +31,5 @@ def pick(reports: Sequence[JobReport], name: str, suite: str) -> JobReport:
             return report
     names = sorted({report.job.name for report in reports if report.job.suite == suite})
     if not names:
-        raise UserError(f"no job {name!r}: this suite has none; asl-pipe submit makes them")
+        raise UserError(f"no job {name!r}: this suite has none; asl-pipe submit creates them")
     raise UserError(unknown_name("job", name, names))

@@ -16,8 +16,9 @@ from pipeline.jobs.job import PROVISIONAL
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.project import Project
+from pipeline.results.closure import changed_modules
 from pipeline.results.code import Code, read_code
-from pipeline.results.documents import differences, missing_deps
+from pipeline.results.documents import Document, code_of, differences, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
 from pipeline.schedulers.port import JobPhase, Scheduler
 from pipeline.submission.job_reports import JobReport, Queue, report_on
@@ -107,7 +108,7 @@ class Plan:
 
     Attributes:
         project: The project and the suite.
-        entries: Those that come first first.
+        entries: In topological order.
         code: All of it, as it was when the plan was made.
         params: params.yaml, likewise.
         queue_error: Why the scheduler could not be asked; then nothing can be submitted.
@@ -144,7 +145,8 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
             break
     else:
         raise UserError(
-            f"files of {project.root} change while they are read; submit when they rest"
+            f"files in {project.root} keep changing while they are read; "
+            "submit again once they do not"
         )
     forced = set(choose(params, wanted)) if wanted.force else set()
     anew: set[str] = set()
@@ -256,7 +258,7 @@ def _plan_entry(
         if report is not None and action in (Action.ATTACH, Action.NOTHING)
         else fingerprints_of(facts)[0],
         action=action,
-        why=() if action is Action.NOTHING else _why(facts),
+        why=() if action is Action.NOTHING else _why(project, facts, services.cache),
         detail=detail,
         request=request_of(stage), needs=needs, report=report,
     )  # fmt: skip
@@ -272,14 +274,30 @@ def _replace_if_orphaned(
     return Action.REPLACE if action is Action.ATTACH and waits and again else action
 
 
-def _why(facts: StageFacts) -> tuple[str, ...]:
+def _why(project: Project, facts: StageFacts, cache: ResultCache) -> tuple[str, ...]:
     """Say why a run has no result."""
     missing = missing_deps(facts.document)
-    made = [f"{path} is not made yet" for path in missing]
+    made = [f"{path} does not exist yet" for path in missing]
     if facts.locked is None:
         return ("never run", *made)
-    changed = [text for text in differences(facts.locked, facts.document) if text not in missing]
-    return (*changed, *made) or ("its result is not wanted or not in DVC's cache",)
+    code = code_of(facts.document)[0]
+    changed = [
+        _changed_code(project, facts, facts.locked, cache) if text == code else text
+        for text in differences(facts.locked, facts.document)
+        if text not in missing
+    ]
+    return (*changed, *made) or ("--force, or its result is not in DVC's cache",)
+
+
+def _changed_code(project: Project, facts: StageFacts, locked: Document, cache: ResultCache) -> str:
+    """Say which modules mean something else than when a run was made, as far as that is known."""
+    (path, _), (_, before) = code_of(facts.document), code_of(locked)
+    old = cache.read(project.root, before)
+    if old is None:
+        return path
+    names = changed_modules(old, (project.suite / path).read_text(encoding="utf-8"))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"code of {', '.join(names[:3])}{more}"
 
 
 def _report(

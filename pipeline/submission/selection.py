@@ -37,7 +37,7 @@ def choose(params: Params, wanted: Wanted) -> list[str]:
     if wanted.stage is None:
         return [s.run_name(key) for s in RUN_BY_JOBS for key in params.section(s.name)]
     if wanted.stage == REPORT.name:
-        raise UserError("the report is made where dvc.lock is, not by a job: dvc repro makes it")
+        raise UserError("the report is not made by a job; run dvc repro")
     stage = STAGES.get(wanted.stage)
     if stage is None:
         names = [stage.name for stage in RUN_BY_JOBS]

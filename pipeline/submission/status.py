@@ -83,7 +83,7 @@ def _row(report: JobReport, now: float) -> tuple[str, ...]:
 
 
 def _nodes(report: JobReport) -> str:
-    """Return where a job runs or ran; nothing while it waits, be it for the second time."""
+    """Return where a job runs or ran; nothing while it waits, even if it ran before."""
     if report.queued is not None and not report.queued.has_ended:
         return report.queued.nodes
     return report.own_state.nodes if report.own_state is not None else ""

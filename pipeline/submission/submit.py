@@ -325,7 +325,7 @@ def _hand_over(
         if claims[entry.name].is_held():
             held.append((entry, attempt))
         else:
-            detail = "another process took it over"
+            detail = "another process took over"
             results[entry.name] = _became(entry, Outcome.WAITING, detail=detail)
     if not held:
         return

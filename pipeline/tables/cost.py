@@ -1,7 +1,7 @@
 """What a row costs to pre-train: multiply-adds beside the paper's, parameters.
 
-The paper's column of FLOPs follows no one convention (methods: 2.6; ~2.8x and ~6x lie between the
-forward pass and the training step), so ours is given for both.
+The paper's column of FLOPs follows no one convention: ~2.8x and ~6x lie between the forward pass
+and the training step (docs/reference.md). So ours is given for both.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Whether the second branch of an ASL run is still one: the ratio of methods: 2.2.
+"""Whether the second branch of an ASL run has collapsed into the first: their relative distance.
 
 AEE's alignment loss has a trivial minimum, the extra layer as identity; then |fea_aug - fea_ori|
 over |fea_ori| goes to 0. DLE has noise in both branches and no such layer; there a ratio near 0
@@ -23,10 +23,10 @@ DISTANCE = "pretrain/branch_distance"
 
 _MEANING = {
     "aee": "the extra layer has become the identity: this run is MAE at {cost} times the cost",
-    "dle": "the encoder lets no trace of the dropout through, and both branches are one: this run "
-    "is MAE at {cost} times the cost",
+    "dle": "the encoder removes every trace of the dropout, so both branches are the same: this "
+    "run is MAE at {cost} times the cost",
 }
-_COST_AT_VIT_B = {"aee": "1.6", "dle": "2.0"}  # methods: 2.6: where a suite has not counted
+_COST_AT_VIT_B = {"aee": "1.6", "dle": "2.0"}  # docs/reference.md; where a suite has not counted
 
 
 @dataclass(frozen=True)

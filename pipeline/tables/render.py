@@ -22,7 +22,7 @@ REDUCED_NOTE = (
     "than the paper's and is not a reproduction of it; compare our rows with each other."
 )
 VOUCHED_NOTE = (
-    "v: vouched for. Made with earlier code; the present code was shown to make the same: "
+    "v: vouched for. Made with earlier code; the current code was shown to compute the same: "
     "`asl-pipe trace` says by whom and how."
 )
 STALE_NOTE = "*: older than params.yaml or its inputs; `dvc repro` brings it up to date."

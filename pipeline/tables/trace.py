@@ -83,7 +83,7 @@ def trace_cell(
     if not cell.counted:
         makers = ", ".join(f"`{run.command}`" for run in cell.missing)
         remedy = f"{makers} makes it" if makers else "this suite does not measure it"
-        raise UserError(f"{line.label}, {heading.header}: there is no number of ours; {remedy}")
+        raise UserError(f"{line.label}, {heading.header}: we have no number; {remedy}")
     links: dict[str, Link] = {}
     for result, value in zip(cell.runs, cell.values, strict=True):
         if value is None:

@@ -58,11 +58,11 @@ def sync_journals(
         except StoreRefusedError as error:
             waiting = len(jobs) - number
             raise NotFinishedError(
-                f"{error}; {waiting} of {len(jobs)} runs wait, nothing is lost: "
-                "asl-pipe sync tries again"
+                f"{error}; {waiting} of {len(jobs)} runs are waiting, nothing is lost; "
+                "run asl-pipe sync again"
             ) from error
         except TrackingError as error:
-            logger.warning("%s: left out: %s", job.folder.name[:12], error)
+            logger.warning("%s: skipped: %s", job.folder.name[:12], error)
             continue
         count += 1
         run = read_run_name(job.journal)
@@ -111,11 +111,11 @@ def sync_run(
         run = read_run_name(job.journal)
         name = job.folder.name[:12] if run is None else f"{run.stage}@{run.key}"
         raise NotFinishedError(
-            f"{name} is not shown in {tracker.title}, asl-pipe sync tries again: {error}"
+            f"{name} is not in {tracker.title} yet, run asl-pipe sync again: {error}"
         ) from error
     if not whole:
         name = job.folder.name[:12]
-        logger.warning("%s: shown in %s without files that are gone", name, tracker.title)
+        logger.warning("%s: sent to %s without the files that are gone", name, tracker.title)
 
 
 def follow_run(
@@ -158,7 +158,7 @@ def follow_run(
         except TrackingError as error:
             delay = min(2 * delay, LONGEST_S)
             if not told:
-                logger.warning("not shown in %s for now: %s", tracker.title, error)
+                logger.warning("not sent to %s for now: %s", tracker.title, error)
                 told = True
         due = clock() + delay
     sync_run(root, job.folder.name, tracker, out, pause)
@@ -215,7 +215,7 @@ def catch_up(root: Path, tracker: Tracker) -> bool:
     try:
         sync_journals(root, tracker)
     except NotFinishedError as error:
-        logger.warning("not shown in %s: %s", tracker.title, error)
+        logger.warning("not sent to %s: %s", tracker.title, error)
         return False
     return True
 
@@ -226,8 +226,8 @@ def _find_job(root: Path, beginning: str) -> JobFolder:
     found = [path for path in found if path.name.startswith(beginning)]
     if len(found) != 1:
         raise UserError(
-            f"{len(found) or 'no'} runs in {folder} have a name that begins with "
-            f"{beginning!r}; give more of it, or nothing for all runs"
+            f"{len(found) or 'no'} runs in {folder} have a name that starts with "
+            f"{beginning!r}; give a longer start, or none for all runs"
         )
     return JobFolder(found[0])
 

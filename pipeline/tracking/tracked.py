@@ -157,7 +157,7 @@ def read_tracked_run(journal: Path) -> TrackedRun:
     if missing:
         raise TrackingError(
             f"{journal} does not say which run it is of ({', '.join(sorted(missing))}); "
-            "it was cut at its start, nothing to show"
+            "its beginning is missing, nothing to show"
         )
     params: dict[str, str] = {}
     for record in records:

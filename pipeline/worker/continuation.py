@@ -54,11 +54,11 @@ def hand_over_again(process: JobProcess, restarts: int, after: tuple[str, ...]) 
         return INTERRUPTED
     held = _persist(process, lambda: _claim(process))
     if held is None:
-        logger.error("%s: others keep submitting it; submit it again later", job.name)
+        logger.error("%s: other processes keep submitting it; submit it again later", job.name)
         return INTERRUPTED
     try:
         if newer_attempt(paths, process.attempt.number) is not None:
-            logger.info("%s: somebody has submitted it anew", job.name)
+            logger.info("%s: it was submitted again by someone else", job.name)
             return DONE
         terms = process.attempt.terms
         ready = prepare_attempt(
@@ -68,14 +68,14 @@ def hand_over_again(process: JobProcess, restarts: int, after: tuple[str, ...]) 
             [ready], services.scheduler, services.patience, services.pause, services.clock
         )
     except OSError as error:
-        logger.error("%s could not be submitted anew: %s", job.name, error)
+        logger.error("%s could not be submitted again: %s", job.name, error)
         return INTERRUPTED
     finally:
         held.release()
     if error is not None and attempts[0].job_id is None:
-        logger.error("%s could not be submitted anew: %s", job.name, error)
+        logger.error("%s could not be submitted again: %s", job.name, error)
         return INTERRUPTED
-    logger.info("%s: goes on as job %s", job.name, attempts[0].job_id)
+    logger.info("%s: continues as job %s", job.name, attempts[0].job_id)
     return DONE
 
 
@@ -119,7 +119,7 @@ def _queue(process: JobProcess) -> list[QueuedJob] | None:
     try:
         return process.services.scheduler.queue()
     except SchedulerError as error:
-        logger.warning("the queue cannot be asked: %s", error)
+        logger.warning("the queue cannot be read: %s", error)
         return None
 
 

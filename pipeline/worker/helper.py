@@ -18,9 +18,9 @@ from pipeline.writing import write_json
 logger = logging.getLogger(__name__)
 
 READY_S = 600.0
-"""For so long it waits for the first process, from each sign of life on."""
+"""How long it waits for the first process, counted from its last sign of life."""
 NOTICED_S = 20.0
-"""For so long it waits for the first process to take note of a failure."""
+"""How long it waits for the first process to notice a failure."""
 
 
 class Helper(JobProcess):
@@ -77,7 +77,7 @@ class Helper(JobProcess):
             if state is not None and state.heartbeat != seen:
                 seen, give_up = state.heartbeat, self.services.clock() + READY_S
             if self.services.clock() > give_up:
-                raise JobFailure(f"the first process said nothing for {READY_S:.0f} s")
+                raise JobFailure(f"no sign of the first process for {READY_S:.0f} s")
             self.services.pause(0.2)
 
     def _first_process(self) -> JobState | None:

@@ -125,7 +125,7 @@ class Lead(JobProcess):
         self.reporter.update(fingerprint=fingerprint)
         found = None if self.attempt.terms.force else services.cache.find(self.root, fingerprint)
         if found is not None:
-            logger.info("%s: the result is there already", self.job.name)
+            logger.info("%s: the result exists already", self.job.name)
             self._tell_peers(fingerprint, done=True)
             return self._succeeded(found)
         self._refuse_company(self.work)
@@ -158,8 +158,8 @@ class Lead(JobProcess):
         host = host_of_local_run(work, services.clock(), services.patience.silence_s)
         if host is not None:
             raise JobFailure(
-                f"{self.job.name}: `dvc repro` makes it on {host} just now; once that has ended "
-                "its result is there, or submit it again to go on from its checkpoint"
+                f"{self.job.name}: `dvc repro` is running it on {host}; wait for that, or stop "
+                "it and submit again to resume from its checkpoint"
             )
 
     def _lay_out_inputs(self, document: Document) -> None:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
 EXIT_S = 20.0
-"""For so long a process may tidy up that has ended."""
+"""How long a process that has ended may take to clean up."""
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 """Exit codes."""
 
 SOON_S, SOON_POLL_S = 3.0, 0.2
-"""For so long a process waits for a word of the others, less than a scheduler waits to kill."""
+"""How long a process waits for a message of the others; shorter than a scheduler waits to kill."""
 
 LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset) by peer", re.IGNORECASE)
 """What torch says in RuntimeErrors that have no type of their own."""
@@ -156,7 +156,7 @@ class JobProcess(ABC):
                 self.signals.handler.quiet = True
                 if not (_has_lost_a_peer(error) and self.soon(self.is_being_stopped)):
                     raise
-                raise InterruptedRun("another process of the job has obeyed a signal") from error
+                raise InterruptedRun("another process of the job stopped on a signal") from error
 
         return function if self.place.world_size == 1 else call
 

@@ -93,7 +93,7 @@ def yield_folder_to_live_job(fence: Path, paths: JobFolder, services: Services) 
         lives = report.verdict is Verdict.ACTIVE or (late and _beats(report, services))
         if lives and report.job_id is not None:
             raise UpstreamPending(
-                f"job {report.job_id} of {report.job.name} makes the same", (report.job_id,)
+                f"job {report.job_id} of {report.job.name} computes the same", (report.job_id,)
             )
         if late:
             return
@@ -129,7 +129,7 @@ def _wait_for_output(
         if found is not None:
             return found, None
         if services.clock() - began >= _seconds_to_wait(report, services.patience):
-            said = "there is no record of it" if report is None else (
+            said = "it has no record" if report is None else (
                 f"{report.verdict} {report.finding.detail}".strip()
             )  # fmt: skip
             raise UpstreamError(f"{path} was not made: {fingerprint[:12]}: {said}")

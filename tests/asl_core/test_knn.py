@@ -171,26 +171,45 @@ def broken(encoder: Encoder) -> None:
     encoder.norm.weight.fill_(torch.nan)
 
 
-@pytest.mark.parametrize("change", [blind, broken])
-def test_a_vote_that_is_open_is_refused(
-    change: Callable[[Encoder], None], icons: Path, tmp_path: Path
+def test_of_equal_images_the_first_of_the_split_votes_in_any_order_and_chunk(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoder = write_encoder(tmp_path / "encoder", change)
+    torch.manual_seed(0)
+    one, other, query = torch.randn(3, 8)
+    rows = torch.stack([one, other, one, other, one])[:, None]
+    bank = FeatureBatch(rows, torch.arange(5), torch.arange(5))
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        for chunk in (1, 2, 4096):
+            monkeypatch.setattr(knn, "CHUNK", chunk)
+            shuffled = FeatureBatch(*(tensor[order] for tensor in bank))
+            _, labels = find_nearest(one[None] + 1e-9 * query[None], shuffled, 2)
+            assert labels.tolist() == [[0, 2]]
+
+
+def test_an_encoder_that_tells_images_apart_by_nothing_is_judged_by_the_first_images(
+    icons: Path, tmp_path: Path
+) -> None:
+    encoder = write_encoder(tmp_path / "encoder", blind)
     recipe = NearestNeighbours(dataset="icons", k=4)
-    with pytest.raises(InputError, match="test image 0, of 16 such, has no 4 nearest") as said:
-        classify_by_neighbours(recipe, encoder, icons, CPU)
-    assert "choose another k" in str(said.value)
+    predictions = classify_by_neighbours(recipe, encoder, icons, CPU)
+    assert len({tuple(row) for row in predictions.logits.tolist()}) == 1
+
+
+def test_features_that_are_not_finite_are_refused(icons: Path, tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder", broken)
+    with pytest.raises(InputError, match="features that are not finite; look at") as said:
+        classify_by_neighbours(NearestNeighbours(dataset="icons", k=4), encoder, icons, CPU)
     assert "\n" not in str(said.value)
 
 
 def refuse(rank: int, encoder: Path, data: Path) -> None:
-    with pytest.raises(InputError, match="test image 0, of 16 such"):
+    with pytest.raises(InputError, match="not finite"):
         classify_by_neighbours(NearestNeighbours(dataset="icons", k=4), encoder, data, CPU)
 
 
 @pytest.mark.distributed
-def test_all_processes_refuse_what_one_cannot_decide(icons: Path, tmp_path: Path) -> None:
-    assert processes(2, refuse, write_encoder(tmp_path / "encoder", blind), icons) == {0}
+def test_all_processes_refuse_what_one_cannot_use(icons: Path, tmp_path: Path) -> None:
+    assert processes(2, refuse, write_encoder(tmp_path / "encoder", broken), icons) == {0}
 
 
 def test_all_training_images_may_vote_but_no_more(icons: Path, encoder: Path) -> None:

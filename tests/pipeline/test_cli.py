@@ -146,5 +146,5 @@ def test_what_nobody_foresaw_is_shown_without_passwords_and_asked_to_be_reported
     assert "RuntimeError" in said
     assert "hunter22" not in said
     assert said.splitlines()[-1] == (
-        "asl-pipe: nobody foresaw this error; what stands above is what to report"
+        "asl-pipe: unexpected error; please report the traceback above"
     )

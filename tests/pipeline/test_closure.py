@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline.jobs.snapshot import read_code
 
 import pipeline.results.closure as module_under_test
 from asl_core.data.sources.catalogue import DYNAMIC_IMPORTS, find_opener
@@ -19,6 +18,7 @@ from pipeline.results.closure import (
     offenders,
     parse_code_text,
 )
+from pipeline.results.code import read_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = sorted(path.stem for path in (ROOT / "pipeline/stages").glob("[a-z]*.py"))
@@ -123,7 +123,9 @@ def test_relative_imports_start_from_the_package(entry: str, text: str, expected
 def test_a_computed_name_must_be_declared(text: str) -> None:
     line = text.count("\n") + 1
     message = refused(with_parts(text))
-    assert message.startswith(f"asl_core/run.py:{line}: imports a module whose name is no literal")
+    assert message.startswith(
+        f"asl_core/run.py:{line}: imports a module whose name is not a literal"
+    )
     declared = "DYNAMIC_IMPORTS = {'x': 'asl_core.a'}\n"
     assert names(with_parts(declared + text)) >= {"asl_core.a", "asl_core.run -> x"}
 
@@ -246,13 +248,13 @@ WRONG = "asl_core/catalogue.py:2: DYNAMIC_IMPORTS is not a literal dict"
         ("{'a': 'asl_core.a' for a in b}", WRONG),
         ("{'a': 'asl_core.a', 'a': 'asl_core.a'}", "py:2: DYNAMIC_IMPORTS has 'a' twice"),
         ("{\n'a': 'asl_core.missing:A'}", "py:3: DYNAMIC_IMPORTS names asl_core.missing, which is"),
-        ("{'a': 'numpy:array'}", "py:2: DYNAMIC_IMPORTS names numpy, which is no module"),
-        ("{}\nDYNAMIC_IMPORTS = {}", "py:3: DYNAMIC_IMPORTS is declared once"),
-        ("{}\nDYNAMIC_IMPORTS['a'] = 'asl_core.a'", "py:3: DYNAMIC_IMPORTS is declared once"),
-        ("{}\nDYNAMIC_IMPORTS |= {}", "py:3: DYNAMIC_IMPORTS is declared once"),
-        ("{}\ndel DYNAMIC_IMPORTS", "py:3: DYNAMIC_IMPORTS is declared once"),
-        ("{}\nif a:\n  DYNAMIC_IMPORTS = {}", "py:4: DYNAMIC_IMPORTS is declared once"),
-        ("B = {}", "py:2: DYNAMIC_IMPORTS is declared once"),
+        ("{'a': 'numpy:array'}", "py:2: DYNAMIC_IMPORTS names numpy, which is not a module"),
+        ("{}\nDYNAMIC_IMPORTS = {}", "py:3: DYNAMIC_IMPORTS must be declared once"),
+        ("{}\nDYNAMIC_IMPORTS['a'] = 'asl_core.a'", "py:3: DYNAMIC_IMPORTS must be declared once"),
+        ("{}\nDYNAMIC_IMPORTS |= {}", "py:3: DYNAMIC_IMPORTS must be declared once"),
+        ("{}\ndel DYNAMIC_IMPORTS", "py:3: DYNAMIC_IMPORTS must be declared once"),
+        ("{}\nif a:\n  DYNAMIC_IMPORTS = {}", "py:4: DYNAMIC_IMPORTS must be declared once"),
+        ("B = {}", "py:2: DYNAMIC_IMPORTS must be declared once"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused(value: str, message: str) -> None:
@@ -310,7 +312,10 @@ def test_declared_files_count_by_content(declaration: str, expected: str) -> Non
         ("'x.yaml'", "asl_core/p/b.py:2: PACKAGE_DATA is not a literal tuple"),
         ("['x.yaml']", "asl_core/p/b.py:2: PACKAGE_DATA is not a literal tuple"),
         ("(name,)", "asl_core/p/b.py:2: PACKAGE_DATA is not a literal tuple"),
-        ("()\nPACKAGE_DATA += ('x.yaml',)", "asl_core/p/b.py:3: PACKAGE_DATA is declared once"),
+        (
+            "()\nPACKAGE_DATA += ('x.yaml',)",
+            "asl_core/p/b.py:3: PACKAGE_DATA must be declared once",
+        ),
     ],
 )
 def test_files_that_cannot_be_found_are_refused(declaration: str, message: str) -> None:
@@ -337,7 +342,7 @@ def test_the_text_is_sorted_lines_whatever_the_order_of_the_files() -> None:
 
 @pytest.mark.parametrize("line", ["", "digest", "digest name", "  name", "digest  "])
 def test_a_text_that_is_damaged_is_refused(line: str) -> None:
-    with pytest.raises(UserError, match="line 2 of a list of code is no digest and name"):
+    with pytest.raises(UserError, match="line 2 of a code file is not a digest and a name"):
         parse_code_text(f"digest  name\n{line}\n")
 
 

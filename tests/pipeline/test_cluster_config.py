@@ -104,7 +104,7 @@ def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
         ("slurm: {default: {time: soon}}", "got time 'soon', expected minutes, HH:MM:SS"),
         ("slurm: {default: {memory: 64 GB}}", "got memory '64 GB', expected a size such as 64G"),
         ("slurm: {default: {requeue: maybe}}", "expected one of allowed, resubmit"),
-        ("slurm: {default: {options: {output: x}}}", "got output in options: it has a setting"),
+        ("slurm: {default: {options: {output: x}}}", "got output in options: remove it"),
         ("slurm: {default: {options: {cpus_per_task: 2}}}", "got cpus-per-task in options"),
         ('slurm: {default: {env: {A-B: "1"}}}', "got 'A-B' in env, expected the name of a var"),
         ("slurm: {default: {resources: {num_worker: 1}}}",
@@ -116,8 +116,8 @@ def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
         ("slurm: {default: 3}", "slurm.default: got 3, expected a mapping"),
         ("slurm: 3", "slurm: got 3, expected a mapping"),
         ("scheduler: 3", "scheduler: got 3, expected a valid string"),
-        ("scheduler: slrum", "scheduler: got 'slrum', expected one of slurm, or module:function of "
-         "your own; did you mean 'slurm'?"),
+        ("scheduler: slrum", "scheduler: got 'slrum', expected one of slurm, or module:function; "
+         "did you mean 'slurm'?"),
         ("scheduler: nowhere:own", "scheduler: nowhere:own cannot be loaded: No module named"),
         ("scheduler: json:loads", "scheduler: json:loads cannot be loaded: loads() missing"),
         ("scheduler: os:getpid", "scheduler: os:getpid returns int, expected a SchedulerKind"),

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.results import dvc_command
 from pipeline.results.code import refresh_identities
-from pipeline.results.documents import differences
+from pipeline.results.documents import code_of, differences
 from pipeline.results.dvc_cache import DvcCache
 from pipeline.results.port import Filing, StageFacts
 
@@ -209,7 +209,10 @@ def test_a_filed_result_is_what_dvc_itself_would_have_written(
         monkeypatch.setattr(DvcCache, "_write_entry", lambda *_: DvcCache.gone)
     hashes = chain.cache.file(chain.filing("train@a", made, tmp_path / "scratch"))
     assert chain.entries() == entries
-    assert chain.objects() == objects
+    code, md5 = code_of(facts.document)  # kept beside, to be compared with later code
+    assert chain.cache.read(chain.root, md5) == (chain.root / code).read_text()
+    own = f"{md5[:2]}/{md5[2:]}"
+    assert {k: v for k, v in chain.objects().items() if k != own} == objects
     assert chain.cache.find(chain.root, str(facts.fingerprint)) == hashes
     assert not (chain.root / "runs").exists()
     said = chain.dvc("repro")
@@ -244,7 +247,7 @@ def test_a_survey_follows_code_and_params_down_the_chain(chain: Chain) -> None:
     changed = chain.facts("train@a")
     assert changed.fingerprint is None  # prepare@a has to run again
     assert changed.recipe != before.recipe
-    assert differences(before.document, changed.document) == ["science", "data/a"]
+    assert differences(before.document, changed.document) == ["data/a", "science"]
     (chain.root / "science/method.py").write_text("x = 1\n")
     assert chain.facts("train@a") == before
 

@@ -111,5 +111,5 @@ def test_a_stage_ends_before_its_run_is_in_the_store_and_then_it_is_there_once(
     assert (found.info.run_name, found.info.status) == ("prepare/icons", "FINISHED")
     stored = {item.path for item in client.list_artifacts(found.info.run_id)}
     assert stored >= {"config.json", "manifest.json"}
-    recipe = json.loads((copied_project / "data/icons/config.json").read_text())
+    recipe = json.loads((copied_project / "runs/prepare/icons/config.json").read_text())
     assert recipe["source"] == "icons"

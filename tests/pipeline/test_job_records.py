@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import threading
 import time
@@ -54,6 +55,8 @@ TERMS = Terms(
     snapshot="s", resources={"threads": 2}, asked={"setup": ["module load cuda"]},
     upstream={"data/icons": "f" * 64}, data_root="/data",
 )  # fmt: skip
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -357,6 +360,9 @@ def test_a_refused_attempt_supersedes_nobody(paths: JobFolder) -> None:
 
 def project_code(tmp_path: Path) -> Path:
     root = tmp_path / "project"
+    for name in ("asl_core", "pipeline"):
+        compiled = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, root / name, ignore=compiled)
     for name in ("asl_core/a.py", "pipeline/b.py", "pipeline/__pycache__/b.pyc", "params.yaml"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
@@ -367,8 +373,12 @@ def test_code_is_frozen_once_and_read_only(tmp_path: Path) -> None:
     root, scratch = project_code(tmp_path), tmp_path / ".asl"
     digest = freeze(read_code(root), scratch)
     folder = code_folder(scratch, digest)
-    files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-    assert files == ["asl_core/a.py", "pipeline/b.py"]
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {"asl_core/a.py", "pipeline/b.py", "pipeline/tables/paper.yaml"} < files
+    assert not {"params.yaml", "pipeline/__pycache__/b.pyc"} & files
+    # what stands for it lies beside it, from the same reading
+    text = (folder / "code/pretrain-asl.txt").read_text()
+    assert text == read_code(root).identities["code/pretrain-asl.txt"]
     assert all(not p.stat().st_mode & 0o222 for p in folder.rglob("*") if p.is_file())
     (root / "pipeline/b.py").write_text("broken")
     assert (folder / "pipeline/b.py").read_text() == "pipeline/b.py"

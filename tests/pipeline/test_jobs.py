@@ -477,7 +477,7 @@ def test_a_sweep_is_handed_over_at_once_each_run_with_a_record_of_its_own(site) 
 
 
 def test_a_report_is_no_job(site) -> None:
-    with pytest.raises(UserError, match="dvc repro makes it"):
+    with pytest.raises(UserError, match="run dvc repro"):
         site.plan("report")
     with pytest.raises(UserError, match="did you mean 'pretrain'"):
         site.plan("pretrian")

@@ -94,7 +94,7 @@ def client(root: Path) -> MlflowClient:
 
 
 def ingest(root: Path, job: JobFolder) -> RunLink:
-    return MlflowStore(root).ingest(job.journal, job.out)
+    return MlflowStore(root).ingest(job.journal, job.details)
 
 
 def history(root: Path, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -349,7 +349,13 @@ def test_pictures_and_texts_are_copied_and_weights_are_not(root: Path) -> None:
     (out / "pictures" / "a.png").write_bytes(PNG)
     (root / "runs" / "outside.png").write_bytes(PNG)
     (out / "config.json").write_text("{}")
-    (out / "encoder.safetensors").write_bytes(b"12345")
+    (out / "method.safetensors").write_bytes(b"123")
+    encoder = root / "runs" / "encoder" / "asl"
+    encoder.mkdir(parents=True)
+    (encoder / "encoder.safetensors").write_bytes(b"12345")
+    other = encoder.with_name("mae")
+    other.mkdir()
+    (other / "encoder.safetensors").write_bytes(b"another run's")
     (out.parent / "asl.json").write_text('{"loss": 1}')
     link = MlflowStore(root).ingest(job.journal, out)
     stored = client(root)
@@ -361,14 +367,16 @@ def test_pictures_and_texts_are_copied_and_weights_are_not(root: Path) -> None:
     assert (folder / "weights.txt").read_text() == (
         "runs/encoder/asl/encoder.safetensors  5 bytes  sha256 "
         "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5\n"
+        "runs/pretrain/asl/method.safetensors  3 bytes  sha256 "
+        "a665a45920422f9d417e4867efdc4fb8a04a1f3fff1fa07e998e86f7f7a27ae3\n"
     )
 
 
 def test_pictures_that_come_later_are_still_taken(root: Path) -> None:
     job = write_attempt(root, lambda journal: journal.artifact("a.png"))
     assert not ingest(root, job).complete
-    job.out.mkdir()
-    (job.out / "a.png").write_bytes(PNG)
+    job.details.mkdir(parents=True)
+    (job.details / "a.png").write_bytes(PNG)
     link = ingest(root, job)
     assert link.complete
     assert [item.path for item in client(root).list_artifacts(link.run_id)] == ["a.png"]
@@ -467,8 +475,8 @@ def test_sync_sends_what_is_missing_and_takes_pictures_of_no_other_run(
     (out.parent / "asl.json").write_text(json.dumps({"fingerprint": "b" * 32}))
     Journal.open(JobFolder.of(root / ".asl", "c" * 32).journal).close()
     assert sync_journals(root, MlflowStore(root)) == 2
-    assert caplog.text.count("demo: pretrain@asl: sent") == 2
-    assert "cccccccccccc: left out" in caplog.text
+    assert caplog.text.count("demo: pretrain@asl: sent") == 1  # the other lacks a picture
+    assert "cccccccccccc: skipped" in caplog.text
     older, newer = run_link(root, "a" * 32), run_link(root, "b" * 32)
     assert older is not None
     assert newer is not None
@@ -512,7 +520,7 @@ def test_a_link_that_is_trusted_spares_a_whole_run_mlflow(root: Path) -> None:
     code = (
         "from pipeline.tracking.mlflow.store import MlflowStore\n"
         "job = Path(sys.argv[1])\n"
-        "MlflowStore(job.parents[2], trust_links=True).ingest(job / 'journal', job / 'out')"
+        "MlflowStore(job.parents[2], trust_links=True).ingest(job / 'journal', job / 'out/details')"
     )
     assert needs_mlflow(code, job.folder)
     assert len(all_runs(root)) == 2
@@ -522,7 +530,7 @@ def test_a_link_that_is_trusted_spares_a_whole_run_mlflow(root: Path) -> None:
 def test_a_link_that_is_trusted_does_not_hide_a_later_attempt(root: Path) -> None:
     assert ingest(root, write_attempt(root, losses(1), end="FAILED")).complete
     job = write_attempt(root, losses(2))
-    link = MlflowStore(root, trust_links=True).ingest(job.journal, job.out)
+    link = MlflowStore(root, trust_links=True).ingest(job.journal, job.details)
     assert client(root).get_run(link.run_id).info.status == "FINISHED"
     assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0)]
 
@@ -532,7 +540,7 @@ def test_a_link_to_another_store_is_not_trusted(root: Path) -> None:
     first = ingest(root, job)
     path = job.folder / "mlflow.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"store": "another"}))
-    link = MlflowStore(root, trust_links=True).ingest(job.journal, job.out)
+    link = MlflowStore(root, trust_links=True).ingest(job.journal, job.details)
     assert link == first
 
 
@@ -540,11 +548,11 @@ def test_a_picture_that_goes_while_it_is_copied_is_missing_and_no_error(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = write_attempt(root, lambda journal: journal.artifact("a.png"))
-    job.out.mkdir()
-    (job.out / "a.png").write_bytes(PNG)
+    job.details.mkdir(parents=True)
+    (job.details / "a.png").write_bytes(PNG)
 
     def gone(*_: object, **__: object) -> None:
-        raise FileNotFoundError(job.out / "a.png")
+        raise FileNotFoundError(job.details / "a.png")
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", gone)
@@ -554,9 +562,10 @@ def test_a_picture_that_goes_while_it_is_copied_is_missing_and_no_error(
 
 def test_a_run_is_not_whole_without_a_reference_to_its_weights(root: Path) -> None:
     job = write_attempt(root, lambda journal: journal.artifact("encoder.safetensors"))
-    job.out.mkdir()
+    encoder = job.out / "encoder"
+    encoder.mkdir(parents=True)
     assert not ingest(root, job).complete
-    (job.out / "encoder.safetensors").write_bytes(b"12345")
+    (encoder / "encoder.safetensors").write_bytes(b"12345")
     link = ingest(root, job)
     assert link.complete
     assert [item.path for item in client(root).list_artifacts(link.run_id)] == ["weights.txt"]
@@ -603,8 +612,8 @@ def test_sync_of_one_run_waits_for_absent_artifacts_without_holding_the_lock(roo
         with tracking_lock(root, seconds=0):
             paused.append(seconds)
         if len(paused) == 2:
-            job.out.mkdir()
-            (job.out / "a.png").write_bytes(PNG)
+            job.details.mkdir(parents=True)
+            (job.details / "a.png").write_bytes(PNG)
 
     sync_run(root, FINGERPRINT, MlflowStore(root, trust_links=True), pause=pause)
     assert paused == list(PAUSES[:2])
@@ -633,7 +642,7 @@ def test_sync_of_one_run_gives_up_on_artifacts_that_stay_away(
     paused: list[float] = []
     sync_run(root, FINGERPRINT, MlflowStore(root, trust_links=True), pause=paused.append)
     assert paused == list(PAUSES)
-    assert "0123abcd0123: shown in MLflow without files that are gone" in caplog.text
+    assert "0123abcd0123: sent to MLflow without the files that are gone" in caplog.text
 
 
 def test_sync_of_one_run_does_not_wait_for_what_a_failed_run_never_wrote(root: Path) -> None:
@@ -687,7 +696,8 @@ def test_a_report_without_a_store_is_made_after_one_warning(
 def test_many_processes_that_find_no_store_lose_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.tracking.mlflow.store import *; "
-        "job = Path(sys.argv[1]); MlflowStore(job.parents[2]).ingest(job / 'journal', job / 'out')"
+        "job = Path(sys.argv[1]); store = MlflowStore(job.parents[2]); "
+        "store.ingest(job / 'journal', job / 'out/details')"
     )
     jobs = [
         write_attempt(
@@ -718,8 +728,9 @@ def scored(encoder: str, accuracy: float) -> Fill:
 
 def test_an_encoder_is_a_model_that_has_the_results_of_all_its_stages(root: Path) -> None:
     made = write_attempt(root, lambda journal: journal.metrics(8, {"pretrain/loss": 0.5}))
-    made.out.mkdir()
-    (made.out / "encoder.safetensors").write_bytes(b"weights")
+    encoder = made.out / "encoder"
+    encoder.mkdir(parents=True)
+    (encoder / "encoder.safetensors").write_bytes(b"weights")
     pretrain = ingest(root, made)
     probe = write_attempt(root, scored(FINGERPRINT, 40.0), stage="linprobe", fingerprint="aa" * 16)
     linprobe = ingest(root, probe)
@@ -773,7 +784,7 @@ def test_pictures_of_several_steps_are_one_series_each_stored_once(root: Path) -
             journal.artifact(f"pictures/reconstructions/step-{step:06d}.png")
 
     job = write_attempt(root, fill)
-    folder = job.out / "pictures/reconstructions"
+    folder = job.details / "pictures/reconstructions"
     folder.mkdir(parents=True)
     for step, colour in ((5, "red"), (10, "blue")):
         Image.new("RGB", (8, 6), colour).save(folder / f"step-{step:06d}.png")
@@ -845,7 +856,7 @@ def test_a_store_that_is_down_is_asked_more_rarely_and_gets_everything_when_it_i
     tracker = Unreliable(run, refusals=2)
     follow_run(root, FINGERPRINT, tracker, None, run.pause, run.clock)
     assert tracker.calls == [30.0, 90.0, 210.0, 240.0, 270.0, 290.0]
-    assert [r.getMessage() for r in caplog.records] == ["not shown in MLflow for now: refused"]
+    assert [r.getMessage() for r in caplog.records] == ["not sent to MLflow for now: refused"]
     link = run_link(root, FINGERPRINT)
     assert link is not None
     assert len(history(root, link.run_id, "pretrain/loss")) == 290
@@ -895,7 +906,7 @@ def test_a_copy_of_a_journal_that_has_stayed_behind_takes_nothing_from_the_store
     kept = next(i for i, line in enumerate(lines) if '"step": 2' in line)
     path.write_text("".join(lines[: kept + 1]))
     uploader = RunUploader(StoreAddress.of(root), other)
-    again = uploader.ingest(read_tracked_run(copy.journal), job=copy.folder, out=copy.out)
+    again = uploader.ingest(read_tracked_run(copy.journal), job=copy.folder, out=copy.details)
     assert again.run_id == link.run_id
     assert history(root, link.run_id, "pretrain/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
@@ -949,7 +960,7 @@ def test_a_run_that_the_store_cannot_take_holds_up_no_other(
     write_attempt(root, losses(1), fingerprint="b" * 32, key="mae")
     assert sync_journals(root, MlflowStore(root)) == 1
     assert run_link(root, "b" * 32) is not None
-    assert "aaaaaaaaaaaa: left out" in caplog.text
+    assert "aaaaaaaaaaaa: skipped" in caplog.text
 
 
 def test_a_store_without_models_shows_runs_all_the_same(

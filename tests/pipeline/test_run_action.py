@@ -93,7 +93,7 @@ class FakeCode:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     root = tmp_path / "project"
-    for folder in (".dvc", "data/icons", "runs/pretrain/asl"):
+    for folder in (".dvc", "data/icons", "runs/encoder/asl"):
         (root / folder).mkdir(parents=True)
     (root / "params.yaml").write_text(PARAMS)
     (root / "data/icons/manifest.json").write_text(json.dumps({"digests": {"train": "d1"}}))
@@ -103,7 +103,7 @@ def project(tmp_path: Path) -> Project:
 def succeed(request: StageRequest) -> dict[str, float]:
     (request.work / "ckpt").mkdir(exist_ok=True)
     (request.work / "ckpt/step-8").write_text("state")
-    (request.out / "encoder.safetensors").write_text("weights")
+    (request.outputs.get("encoder", request.out) / "encoder.safetensors").write_text("weights")
     request.journal.metrics(8, {"pretrain/loss": 0.5})
     return {"pretrain/loss": 0.5, "encoder_parameters_m": 0.25}
 
@@ -142,13 +142,14 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     tracker = FakeTracker()
     outcome = run_stage(project, "pretrain", "asl", services(presenter=tracker))
     out = project.root / "runs/pretrain/asl"
-    assert (out / "encoder.safetensors").read_text() == "weights"
+    assert (project.root / "runs/encoder/asl/encoder.safetensors").read_text() == "weights"
     assert json.loads((out / "config.json").read_text())["method"] == "asl"
     metrics = json.loads((project.root / "runs/pretrain/asl.json").read_text())
     assert metrics == {
-        "fingerprint": "f" * 64, "scale": "reduced",
+        "fingerprint": "f" * 64, "scale": "reduced", "code": "",
         "pretrain/loss": 0.5, "encoder_parameters_m": 0.25,
     }  # fmt: skip
+    assert json.loads((out / "metrics.json").read_text()) == metrics  # travels with the cache
     job = job_of(project)
     assert not job.out.exists()
     name = read_run_name(job.journal)
@@ -194,18 +195,21 @@ def test_a_stage_is_given_its_recipe_its_inputs_and_an_empty_folder(project: Pro
     assert request.recipe.epochs == 12
     assert request.inputs == {
         "dataset": project.root / "data/icons",
-        "encoder": project.root / "runs/pretrain/asl",
+        "encoder": project.root / "runs/encoder/asl",
     }
     assert request.work == job_of(project).folder
 
 
-def test_prepare_and_report_go_to_their_own_folders_without_a_journal(project: Project) -> None:
+def test_what_other_stages_read_and_the_report_hold_no_journal(project: Project) -> None:
     run_stage(project, "prepare", "icons", services())
     run_stage(project, "report", "suite", services(cache=FakeCache("e" * 64)))
-    for folder in ("data/icons", "reports"):
-        assert (project.root / folder / "encoder.safetensors").is_file()
+    run_stage(project, "pretrain", "asl", services(cache=FakeCache("d" * 64)))
+    for folder in ("data/icons", "reports", "runs/encoder/asl", "runs/held_out/asl"):
+        assert (project.root / folder).is_dir()
         assert not (project.root / folder / "journal").exists()
-    assert not (project.root / "data/icons.json").exists()
+    for folder in ("runs/prepare/icons", "runs/pretrain/asl"):
+        assert (project.root / folder / "journal").is_dir()
+    assert not (project.root / "runs/prepare/icons.json").exists()
 
 
 def test_a_second_attempt_finds_the_checkpoints_and_goes_on(project: Project) -> None:
@@ -220,7 +224,7 @@ def test_a_second_attempt_finds_the_checkpoints_and_goes_on(project: Project) ->
         run_stage(project, "pretrain", "asl", services(fail, presenter=tracker))
     job = job_of(project)
     assert kinds(job.journal, "end")[-1]["status"] == "FAILED"
-    assert tracker.seen == [(job.journal, job.out)]
+    assert tracker.seen == [(job.journal, job.details)]
 
     def go_on(request: StageRequest) -> dict[str, float]:
         assert (request.work / "ckpt/step-4").is_file()
@@ -342,8 +346,8 @@ def test_unknown_names_list_the_valid_ones(
 
 
 def test_a_missing_input_names_the_command_that_makes_it(project: Project) -> None:
-    (project.root / "runs/pretrain/asl").rmdir()
-    with pytest.raises(UserError, match="`dvc repro pretrain@asl` makes it"):
+    (project.root / "runs/encoder/asl").rmdir()
+    with pytest.raises(UserError, match="run `dvc repro pretrain@asl`"):
         run_stage(project, "linprobe", "asl", services())
 
 

@@ -241,7 +241,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def succeed(request: StageRequest) -> dict[str, float]:
-    (request.out / "encoder.safetensors").write_text("weights")
+    (request.outputs["encoder"] / "encoder.safetensors").write_text("weights")
     return {"pretrain/loss": 0.5}
 
 
@@ -258,15 +258,17 @@ def test_a_job_gives_its_stage_what_was_frozen_and_files_what_it_made(bench: Ben
     assert request.inputs == {"dataset": bench.paths.inputs / "data/icons"}
     assert request.work == bench.work.folder
     (filing,) = bench.cache.filings
-    assert set(filing.outputs) == {"runs/pretrain/asl", "runs/pretrain/asl.json"}
+    assert set(filing.outputs) == {
+        "runs/encoder/asl", "runs/held_out/asl", "runs/pretrain/asl", "runs/pretrain/asl.json",
+    }  # fmt: skip
     assert json.loads(bench.work.metrics.read_text()) == {
-        "fingerprint": "d" * 64, "pretrain/loss": 0.5, "scale": "reduced",
+        "fingerprint": "d" * 64, "pretrain/loss": 0.5, "scale": "reduced", "code": "",
     }  # fmt: skip
     state = bench.state
     assert (state.status, state.exit_code, state.fingerprint) == (Status.SUCCEEDED, 0, "d" * 64)
     assert (state.gpus, state.driver, state.job_id) == (("GPU-1",), "555.1", "27")
     assert set(state.manifest) == set(filing.outputs)
-    assert (bench.work.out / "encoder.safetensors").is_file()
+    assert (bench.work.out / "encoder/encoder.safetensors").is_file()
 
 
 def test_a_dataset_is_read_from_where_its_submitter_had_it(
@@ -280,7 +282,7 @@ def test_a_dataset_is_read_from_where_its_submitter_had_it(
         return {}
 
     assert bench.run(look) == 0
-    assert set(bench.cache.filings[0].outputs) == {"data/icons"}
+    assert set(bench.cache.filings[0].outputs) == {"data/icons", "runs/prepare/icons"}
 
 
 def test_a_heartbeat_says_how_far_the_run_is(bench: Bench) -> None:
@@ -767,7 +769,7 @@ def test_an_input_that_was_not_made_is_a_failure_that_names_it(bench: Bench) -> 
 def test_an_input_of_which_nobody_has_heard_is_a_failure(bench: Bench) -> None:
     bench.write_job({})
     assert bench.run(succeed) == 1
-    assert "there is no record of it" in (bench.state.error or "")
+    assert "it has no record" in (bench.state.error or "")
 
 
 def test_an_input_that_is_not_seen_yet_is_waited_for(bench: Bench) -> None:

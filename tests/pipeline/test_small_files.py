@@ -7,7 +7,9 @@ from pipeline.tracking.small_files import texts_beside
 def test_weights_are_referred_to_by_path_size_and_digest(tmp_path: Path) -> None:
     out = tmp_path / "runs/pretrain/asl"
     out.mkdir(parents=True)
-    (out / "encoder.safetensors").write_bytes(b"weights")
+    encoder = tmp_path / "runs/encoder/asl"
+    encoder.mkdir(parents=True)
+    (encoder / "encoder.safetensors").write_bytes(b"weights")
     (out / "config.json").write_text("{}")
     (out.parent / "asl.json").write_text('{"loss": 1.0}')
     digest = hashlib.sha256(b"weights").hexdigest()

@@ -318,7 +318,7 @@ def test_a_job_does_not_work_beside_a_local_process_on_the_same_run(site) -> Non
         site.run()
     report = site.reports()["prepare@icons"]
     assert report.verdict is Verdict.FAILED
-    assert f"makes it on {socket.gethostname()} just now" in report.finding.detail
+    assert f"is running it on {socket.gethostname()}" in report.finding.detail
     site.submit("prepare")
     site.run()
     assert site.reports()["prepare@icons"].verdict is Verdict.SUCCEEDED

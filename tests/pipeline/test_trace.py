@@ -117,10 +117,10 @@ def test_a_changed_byte_of_the_encoder_is_found_though_its_size_and_time_are_the
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     said = say("trace", "demo", "asl", "LP", "--verify", code=1)
-    assert said.count("CHANGED  runs/pretrain/asl: dvc.lock has ") == 2
+    assert said.count("CHANGED  runs/encoder/asl: dvc.lock has ") == 2
     assert "CHANGED  linprobe@asl: not evaluated" in said
     assert "ok       linprobe@asl-seed1 lp_acc1" in said
-    assert said.endswith("the number does not hold any more\n")
+    assert said.endswith("the number no longer holds\n")
 
 
 @pytest.mark.slow

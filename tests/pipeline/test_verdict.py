@@ -127,7 +127,7 @@ def test_another_users_job_is_given_up_after_a_week_of_silence() -> None:
         assert found.verdict is verdict
         # a queue that does not answer says nothing of anybody's
         assert find(said, None, answers=False) is Verdict.UNKNOWN
-    assert found.detail == "submitted by u; last heard of 8 days ago"
+    assert found.detail == "submitted by u; last heartbeat 8 days ago"
     unheard = Evidence(tried, None, None, False, False, foreign=True)
     assert judge(unheard, NOW).verdict is Verdict.UNKNOWN
 
@@ -172,10 +172,10 @@ def test_a_verdict_says_what_it_rests_on() -> None:
         Evidence(attempt(), state(Status.RUNNING), queued(JobPhase.ENDED, "TIMEOUT"), True, False),
         NOW,
     )
-    assert lost.detail == "not in the queue, TIMEOUT; last heard of 1000 s ago"
+    assert lost.detail == "not in the queue, TIMEOUT; last heartbeat 1000 s ago"
     cancelled = queued(JobPhase.ENDED, "CANCELLED", never_began=True)
     unheard = judge(Evidence(attempt(), None, cancelled, True, False), NOW)
-    assert unheard.detail == "CANCELLED before it began"
+    assert unheard.detail == "CANCELLED before it started"
     waiting = dataclasses.replace(queued(JobPhase.WAITING, "PENDING"), reason="Priority")
     assert judge(Evidence(attempt(), None, waiting, True, False), NOW).detail == "PENDING Priority"
     refused = judge(Evidence(attempt(refused="no account"), None, None, True, False), NOW)

@@ -94,7 +94,7 @@ def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
 def test_a_renamed_variable_is_vouched_for_and_said_for_ever(place: Place) -> None:
     key = json.loads((place.root / "runs/pretrain/mae.json").read_text())["fingerprint"]
     place.edit(LOOP, *RENAMED)
-    assert "vouch for what it was made from first" in place.vouch("linprobe", "mae", code=2)
+    assert "first vouch for, or run, its inputs" in place.vouch("linprobe", "mae", code=2)
     said = place.vouch("--all")
     assert "pretrain@mae" in said
     assert "20 steps replayed, equal bit for bit" in said
@@ -124,13 +124,13 @@ def test_a_rate_that_differs_by_one_part_in_ten_thousand_is_refused(place: Place
          "            group['lr'] *= 1.0001\n"),
     )  # fmt: skip
     said = place.vouch("pretrain", "mae", code=1)
-    assert "pretrain@mae: not what the present code makes: step " in said
+    assert "pretrain@mae: the current code computes something else: step " in said
     assert "apart, relative" in said
     assert "encoder." in said or "decoder." in said or "loss" in said
     assert not list(place.root.glob("runs/pretrain/*.vouched.json"))
     assert "changed deps" in place.say("dvc", "status", "pretrain@mae")
     said = place.vouch("linprobe", "mae", code=2)
-    assert "vouch for what it was made from first" in said
+    assert "first vouch for, or run, its inputs" in said
 
 
 def test_a_witness_that_was_edited_is_refused(place: Place) -> None:
@@ -158,11 +158,11 @@ def test_an_evaluation_that_measures_something_else_is_refused(place: Place) -> 
     other = f"{measured}\n    metrics = {{name: value + 1e-9 for name, value in metrics.items()}}"
     place.edit("pipeline/stages/analyze.py", (measured, other))
     said = place.vouch("analyze", "mae", code=1)
-    assert "the present code measures" in said
+    assert "the current code gives" in said
 
 
 def test_bad_names_are_one_line(place: Place) -> None:
-    assert "name what to vouch for" in place.vouch(code=2)
+    assert "say what to vouch for" in place.vouch(code=2)
     assert "unknown stage 'pretrian'; did you mean 'pretrain'?" in place.vouch("pretrian", code=2)
-    assert "measures nothing to compare" in place.vouch("prepare", "icons", code=2)
+    assert "has no numbers to compare" in place.vouch("prepare", "icons", code=2)
     assert "unknown experiment" in place.vouch("pretrain", "asl", code=2)

@@ -155,7 +155,7 @@ def test_an_imported_encoder_goes_through_pretrain_linprobe_and_analyze(
     assert record.metrics == {"encoder_parameters_m": pytest.approx(0.150, abs=0.001)}
     out = project.suite / "runs/pretrain" / name
     stored = torch.load(checkpoint, weights_only=True)["model"]
-    ours = load_encoder(out).state_dict()
+    ours = load_encoder(project.suite / "runs/encoder" / name).state_dict()
     assert all(torch.equal(ours[n], tensor) for n, tensor in stored.items())
     artifacts = [r.body["path"] for r in read_records(out / "journal") if r.kind == "artifact"]
     assert {"origin.json", "config.json", "encoder.safetensors"} == set(artifacts)
@@ -190,7 +190,7 @@ def test_another_encoder_under_the_same_name_is_refused(
     name = paste(project, say("import-encoder", checkpoint))
     torch.manual_seed(4)
     torch.save({"model": Encoder(VIT).state_dict()}, checkpoint)
-    assert "exists; --force replaces it" in say("import-encoder", checkpoint, code=2)
+    assert "exists; use --force to replace it" in say("import-encoder", checkpoint, code=2)
     before = json.loads((project.suite / "encoders" / name / "origin.json").read_text())["sha256"]
     said = say("import-encoder", checkpoint, "--force")
     after = json.loads((project.suite / "encoders" / name / "origin.json").read_text())["sha256"]
@@ -268,7 +268,7 @@ def test_export_writes_what_timm_loads(project: Project, checkpoint: Path, say: 
     said = say("export-encoder", name, "--format", "timm")
     assert f"exports/{name}-timm.safetensors; to read it" in said
     model = eval(said.splitlines()[-1], {"timm": timm}).eval()  # the line as printed
-    encoder = load_encoder(project.suite / "runs/pretrain" / name).eval()
+    encoder = load_encoder(project.suite / "runs/encoder" / name).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.forward_features(images), encoder(images), atol=1e-5, rtol=0)
 
@@ -283,7 +283,7 @@ def test_export_refuses_what_it_does_not_know_and_what_is_there(
     say("export-encoder", name, "--format", "mae", "--out", out)
     first = out.read_bytes()
     said = say("export-encoder", name, "--format", "mae", "--out", out, code=2)
-    assert "--force replaces it" in said
+    assert "use --force to replace it" in said
     say("export-encoder", name, "--format", "mae", "--out", out, "--force")
     assert out.read_bytes() == first
     said = say("export-encoder", name, "--out", out, "--force", code=2)

@@ -181,7 +181,7 @@ def test_a_cancelled_job_goes_on_when_it_is_submitted_again(prepared: Lab) -> No
     lab.stub(steps=60, step_s=0.2)
     lab.submit("--stage", "pretrain")
     lab.wait_for_step("pretrain@asl", 5)
-    assert "is told to end" in lab.say("asl-pipe", "cancel", "pretrain@asl")
+    assert "cancelling job" in lab.say("asl-pipe", "cancel", "pretrain@asl")
     lab.wait_for("pretrain@asl", Verdict.LOST)
     assert "pretrain@asl" in lab.submit("--stage", "pretrain")
     report = lab.wait_for("pretrain@asl", Verdict.SUCCEEDED)

@@ -41,7 +41,7 @@ def examine(
         configured = controller.configuration()
         controller.queue()
     except SchedulerError as error:
-        remedy = "try again later; if it stays so, ask whoever runs the cluster"
+        remedy = "try again later; if it persists, ask whoever runs the cluster"
         yield Finding("Slurm's controller", Level.FAILURE, str(error), remedy)
         return
     version = configured.get("SLURM_VERSION", "unknown")
@@ -74,7 +74,7 @@ def judge_configuration(configured: Mapping[str, str]) -> Iterator[Finding]:
     detail = f"KillWait {grace} s: from SIGTERM to the end"
     if grace is not None and grace < SHORT_GRACE_S:
         remedy = (
-            "a checkpoint that takes longer is lost and the run goes on from the one before: "
+            "a checkpoint that takes longer is lost and the run resumes from the previous one: "
             "lower checkpoint_minutes in cluster.yaml"
         )
         yield Finding("grace", Level.WARNING, detail, remedy)
@@ -82,9 +82,7 @@ def judge_configuration(configured: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("grace", Level.OK, detail)
     mode = configured.get("PreemptMode", "OFF")
     if "CANCEL" in mode or "SUSPEND" in mode:
-        remedy = (
-            "jobs that are preempted do not come back by themselves: asl-pipe submit them again"
-        )
+        remedy = "preempted jobs do not come back by themselves: submit them again"
         yield Finding("preemption", Level.WARNING, f"PreemptMode {mode}", remedy)
     else:
         yield Finding("preemption", Level.OK, f"PreemptMode {mode}")

@@ -41,6 +41,6 @@ class SlurmResources(JobResources):
         super().__post_init__()
         if taken := sorted(OWN_OPTIONS & {name.replace("_", "-") for name in self.options}):
             raise ValueError(
-                f"got {', '.join(taken)} in options: it has a setting of its own, or the pipeline "
-                "needs it"
+                f"got {', '.join(taken)} in options: remove it, it has its own setting or is set "
+                "by the pipeline"
             )

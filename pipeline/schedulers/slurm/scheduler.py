@@ -130,7 +130,7 @@ class SlurmScheduler:
         try:
             job = self._show_job(job_id)
             if job.get("JobState") == "COMPLETING" and job.get("Reason") != "TimeLimit":
-                raise SchedulerError("it is being ended already")
+                raise SchedulerError("it is already being cancelled")
             self._ask("scontrol", "requeue", job_id)
         except SchedulerError as error:
             raise SchedulerError(f"job {job_id} is not requeued: {error}") from error
@@ -407,7 +407,7 @@ def _read_queue_line(line: str, comments: Callable[[str], list[str]]) -> QueuedJ
     """Read one line of squeue."""
     parts = [part.strip() for part in line.split("|", len(QUEUE_FIELDS) - 1)]
     if len(parts) != len(QUEUE_FIELDS):
-        raise SchedulerError(f"squeue said {line.strip()!r}, which is not what it was asked for")
+        raise SchedulerError(f"squeue printed an unexpected line: {line.strip()!r}")
     job_id, state, reason, restarts, nodes, comment = parts
     comment = comment.removesuffix("|").strip()
     if comment.startswith(ARRAY_COMMENT):
@@ -459,4 +459,4 @@ def _outside_of_jobs() -> dict[str, str]:
 def _tidy(said: str) -> str:
     """Return what a command said, one line for each, without its name before each."""
     lines = (re.sub(r"^(\w+: )?(error: )?", "", line) for line in said.strip().splitlines())
-    return "; ".join(line for line in lines if line) or "it failed without a word"
+    return "; ".join(line for line in lines if line) or "it failed without a message"

@@ -54,7 +54,7 @@ class RunLink:
     credited: bool = False
 
     def covers(self, lines: Mapping[str, int]) -> bool:
-        """Say whether nothing is left to bring of a journal of so many lines an attempt."""
+        """Say whether a journal with these line counts per attempt has been sent completely."""
         return self.complete and self.credited and self.done == lines
 
     @property

@@ -82,7 +82,7 @@ class EncoderModels:
         return True
 
     def _score(self, model: LoggedModel, run: TrackedRun, run_id: str) -> None:
-        """Add results that the model has not got, be it from a run that was deleted."""
+        """Add results that the model lacks, even those of a run that was deleted."""
         data = run.datasets[-1] if run.datasets else {}
         known = {(m.key, m.value, m.timestamp, m.step) for m in model.metrics or ()}
         found = [

@@ -13,7 +13,7 @@ def experiment_note(suite: str, experiment_id: str) -> str:
 
 - One run per experiment (tag `asl.stage` = `experiment`), named like its entry in `params.yaml`:
   its results (`lp_acc1`, ...) are the experiment's row in the suite's table (`reports/index.html`),
-  its `pretrain/*` metrics the curves of its pre-training. Trained anew, an experiment gets a new
+  its `pretrain/*` metrics the curves of its pre-training. When it is trained again, it gets a new
   run; the newest has the tag `asl.current` = `true`.
 - Below it one run per stage, `detect/asl`, with its own curves, pictures, dataset and system
   metrics. `asl.fingerprint` is DVC's key of the stage: the same key, the same result.

@@ -48,7 +48,7 @@ def serve(root: Path, first_port: int, show: Callable[[str], None]) -> None:
     """
     address = StoreAddress.of(root)
     if address.is_server:
-        show(f"The store is a server already: {address.shown}")
+        show(f"The store is already a server: {address.shown}")
         _show_pages(address.page, root, show)
         return
     if address.database is not None and not address.database.exists():
@@ -65,9 +65,9 @@ def serve(root: Path, first_port: int, show: Callable[[str], None]) -> None:
         base = f"http://127.0.0.1:{port}"
         _wait_until_up(server, base, log)
         _show_pages(base, root, show)
-        show("Ctrl-C ends it.")
+        show("Ctrl-C stops it.")
         server.wait()
-        raise AslPipeError(f"MLflow's server ended by itself; see {log}")
+        raise AslPipeError(f"MLflow's server exited; see {log}")
 
 
 def free_port(first: int) -> int:
@@ -79,7 +79,7 @@ def free_port(first: int) -> int:
     for port in range(first, min(first + PORTS_TRIED, 65536)):
         if _is_free(port):
             return port
-    raise UserError(f"ports {first} and the {PORTS_TRIED - 1} after it are taken; give another")
+    raise UserError(f"ports {first} and the {PORTS_TRIED - 1} after it are taken; use --port")
 
 
 def pages(links: list[RunLink]) -> list[tuple[str, str]]:
@@ -177,4 +177,4 @@ def _wait_until_up(server: "subprocess.Popen[bytes]", base: str, log: Path) -> N
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
