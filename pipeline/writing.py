@@ -4,10 +4,9 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 
-def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
+def write_json(path: Path, content: object, *, sort_keys: bool = True) -> None:
     """Write JSON to a sibling, flush it to the disk, and rename it into place.
 
     The sibling is this process's own: of two writers at once one wins, whole.

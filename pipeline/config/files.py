@@ -155,6 +155,6 @@ def _not_one_of(got: object, names: str) -> str:
     return f"got {got!r}, expected one of {one_of(valid)}{hint(got, valid)}"
 
 
-def each(section: Any) -> Iterator[tuple[str, Any]]:
+def each(section: Any) -> Iterator[tuple[Any, Any]]:
     """Return the items of a section, none where it is not a mapping."""
     return iter(section.items() if isinstance(section, Mapping) else ())

@@ -18,7 +18,7 @@ from pipeline.tables.paper import load_paper
 
 
 def describe_run(
-    request: StageRequest, params: Params, identity: Identity, code: dict[str, str]
+    request: StageRequest[object], params: Params, identity: Identity, code: dict[str, str]
 ) -> None:
     """Write tags, hyperparameters and datasets of a run to its journal.
 
@@ -55,7 +55,7 @@ def describe_run(
         _describe_dataset(journal, folder, identity.inputs.get(f"data/{folder.name}"))
 
 
-def _place(params: Params, request: StageRequest) -> dict[str, str]:
+def _place(params: Params, request: StageRequest[object]) -> dict[str, str]:
     """Return the tables that a suite's experiments are shown in, and the experiment's row there."""
     found = next((each for each in experiments_of(params) if each.key == request.key), None)
     if found is None or STAGES[request.stage] not in MEASURED or not params.tables:

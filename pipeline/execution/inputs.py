@@ -41,7 +41,7 @@ def recipe_of(params: Params, stage: str, key: str) -> Any:
     return section[key]
 
 
-def find_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str, Path]:
+def find_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[str, Path]:
     """Return the paths that a stage reads, by role.
 
     Raises:
@@ -57,7 +57,7 @@ def find_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str
     inputs = {role: project.suite / path for role, path in found.input_paths(key, recipe).items()}
     for role, path in inputs.items():
         if not path.is_dir():
-            maker = f"prepare@{recipe.dataset}" if role == "dataset" else f"pretrain@{key}"
+            maker = f"prepare@{path.name}" if role == "dataset" else f"pretrain@{key}"
             raise UserError(
                 f"{found.run_name(key)} needs {project.shown(path)}, which does not exist; "
                 f"run `dvc repro {maker}`"
@@ -75,7 +75,7 @@ def _imported_encoder(project: Project, key: str, recipe: ImportedRecipe) -> Pat
     return folder
 
 
-def untracked_inputs(project: Project, stage: str, key: str, recipe: Any) -> dict[str, Path]:
+def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[str, Path]:
     """Return what a stage reads in the suite's folder without dvc.yaml saying so.
 
     That is the encoder of an imported experiment: its sha256 is a parameter, so that the result is

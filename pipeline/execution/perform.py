@@ -79,7 +79,7 @@ class StageRun:
     stage: str
     key: str
     params: Params
-    recipe: Any
+    recipe: object
     inputs: dict[str, Path]
     resources: Resources
     identity: Identity
@@ -96,7 +96,7 @@ class StageRun:
     def name(self) -> str:
         return STAGES[self.stage].run_name(self.key)
 
-    def request(self, out: Path, journal: Journal) -> StageRequest:
+    def request(self, out: Path, journal: Journal) -> StageRequest[object]:
         """Return what the stage is given; makes the folders of its outputs."""
         outputs = {role: out / role for role in STAGES[self.stage].outputs}
         for folder in outputs.values():
@@ -203,7 +203,7 @@ def set_threads(resources: Resources) -> None:
 
 
 def _attempt(
-    request: StageRequest, load: Callable[[str], StageFunction], handler: RaisingHandler
+    request: StageRequest[object], load: Callable[[str], StageFunction], handler: RaisingHandler
 ) -> Outcome:
     """Call the stage and note what came of it."""
     began = time.monotonic()
@@ -264,7 +264,7 @@ def _end_badly(run: StageRun, journal: Journal, error: BaseException) -> None:
         journal.end(status, str(error) or type(error).__name__)
 
 
-def _name_small_files(request: StageRequest) -> None:
+def _name_small_files(request: StageRequest[object]) -> None:
     """Write config.json, and note it and the weights: who shows the run waits for them."""
     if request.stage != REPORT.name:
         (request.out / "config.json").write_text(canonical_json(request.recipe), encoding="utf-8")

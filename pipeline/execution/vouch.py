@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from asl_core.engine.journal import Journal
 from asl_core.engine.witness import Circumstances, Witness, first_difference, read_witness
@@ -34,7 +33,7 @@ from pipeline.results.closure import changed_modules
 from pipeline.results.documents import Document, code_of, differences, hashes_of
 from pipeline.results.port import ResultCache, StageFacts
 from pipeline.results.vouchings import Vouching, add_vouching
-from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.request import StageFunction, StageRequest, StoredRun
 from pipeline.stages.table import MEASURED, Stage
 from pipeline.tables.collect import read_metrics
 
@@ -182,8 +181,8 @@ def _as_it_was(
 def _replay(
     project: Project,
     stale: _Stale,
-    run: Any,
-    recipe: Any,
+    run: StageFunction,
+    recipe: object,
     inputs: dict[str, Path],
     resources: Resources,
     old: Witness,

@@ -53,7 +53,7 @@ class DvcCache:
         Raises:
             UserError: dvc.yaml has no such stage, or DVC cannot read it.
         """
-        from dvc.stage.cache import _get_stage_hash
+        from dvc.stage.cache import _get_stage_hash  # pyright: ignore[reportPrivateUsage]
 
         refresh_identities(suite)  # out of date it is never used
         with _stages(suite, name) as (_, stages):
@@ -88,7 +88,7 @@ class DvcCache:
 
     def key(self, document: Document) -> str:
         """Return DVC's run-cache key of a document whose inputs all have hashes."""
-        from dvc.stage.cache import _get_cache_hash
+        from dvc.stage.cache import _get_cache_hash  # pyright: ignore[reportPrivateUsage]
 
         return _get_cache_hash(copy.deepcopy(document), key=True)
 
@@ -218,7 +218,7 @@ class DvcCache:
 
     def _write_entry(self, repo: Any, document: Document) -> None:
         from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA
-        from dvc.stage.cache import _get_cache_hash
+        from dvc.stage.cache import _get_cache_hash  # pyright: ignore[reportPrivateUsage]
         from dvc.utils.serialize import dump_yaml
 
         COMPILED_LOCK_FILE_STAGE_SCHEMA(copy.deepcopy(document))
@@ -430,7 +430,9 @@ class _IgnoreAs:
     def __init__(self, ignore: Any, place: str, shown: str) -> None:
         self.ignore, self.place, self.shown = ignore, place, shown
 
-    def walk(self, fs: Any, path: str, **options: Any) -> Iterator[tuple[str, list, list]]:
+    def walk(
+        self, fs: Any, path: str, **options: Any
+    ) -> Iterator[tuple[str, list[str], list[str]]]:
         for root, folders, files in fs.walk(path, **options):
             shown = self.shown + root[len(self.place) :]
             folders[:], files[:] = self.ignore(shown, folders, files)

@@ -66,10 +66,10 @@ def read_vouchings(metrics: Path) -> list[Vouching]:
     file = vouchings_file(metrics)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        names = ("evaluated", "changed")
-        return [
-            Vouching(**{**each, **{name: tuple(each[name]) for name in names}}) for each in content
-        ]
+        for each in content:
+            for name in ("evaluated", "changed"):
+                each[name] = tuple(each[name])
+        return [Vouching(**each) for each in content]
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -18,11 +17,12 @@ from asl_core.data.shards import PackedDataset
 from asl_core.data.views import normalise
 from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import load_encoder
+from asl_core.recipes.transfer import TokenAnalysis
 from pipeline.stages.pictures import save_figure
 from pipeline.stages.request import StageRequest, StoredRun
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[TokenAnalysis]) -> dict[str, float]:
     """Measure; write the numbers, and pictures of them.
 
     An encoder that was imported has no decoder, hence no predictions and no contrastive view.
@@ -54,7 +54,7 @@ def run(request: StageRequest) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def reevaluate(run: StoredRun) -> dict[str, float]:
+def reevaluate(run: StoredRun[TokenAnalysis]) -> dict[str, float]:
     """Measure once more."""
     encoder = load_encoder(run.inputs["encoder"])
     dataset = PackedDataset(run.inputs["dataset"], "test")
@@ -69,19 +69,19 @@ def _held_out(inputs: dict[str, Path]) -> dict[int, Path]:
     return held_out_files(inputs["held_out"])
 
 
-def _numbers(report: ContrastReport) -> dict[str, Any]:
+def _numbers(report: ContrastReport) -> dict[str, object]:
     return {
         name: [dataclasses.asdict(point) for point in getattr(report, name)]
         for name in ("by_batch", "by_temperature", "over_training")
     }
 
 
-def _write_json(request: StageRequest, name: str, content: dict[str, Any]) -> None:
+def _write_json(request: StageRequest[object], name: str, content: dict[str, object]) -> None:
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
     (request.out / name).write_text(text + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: object) -> object:
     """Return the value with null for every number that JSON has no name for."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
@@ -90,7 +90,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _draw_layers(request: StageRequest, report: TokenReport) -> None:
+def _draw_layers(request: StageRequest[object], report: TokenReport) -> None:
     figure, axis = plt.subplots(figsize=(4.5, 3))
     axis.plot(report.per_layer, marker="o", ms=3)
     axis.set_xlabel("block (0: embedded patches)")
@@ -100,7 +100,7 @@ def _draw_layers(request: StageRequest, report: TokenReport) -> None:
     request.journal.artifact("pictures/similarity_per_layer.png")
 
 
-def _draw_maps(request: StageRequest, report: TokenReport) -> None:
+def _draw_maps(request: StageRequest[object], report: TokenReport) -> None:
     count = len(report.images)
     figure, axes = plt.subplots(2, count, figsize=(1.5 * count, 3), squeeze=False)
     for i in range(count):
@@ -113,7 +113,7 @@ def _draw_maps(request: StageRequest, report: TokenReport) -> None:
     request.journal.artifact("pictures/token_similarity.png")
 
 
-def _draw_attention(request: StageRequest, report: TokenReport, attention: Tensor) -> None:
+def _draw_attention(request: StageRequest[object], report: TokenReport, attention: Tensor) -> None:
     """Draw what [cls] looks at, the mean over the heads and each head; an image a column."""
     maps = torch.cat([attention.mean(dim=1, keepdim=True), attention], dim=1)  # (B, 1 + heads, ...)
     rows, count = 1 + maps.shape[1], len(report.images)
@@ -133,7 +133,7 @@ def _draw_attention(request: StageRequest, report: TokenReport, attention: Tenso
     request.journal.artifact("pictures/attention.png")
 
 
-def _draw_contrast(request: StageRequest, reports: dict[str, ContrastReport]) -> None:
+def _draw_contrast(request: StageRequest[object], reports: dict[str, ContrastReport]) -> None:
     """Draw the two losses of each patch, what their correlation depends on, and the retrieval."""
     figure, axes = plt.subplots(2, 2, figsize=(8.5, 6.5))
     _draw_patches(axes[0, 0], reports["ori"])

@@ -13,7 +13,7 @@ WORST = 12
 """Mistakes that are shown."""
 
 
-def picture_classification(request: StageRequest, predictions: Predictions) -> None:
+def picture_classification(request: StageRequest[object], predictions: Predictions) -> None:
     """Draw the confusion matrix and the worst mistakes on the test split."""
     test = PackedDataset(request.inputs["dataset"], "test")
     pictures, classes = request.out / "pictures", list(test.manifest.classes or ())

@@ -15,6 +15,7 @@ from asl_core.data.masks import decode_masks
 from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.modules.weights import save_weights
+from asl_core.recipes.transfer import Detection
 from asl_core.transfer.detection.evaluate import CocoResults, IouType, precision_by_recall
 from asl_core.transfer.detection.train import (
     build_detector,
@@ -34,7 +35,7 @@ COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#4
            "#bcf60c", "#fabebe")  # fmt: skip
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[Detection]) -> dict[str, float]:
     """Train the detector; write its weights, the test split's detections, and pictures."""
     context = begin_training(request)
     dataset = request.inputs["dataset"]
@@ -54,7 +55,7 @@ def run(request: StageRequest) -> dict[str, float]:
     return metrics
 
 
-def reevaluate(run: StoredRun) -> dict[str, float]:
+def reevaluate(run: StoredRun[Detection]) -> dict[str, float]:
     """Detect in the test images once more with the stored weights."""
     dataset = run.inputs["dataset"]
     model = build_detector(run.recipe, run.inputs["encoder"], instance_dataset(dataset, "train"))
@@ -118,7 +119,7 @@ def draw(sample: Sample, objects: Instances, names: list[str]) -> Tensor:
         return image
     masks = F.interpolate(objects.masks[None].float(), size=size)[0].bool()
     labels = objects.labels.tolist()
-    colours: list = [COLOURS[label % len(COLOURS)] for label in labels]
+    colours: list[str | tuple[int, int, int]] = [COLOURS[label % len(COLOURS)] for label in labels]
     image = draw_segmentation_masks(image, masks, alpha=0.5, colors=colours)
     # boxes that rounding has made empty are widened to the pixel that they lie in
     boxes = (objects.boxes * scale).round()

@@ -1,6 +1,7 @@
 """Fine-tune a pre-trained encoder end to end."""
 
 from asl_core.modules.weights import save_weights
+from asl_core.recipes.transfer import FineTune
 from asl_core.transfer.classification import Predictions
 from asl_core.transfer.features import labelled_dataset
 from asl_core.transfer.finetune import build_classifier, classify, finetune
@@ -12,7 +13,7 @@ from pipeline.stages.training import begin_training
 WEIGHTS = "classifier.safetensors"
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[FineTune]) -> dict[str, float]:
     """Train the classifier; write its weights and the confusion matrix."""
     model, predictions = finetune(
         request.recipe, request.inputs["encoder"], request.inputs["dataset"],
@@ -23,7 +24,7 @@ def run(request: StageRequest) -> dict[str, float]:
     return _metrics(predictions)
 
 
-def reevaluate(run: StoredRun) -> dict[str, float]:
+def reevaluate(run: StoredRun[FineTune]) -> dict[str, float]:
     """Classify the test images once more with the stored weights."""
     train, test = (labelled_dataset(run.inputs["dataset"], split) for split in ("train", "test"))
     model = build_classifier(run.recipe, run.inputs["encoder"], train)

@@ -2,13 +2,14 @@
 
 from asl_core import distributed
 from asl_core.engine.devices import pick_device
+from asl_core.recipes.knn import NearestNeighbours
 from asl_core.transfer.classification import Predictions
 from asl_core.transfer.knn import classify_by_neighbours, voted_accuracy
 from pipeline.stages.classification import picture_classification
 from pipeline.stages.request import StageRequest, StoredRun
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[NearestNeighbours]) -> dict[str, float]:
     """Classify the test images; draw what was said of them."""
     distributed.initialise_from_environment(pick_device(request.resources))
     predictions = classify_by_neighbours(
@@ -18,7 +19,7 @@ def run(request: StageRequest) -> dict[str, float]:
     return _metrics(predictions)
 
 
-def reevaluate(run: StoredRun) -> dict[str, float]:
+def reevaluate(run: StoredRun[NearestNeighbours]) -> dict[str, float]:
     """Classify the test images once more: there is nothing but the encoder to be stored."""
     return _metrics(
         classify_by_neighbours(

@@ -14,7 +14,7 @@ from pipeline.stages.training import begin_training
 WEIGHTS = "probe.safetensors"
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[LinearProbe]) -> dict[str, float]:
     """Train the probe; write its weights and the confusion matrix."""
     heads, by_pooling = linprobe(
         request.recipe, request.inputs["encoder"], request.inputs["dataset"],
@@ -25,7 +25,7 @@ def run(request: StageRequest) -> dict[str, float]:
     return _metrics(request.recipe, by_pooling)
 
 
-def reevaluate(run: StoredRun) -> dict[str, float]:
+def reevaluate(run: StoredRun[LinearProbe]) -> dict[str, float]:
     """Classify the test images once more with the stored weights."""
     encoder = load_encoder(run.inputs["encoder"], image_size=run.recipe.image_size)
     num_classes = labelled_dataset(run.inputs["dataset"], "train").num_classes

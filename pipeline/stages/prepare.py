@@ -12,13 +12,14 @@ from asl_core.data.manifest import Manifest
 from asl_core.data.prepare import prepare
 from asl_core.data.samples import Sample
 from asl_core.data.shards import PackedDataset
+from asl_core.recipes.datasets import Dataset
 from pipeline.stages.request import StageRequest
 
 _PREVIEW_IMAGES = 24
 _PREVIEW_SIDE = 128
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[Dataset]) -> dict[str, float]:
     """Pack the dataset, draw its first images, and record its identity."""
     folder = request.outputs["dataset"]
     manifest = prepare(request.recipe, request.inputs["data_root"], folder, name=request.key)

@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from asl_core.pretrain import (
 from asl_core.protocol import Classifying, Method, Reconstructing
 from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe
 from asl_core.recipes.optimisation import Resources
+from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 from pipeline.jobs.journal import effective_points, last_losses
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest, StoredRun
@@ -37,29 +37,30 @@ RECONSTRUCTIONS = "pictures/reconstructions"
 VIEWS = "pictures/views.png"
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[Pretraining | ImportedRecipe]) -> dict[str, float]:
     """Train the method; write encoder, whole method, predictions of test images, pictures."""
-    if isinstance(request.recipe, ImportedRecipe):
-        return _take_over(request)
+    recipe = request.recipe
+    if isinstance(recipe, ImportedRecipe):
+        return _take_over(request, recipe)
     method = pretrain(
-        request.recipe, request.inputs["dataset"], begin_training(request),
-        at_snapshot=partial(_snapshot, request),
+        recipe, request.inputs["dataset"], begin_training(request),
+        at_snapshot=partial(_snapshot, request, recipe),
     )  # fmt: skip
     if distributed.rank() > 0:
         return {}
-    save_encoder(request.outputs["encoder"], method.encoder_state(), request.recipe.model)
+    save_encoder(request.outputs["encoder"], method.encoder_state(), recipe.model)
     save_weights(request.out / WEIGHTS, method.state_dict())
-    for path in _pictures(request, method):
+    for path in _pictures(request, recipe, method):
         request.journal.artifact(path.relative_to(request.out).as_posix())
     return (
         final_losses(request.work / "journal")
         | {"encoder_parameters_m": _count_millions(method.encoder)}
-        | cost_metrics(request.recipe, request.inputs["dataset"])
-        | own_metrics(method, request.recipe, request.inputs["dataset"], request.resources)
+        | cost_metrics(recipe, request.inputs["dataset"])
+        | own_metrics(method, recipe, request.inputs["dataset"], request.resources)
     )
 
 
-def reevaluate(run: StoredRun) -> dict[str, float]:
+def reevaluate(run: StoredRun[Pretraining | ImportedRecipe]) -> dict[str, float]:
     """Return what a step costs, and how well a method classifies that is trained to.
 
     Its losses were measured on the way.
@@ -75,13 +76,13 @@ def reevaluate(run: StoredRun) -> dict[str, float]:
     return costs | own_metrics(method, run.recipe, dataset, run.resources)
 
 
-def cost_metrics(recipe: Any, dataset: Path) -> dict[str, float]:
+def cost_metrics(recipe: Pretraining, dataset: Path) -> dict[str, float]:
     """Return what an image costs in training, and the parameters."""
     return dataclasses.asdict(measure_cost(recipe, PackedDataset(dataset, "train").num_classes))
 
 
 def own_metrics(
-    method: Method, recipe: Any, dataset: Path, resources: Resources
+    method: Method, recipe: Pretraining, dataset: Path, resources: Resources
 ) -> dict[str, float]:
     """Return what a method can be measured by itself: its classes, if it tells any."""
     if not isinstance(method, Classifying):
@@ -89,12 +90,12 @@ def own_metrics(
     return {"supervised_acc1": own_accuracy(method, recipe, dataset, resources)}
 
 
-def _pictures(request: StageRequest, method: Method) -> list[Path]:
+def _pictures(request: StageRequest[object], recipe: Pretraining, method: Method) -> list[Path]:
     """Put into `out` what a person wants to look at: reconstructions, or what the method sees."""
     if not isinstance(method, Reconstructing):
         path = request.out / VIEWS
         path.parent.mkdir(exist_ok=True)
-        save_image_grid(path, picture_views(request.recipe, request.inputs["dataset"]))
+        save_image_grid(path, picture_views(recipe, request.inputs["dataset"]))
         return [path]
     held_out = request.outputs["held_out"]
     shutil.copytree(request.work / HELD_OUT_FOLDER, held_out, dirs_exist_ok=True)
@@ -105,23 +106,26 @@ def _pictures(request: StageRequest, method: Method) -> list[Path]:
     return [newest, *steps]
 
 
-def _snapshot(request: StageRequest, method: Method, step: int) -> None:
+def _snapshot(
+    request: StageRequest[object], recipe: Pretraining, method: Method, step: int
+) -> None:
     """Keep what the method predicts now, as numbers for the analysis and as pictures.
 
     In `work`, as what is in `out` is lost when the run is killed and goes on.
     """
     if not isinstance(method, Reconstructing):
         return
-    dataset, count = request.inputs["dataset"], request.recipe.held_out_images
+    assert isinstance(recipe, MaskedPretraining)  # as the protocol has it
+    dataset, count = request.inputs["dataset"], recipe.held_out_images
     write_held_out(method, dataset, count, request.work / HELD_OUT_FOLDER, step)
     picture = request.work / RECONSTRUCTIONS / f"step-{step:06d}.png"
     save_image_grid(picture, picture_reconstructions(method, dataset))
 
 
-def _take_over(request: StageRequest) -> dict[str, float]:
+def _take_over(request: StageRequest[object], recipe: ImportedRecipe) -> dict[str, float]:
     """Copy an imported encoder to where a trained one would be."""
     folder = request.outputs["encoder"]
-    encoder = encoder_adopter()(request.inputs["imported"], request.recipe, folder)
+    encoder = encoder_adopter()(request.inputs["imported"], recipe, folder)
     if (folder / ORIGIN_FILE).exists():
         shutil.copy(folder / ORIGIN_FILE, request.out / ORIGIN_FILE)
         request.journal.artifact(ORIGIN_FILE)

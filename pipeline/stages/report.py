@@ -12,7 +12,7 @@ from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[Params]) -> dict[str, float]:
     """Write the report of the suite; a report measures nothing itself."""
     write_report(request.inputs["suite"], request.recipe, request.out, request.page_of)
     request.journal.artifact("index.html")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from asl_core.engine.journal import Journal
 from asl_core.recipes.optimisation import Resources
@@ -12,8 +12,11 @@ DETAILS = "details"
 """Role of the output that people look at and no stage reads: journal, pictures, own weights."""
 
 
+Recipe_co = TypeVar("Recipe_co", covariant=True)
+
+
 @dataclass(frozen=True)
-class StageRequest:
+class StageRequest(Generic[Recipe_co]):
     """One stage run: the same wherever it is called from.
 
     Attributes:
@@ -37,7 +40,7 @@ class StageRequest:
 
     stage: str
     key: str
-    recipe: Any
+    recipe: Recipe_co
     inputs: dict[str, Path]
     work: Path
     outputs: dict[str, Path]
@@ -53,12 +56,13 @@ class StageRequest:
         return self.outputs[DETAILS]
 
 
-StageFunction = Callable[[StageRequest], dict[str, float]]
-"""Writes into `out` and returns the metrics by the field's names."""
+StageFunction = Callable[[StageRequest[Any]], dict[str, float]]
+"""Takes the recipe of its own stage, of which all that is known elsewhere is its name; writes into
+`out` and returns the metrics by the field's names."""
 
 
 @dataclass(frozen=True)
-class StoredRun:
+class StoredRun(Generic[Recipe_co]):
     """What a stage run left, and what it was made from.
 
     Attributes:
@@ -68,7 +72,7 @@ class StoredRun:
         resources: Device, threads, workers of the evaluation.
     """
 
-    recipe: Any
+    recipe: Recipe_co
     folder: Path
     inputs: dict[str, Path]
     resources: Resources

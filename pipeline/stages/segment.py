@@ -11,6 +11,7 @@ from asl_core import distributed
 from asl_core.data.samples import IGNORED_LABEL
 from asl_core.data.shards import PackedDataset
 from asl_core.modules.weights import save_weights
+from asl_core.recipes.transfer import Segmentation
 from asl_core.transfer.segmentation.evaluate import SegmentationScores, predict, score
 from asl_core.transfer.segmentation.model import Segmenter
 from asl_core.transfer.segmentation.train import (
@@ -28,7 +29,7 @@ PICTURED = 8
 """Test images that are drawn."""
 
 
-def run(request: StageRequest) -> dict[str, float]:
+def run(request: StageRequest[Segmentation]) -> dict[str, float]:
     """Train the segmenter; write its weights, the IoU of each class, and segmentations."""
     context = begin_training(request)
     folder = request.inputs["dataset"]
@@ -46,7 +47,7 @@ def run(request: StageRequest) -> dict[str, float]:
     return scores.metrics()
 
 
-def reevaluate(run: StoredRun) -> dict[str, float]:
+def reevaluate(run: StoredRun[Segmentation]) -> dict[str, float]:
     """Segment the test images once more with the stored weights."""
     train, test = (semantic_dataset(run.inputs["dataset"], split) for split in ("train", "test"))
     model = build_segmenter(run.recipe, run.inputs["encoder"], train)
@@ -67,7 +68,7 @@ def write_class_scores(path: Path, scores: SegmentationScores, classes: tuple[st
 
 
 def picture_segmentations(
-    model: Segmenter, dataset: PackedDataset, request: StageRequest
+    model: Segmenter, dataset: PackedDataset, request: StageRequest[Segmentation]
 ) -> dict[str, Tensor]:
     """Return this process's share of the pictures: images, true and predicted maps."""
     columns: dict[str, list[Tensor]] = {"image": [], "ground truth": [], "prediction": []}

@@ -68,7 +68,7 @@ class Stage:
         """Return the name that dvc.yaml has for a run: `pretrain@asl`, or `report`."""
         return self.name if self.section is None else f"{self.name}@{key}"
 
-    def input_paths(self, key: str, recipe: Any) -> dict[str, str]:
+    def input_paths(self, key: str, recipe: object) -> dict[str, str]:
         """Return the paths of a run's inputs in the suite's folder, by role."""
         dataset = getattr(recipe, "dataset", "")
         return {role: path.format(key=key, dataset=dataset) for role, path in self.inputs.items()}
@@ -85,7 +85,7 @@ class Stage:
         """Return the path of a run's metrics file in the suite's folder, where it has one."""
         return f"{self.outputs[DETAILS].format(key=key)}.json" if self.has_metrics else None
 
-    def code_path(self, recipe: Any) -> str:
+    def code_path(self, recipe: object) -> str:
         """Return the path of the text file that stands for the code of a run."""
         variant = "" if self.variant is None else f"-{getattr(recipe, self.variant)}"
         return f"{CODE_FOLDER}/{self.name}{variant}.txt"
@@ -97,11 +97,9 @@ class Stage:
 
 def _evaluation(name: str, recipe: type[Any], **more: Any) -> Stage:
     """Return the row of a stage that measures encoders."""
-    return Stage(
-        name=name, section=name, recipe=recipe, evaluates=True,
-        **{"inputs": {"dataset": DATASET, "encoder": ENCODER},
-           "outputs": {DETAILS: f"runs/{name}/{{key}}"}, **more},
-    )  # fmt: skip
+    more.setdefault("inputs", {"dataset": DATASET, "encoder": ENCODER})
+    more.setdefault("outputs", {DETAILS: f"runs/{name}/{{key}}"})
+    return Stage(name=name, section=name, recipe=recipe, evaluates=True, **more)
 
 
 PREPARE = Stage(

@@ -6,7 +6,7 @@ from asl_core.engine.devices import pick_device
 from pipeline.stages.request import StageRequest
 
 
-def begin_training(request: StageRequest) -> RunContext:
+def begin_training(request: StageRequest[object]) -> RunContext:
     """Join the other processes of the run and return what surrounds its training."""
     distributed.initialise_from_environment(pick_device(request.resources))
     return RunContext(

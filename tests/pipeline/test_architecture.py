@@ -109,7 +109,7 @@ def test_every_stage_of_the_dag_is_known_everywhere() -> None:
 @pytest.mark.parametrize("name", [name for name in STAGES if name not in ("prepare", "report")])
 def test_every_measurement_can_be_made_again_from_what_was_stored(name: str) -> None:
     text = (ROOT / f"pipeline/stages/{name}.py").read_text()
-    assert "\ndef reevaluate(run: StoredRun) -> dict[str, float]:" in text
+    assert "\ndef reevaluate(run: StoredRun[" in text
 
 
 @pytest.mark.parametrize("word", ["slurm", "sbatch", "squeue", "scontrol", "fake"])

@@ -22,7 +22,7 @@ from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.execution.inputs import data_root
 from pipeline.execution.perform import set_threads
 from pipeline.execution.publish import publish
-from pipeline.execution.run import Services, run_stage
+from pipeline.execution.run import RunServices, run_stage
 from pipeline.execution.stop_signals import Terminated
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import read_records, read_run_name
@@ -108,8 +108,8 @@ def succeed(request: StageRequest) -> dict[str, float]:
     return {"pretrain/loss": 0.5, "encoder_parameters_m": 0.25}
 
 
-def services(stage: Callable[[StageRequest], dict[str, float]] = succeed, **changes) -> Services:
-    return Services(
+def services(stage: Callable[[StageRequest], dict[str, float]] = succeed, **changes) -> RunServices:
+    return RunServices(
         **{"cache": FakeCache(), "code": FakeCode(), "load": lambda _: stage, **changes}
     )
 
@@ -428,7 +428,7 @@ def test_git_tags_name_the_commit_and_what_differs_from_it(dvc_project: Path, ca
 def test_every_stage_of_the_dag_has_a_module_with_a_run_function() -> None:
     for stage in STAGES:
         text = (Path(stages.__path__[0]) / f"{stage}.py").read_text()
-        assert "def run(request: StageRequest) -> dict[str, float]:" in text
+        assert "def run(request: StageRequest[" in text
 
 
 def test_a_helping_process_computes_but_neither_records_nor_publishes(

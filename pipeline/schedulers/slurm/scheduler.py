@@ -351,7 +351,8 @@ def _write_script(jobs: Sequence[BatchJob], folder: Path) -> Path:
         executor.parameters["map_count"] = len(jobs)
     command = shlex.join([sys.executable, "-P", str(folder / "task.py"), str(folder)])
     script = folder / "submission.sh"
-    script.write_text(executor._make_submission_file_text(command, uid=""), encoding="utf-8")
+    text = executor._make_submission_file_text(command, uid="")  # pyright: ignore[reportPrivateUsage]
+    script.write_text(text, encoding="utf-8")
     return script
 
 
