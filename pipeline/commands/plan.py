@@ -31,11 +31,11 @@ def plan(
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
     from pipeline.schedulers.find import find_scheduler
-    from pipeline.submission.plan import Services, Wanted, make_plan
+    from pipeline.submission.plan import SubmissionServices, Wanted, make_plan
 
     project = find_project(Path.cwd(), suite)
     found = make_plan(
-        project, Wanted(), Services(DvcCache(), find_scheduler(project.scratch), Git())
+        project, Wanted(), SubmissionServices(DvcCache(), find_scheduler(project.scratch), Git())
     )
     show_plan(found)
 

@@ -35,7 +35,7 @@ def run(
     Example: asl-pipe run pretrain asl
     """
     from pipeline.execution.gpus import find_gpus
-    from pipeline.execution.run import Services, run_stage
+    from pipeline.execution.run import RunServices, run_stage
     from pipeline.project import find_project
     from pipeline.results.code import refresh_identities
     from pipeline.results.dvc_cache import DvcCache
@@ -51,7 +51,7 @@ def run(
     tracker = find_tracker(project.root)
     presenter = find_presenter(tracker, project.root, stage) if first else None
     jobs = find_attendance(project.scratch) if first else None
-    services = Services(
+    services = RunServices(
         cache=DvcCache(), code=Git(), presenter=presenter, page_of=tracker.page_of,
         gpus=find_gpus, find_job_result=None if jobs is None else jobs.result_of,
     )  # fmt: skip
@@ -75,9 +75,9 @@ def find_attendance(scratch: Path) -> "Attendance | None":
     from pipeline.results.git import Git
     from pipeline.schedulers.find import find_scheduler
     from pipeline.submission.await_job import HERE, WAIT, Attendance
-    from pipeline.submission.plan import Services
+    from pipeline.submission.plan import SubmissionServices
 
-    services = Services(DvcCache(), find_scheduler(scratch), Git())
+    services = SubmissionServices(DvcCache(), find_scheduler(scratch), Git())
     return Attendance(services, wait=_is_set(WAIT), here=_is_set(HERE))
 
 

@@ -42,7 +42,7 @@ def submit(
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
     from pipeline.schedulers.find import find_scheduler
-    from pipeline.submission.plan import Services, Wanted, make_plan
+    from pipeline.submission.plan import SubmissionServices, Wanted, make_plan
     from pipeline.submission.submit import Outcome
     from pipeline.submission.submit import submit as carry_out
 
@@ -51,7 +51,7 @@ def submit(
     if names and stage is None:
         raise UserError("names are entries of a stage: add --stage")
     project = find_project(Path.cwd())
-    services = Services(DvcCache(), find_scheduler(project.scratch), Git())
+    services = SubmissionServices(DvcCache(), find_scheduler(project.scratch), Git())
     wanted = Wanted(stage, tuple(names or ()), downstream, force)
     plan = make_plan(project, wanted, services)
     if dry_run:

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Services:
+class RunServices:
     """The world outside, as a stage run needs it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Services:
 
 
 def run_stage(
-    project: Project, stage: str, key: str, services: Services, tables: list[str] | None = None
+    project: Project, stage: str, key: str, services: RunServices, tables: list[str] | None = None
 ) -> Outcome:
     """Run a stage of a suite to its end, or go on where an earlier attempt stopped.
 

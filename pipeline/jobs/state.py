@@ -24,9 +24,6 @@ class RunStatus(StrEnum):
     INTERRUPTED = journal.INTERRUPTED
 
 
-Status = RunStatus  # the old name, until worker and submission say the new one
-
-
 @dataclass(frozen=True, kw_only=True)
 class JobState:
     """The job's own account; times in seconds since 1970.
@@ -82,6 +79,7 @@ def read_state(paths: JobFolder) -> JobState | None:
         values = {key: value for key, value in raw.items() if key in known}
         for name in ("gpus", "stopped_by"):
             values[name] = tuple(values.get(name, ()))
-        return JobState(**{**values, "status": RunStatus(values["status"])})
+        values["status"] = RunStatus(values["status"])
+        return JobState(**values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

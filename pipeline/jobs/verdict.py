@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.jobs.job import Attempt
-from pipeline.jobs.state import JobState, Status
+from pipeline.jobs.state import JobState, RunStatus
 from pipeline.schedulers.port import JobPhase, QueuedJob
 
 
@@ -96,7 +96,7 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
     state = evidence.state
     if attempt is not None and state is not None and state.token != attempt.token:
         state = None  # an older attempt's words are void
-    if state is not None and state.status is Status.SUCCEEDED:
+    if state is not None and state.status is RunStatus.SUCCEEDED:
         return _judge_success(evidence, state, now, patience)
     if not evidence.queue_answers:
         if state is not None and _has_failed_long_since(state, now, patience):
@@ -113,7 +113,7 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
         return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler does not report it")
     if queued is not None and not queued.has_ended:
         return _judge_queued(queued, state)
-    if state is not None and state.status is Status.FAILED:
+    if state is not None and state.status is RunStatus.FAILED:
         return Finding(Verdict.FAILED, _last_line(state.error))
     if attempt is None:
         return Finding(Verdict.LOST, "it was never submitted")
@@ -126,7 +126,7 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
     ended = f", {queued.said}" if queued is not None else ""
     detail = f"not in the queue{ended}{stopped}; last heartbeat {max(0, round(silence))} s ago"
     settling = silence < patience.silence_s
-    if queued is not None and state.status is Status.INTERRUPTED:
+    if queued is not None and state.status is RunStatus.INTERRUPTED:
         settling = False  # both sides say that it is over
     return Finding(Verdict.SETTLING if settling else Verdict.LOST, detail)
 
@@ -142,14 +142,14 @@ def _judge_success(evidence: Evidence, state: JobState, now: float, patience: Pa
 def _has_failed_long_since(state: JobState, now: float, patience: Patience) -> bool:
     """Say whether a job reported its failure long enough ago to be believed without the queue."""
     ago = now - (state.ended or state.heartbeat)
-    return state.status is Status.FAILED and ago > patience.settling_s
+    return state.status is RunStatus.FAILED and ago > patience.settling_s
 
 
 def _judge_queued(queued: QueuedJob, state: JobState | None) -> Finding:
     waits = queued.phase is JobPhase.WAITING
     if waits and queued.can_never_start:
         return Finding(Verdict.BLOCKED, "a job it depends on did not succeed")
-    if state is not None and state.status is Status.FAILED and not waits:
+    if state is not None and state.status is RunStatus.FAILED and not waits:
         return Finding(Verdict.SETTLING, f"failed, ending: {_last_line(state.error)}")
     return Finding(Verdict.ACTIVE, f"{queued.said} {queued.reason}".strip())
 

@@ -17,7 +17,7 @@ from pipeline.project import Project
 from pipeline.results.documents import Hashes
 from pipeline.results.port import Identity
 from pipeline.submission.job_reports import JobReport, Queue, report_on
-from pipeline.submission.plan import Services
+from pipeline.submission.plan import SubmissionServices
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Attendance:
         here: A job that failed or was lost is no reason not to run in this process.
     """
 
-    services: Services
+    services: SubmissionServices
     wait: bool = False
     here: bool = False
 

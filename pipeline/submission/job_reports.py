@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, is_of_asl_pipe, read_attempts, read_job, token_in
-from pipeline.jobs.state import JobState, Status, read_state
+from pipeline.jobs.state import JobState, RunStatus, read_state
 from pipeline.jobs.verdict import Evidence, Finding, Patience, Verdict, judge
 from pipeline.results.port import ResultCache
 from pipeline.schedulers.port import QueuedJob, Scheduler, SchedulerError
@@ -149,7 +149,7 @@ def report_on(
     if report is None:
         return None
     newest, state = report.attempt, report.state
-    manifest = state.manifest if state and state.status is Status.SUCCEEDED else {}
+    manifest = state.manifest if state and state.status is RunStatus.SUCCEEDED else {}
     queued = queue.line_of(newest)
     foreign = newest is not None and newest.user != queue.user
     evidence = Evidence(

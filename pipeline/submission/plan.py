@@ -42,7 +42,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
-class Services:
+class SubmissionServices:
     """The world outside, as a submission needs it.
 
     Attributes:
@@ -129,7 +129,7 @@ class Plan:
         return self.entry(name).fingerprint
 
 
-def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
+def make_plan(project: Project, wanted: Wanted, services: SubmissionServices) -> Plan:
     """Find out what is stale, what lives, and what would be submitted.
 
     Code and parameters are read before and after DVC is asked: what is frozen is what was planned.
@@ -172,7 +172,12 @@ def make_plan(project: Project, wanted: Wanted, services: Services) -> Plan:
 
 
 def judge_entry(
-    project: Project, facts: StageFacts, queue: Queue, services: Services, *, anew: bool = False
+    project: Project,
+    facts: StageFacts,
+    queue: Queue,
+    services: SubmissionServices,
+    *,
+    anew: bool = False,
 ) -> tuple[Action, str, JobReport | None]:
     """Decide what to do about a run that has no result: (action, why, the job it rests on).
 
@@ -235,7 +240,7 @@ def _plan_entry(
     before: dict[str, Entry],
     request_of: Callable[[str], JobRequest],
     queue: Queue,
-    services: Services,
+    services: SubmissionServices,
     *,
     anew: bool,
 ) -> Entry:
@@ -301,7 +306,7 @@ def _changed_code(project: Project, facts: StageFacts, locked: Document, cache: 
 
 
 def _report(
-    project: Project, fingerprint: str, queue: Queue, services: Services
+    project: Project, fingerprint: str, queue: Queue, services: SubmissionServices
 ) -> JobReport | None:
     paths = JobFolder.of(project.scratch, fingerprint)
     return report_on(
@@ -309,7 +314,7 @@ def _report(
     )
 
 
-def _live_reports(project: Project, queue: Queue, services: Services) -> list[JobReport]:
+def _live_reports(project: Project, queue: Queue, services: SubmissionServices) -> list[JobReport]:
     """Return reports on all jobs of the suite that wait or run."""
     suite = relative_suite(project)
     beginnings = {line.comment.split(":")[1] for line in queue.live}

@@ -28,7 +28,7 @@ from pipeline.submission.plan import (
     Action,
     Entry,
     Plan,
-    Services,
+    SubmissionServices,
     fingerprint_of,
     fingerprints_of,
     judge_entry,
@@ -73,7 +73,7 @@ class Submitted:
     detail: str = ""
 
 
-def submit(plan: Plan, services: Services) -> list[Submitted]:
+def submit(plan: Plan, services: SubmissionServices) -> list[Submitted]:
     """Submit what a plan says, one level of the DAG after the other.
 
     Returns:
@@ -125,7 +125,7 @@ class _Submission:
     """
 
     plan: Plan
-    services: Services
+    services: SubmissionServices
     tags: dict[str, str]
     results: dict[str, Submitted]
     room: _Room

@@ -11,7 +11,7 @@ from asl_core.engine.journal import redact
 from asl_core.errors import InterruptedRun
 from pipeline.execution.perform import help_perform
 from pipeline.jobs.job import newer_attempt
-from pipeline.jobs.state import ERROR_CHARACTERS, JobState, Status, read_state
+from pipeline.jobs.state import ERROR_CHARACTERS, JobState, RunStatus, read_state
 from pipeline.worker.process import DONE, FAILED, JobFailure, JobProcess
 from pipeline.writing import write_json
 
@@ -90,7 +90,7 @@ class Helper(JobProcess):
     def _is_over(self) -> bool:
         """Say whether the first process has ended well, or has handed the run over."""
         state = self._first_process()
-        if state is not None and state.status in (Status.SUCCEEDED, Status.INTERRUPTED):
+        if state is not None and state.status in (RunStatus.SUCCEEDED, RunStatus.INTERRUPTED):
             return True
         return newer_attempt(self.paths, self.attempt.number) is not None
 
@@ -110,7 +110,7 @@ class Helper(JobProcess):
         give_up = self.services.clock() + NOTICED_S
         while self.services.clock() < give_up:
             state = self._first_process()
-            if state is not None and state.status is Status.FAILED:
+            if state is not None and state.status is RunStatus.FAILED:
                 break
             if self._is_over():
                 return DONE

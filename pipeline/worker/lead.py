@@ -26,7 +26,7 @@ from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import ProgressReader
 from pipeline.jobs.reporter import Reporter, as_fields
-from pipeline.jobs.state import ERROR_CHARACTERS, JobState, Status, read_state
+from pipeline.jobs.state import ERROR_CHARACTERS, JobState, RunStatus, read_state
 from pipeline.results.code import code_folder
 from pipeline.results.documents import Document, Hashes, hashes_of
 from pipeline.results.port import Filing
@@ -39,7 +39,7 @@ from pipeline.worker.process import (
     JobFailure,
     JobProcess,
     Place,
-    Services,
+    WorkerServices,
     exit_code_of,
 )
 from pipeline.worker.upstream import UpstreamPending, resolve, yield_folder_to_live_job
@@ -61,7 +61,7 @@ class Lead(JobProcess):
         job: Job,
         attempt: Attempt,
         place: Place,
-        services: Services,
+        services: WorkerServices,
         signals: StopSignals,
     ) -> None:
         super().__init__(paths, job, attempt, place, services, signals)
@@ -72,7 +72,7 @@ class Lead(JobProcess):
         now = services.clock()
         self.own_gpus = services.gpus()
         state = JobState(
-            status=Status.RUNNING, attempt=attempt.number, token=attempt.token,
+            status=RunStatus.RUNNING, attempt=attempt.number, token=attempt.token,
             job_id=place.job_id, restarts=self.restarts, heartbeat=now, started=now,
             nodes=place.nodes, gpus=self.own_gpus.uuids, driver=self.own_gpus.driver,
             pid=os.getpid(),
@@ -247,7 +247,7 @@ class Lead(JobProcess):
     def _succeeded(self, manifest: Hashes) -> int:
         now = self.services.clock()
         self.reporter.update(
-            status=Status.SUCCEEDED, ended=now, exit_code=DONE, error=None, gpus=self._gpus(),
+            status=RunStatus.SUCCEEDED, ended=now, exit_code=DONE, error=None, gpus=self._gpus(),
             manifest={path: dict(hashed) for path, hashed in manifest.items()}, **self._look(),
         )  # fmt: skip
         shutil.rmtree(self.paths.inputs, ignore_errors=True)
@@ -285,7 +285,7 @@ class Lead(JobProcess):
     def _end_as_failed(self, text: str, code: int) -> int:
         try:
             self.reporter.update(
-                status=Status.FAILED, ended=self.services.clock(), exit_code=code,
+                status=RunStatus.FAILED, ended=self.services.clock(), exit_code=code,
                 error=redact(text)[-ERROR_CHARACTERS:], gpus=self._gpus(), **self._look(),
             )  # fmt: skip
         except SupersededError as superseded:
@@ -309,7 +309,7 @@ class Lead(JobProcess):
             return self._end_as_failed(text, FAILED)
         try:
             self.reporter.update(
-                status=Status.INTERRUPTED, ended=self.services.clock(), exit_code=INTERRUPTED,
+                status=RunStatus.INTERRUPTED, ended=self.services.clock(), exit_code=INTERRUPTED,
                 stopped_by=names, gpus=self._gpus(), **self._look(),
             )  # fmt: skip
         except SupersededError as superseded:
@@ -325,7 +325,7 @@ class Lead(JobProcess):
         """Begin when what this job needs is there: its maker has become another job meanwhile."""
         logger.info("%s", pending)
         try:
-            self.reporter.update(status=Status.INTERRUPTED, ended=self.services.clock())
+            self.reporter.update(status=RunStatus.INTERRUPTED, ended=self.services.clock())
         except SupersededError as superseded:
             return self._superseded(superseded)
         except OSError as unwritten:

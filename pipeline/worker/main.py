@@ -21,7 +21,7 @@ from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, read_attempts, read_job
 from pipeline.worker.helper import Helper
 from pipeline.worker.lead import Lead
-from pipeline.worker.process import FAILED, WRONG_INPUT, Place, Services
+from pipeline.worker.process import FAILED, WRONG_INPUT, Place, WorkerServices
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def main() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
     paths, token = JobFolder(Path(sys.argv[1])), sys.argv[2]
     scheduler = find_scheduler(paths.scratch)
-    services = Services(cache=DvcCache(), scheduler=scheduler, gpus=find_gpus)
+    services = WorkerServices(cache=DvcCache(), scheduler=scheduler, gpus=find_gpus)
     try:
         code = run_job(paths, token, services, os.environ)
     except BaseException:
@@ -62,7 +62,7 @@ def leave(code: int) -> NoReturn:
     give_up.daemon = True
     give_up.start()
     try:
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:
@@ -70,7 +70,7 @@ def leave(code: int) -> NoReturn:
 
 
 def run_job(
-    paths: JobFolder, token: str, services: Services, environment: Mapping[str, str]
+    paths: JobFolder, token: str, services: WorkerServices, environment: Mapping[str, str]
 ) -> int:
     """Run one process of an attempt and return its exit code.
 
@@ -90,7 +90,7 @@ def run_job(
         return process(paths, job, attempt, place, services, signals).run()
 
 
-def _find(paths: JobFolder, token: str, services: Services) -> tuple[Job, Attempt] | None:
+def _find(paths: JobFolder, token: str, services: WorkerServices) -> tuple[Job, Attempt] | None:
     """Return a job and its attempt; what its submitter has written may show here later."""
     give_up = services.clock() + services.patience.submitted_s
     while True:

@@ -41,7 +41,7 @@ LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset) by peer", re.IGNO
 
 
 @dataclass(frozen=True)
-class Services:
+class WorkerServices:
     """The world outside, as a job needs it.
 
     Attributes:
@@ -133,7 +133,7 @@ class JobProcess(ABC):
         job: Job,
         attempt: Attempt,
         place: Place,
-        services: Services,
+        services: WorkerServices,
         signals: StopSignals,
     ) -> None:
         self.paths, self.job, self.attempt, self.place = paths, job, attempt, place
@@ -149,7 +149,7 @@ class JobProcess(ABC):
         """
         function = self.services.load(stage)
 
-        def call(request: StageRequest) -> dict[str, float]:
+        def call(request: StageRequest[object]) -> dict[str, float]:
             try:
                 return function(request)
             except RuntimeError as error:

@@ -7,11 +7,11 @@ from pipeline.errors import AslPipeError
 from pipeline.jobs.fence import holder_of
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import PROVISIONAL, Job
-from pipeline.jobs.state import Status
+from pipeline.jobs.state import RunStatus
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.results.documents import Document, Hashes, missing_deps, with_deps
 from pipeline.submission.job_reports import JobReport, Queue, report_on
-from pipeline.worker.process import Services
+from pipeline.worker.process import WorkerServices
 
 POLL_S = 2.0
 _UNDECIDED = (Verdict.SETTLING, Verdict.UNKNOWN)
@@ -36,7 +36,7 @@ class UpstreamPending(AslPipeError):
 
 
 def resolve(
-    job: Job, upstream: Mapping[str, str], paths: JobFolder, services: Services
+    job: Job, upstream: Mapping[str, str], paths: JobFolder, services: WorkerServices
 ) -> Document:
     """Return a job's document with the hashes of all inputs.
 
@@ -68,7 +68,7 @@ def resolve(
     return with_deps(job.document, hashes)
 
 
-def yield_folder_to_live_job(fence: Path, paths: JobFolder, services: Services) -> None:
+def yield_folder_to_live_job(fence: Path, paths: JobFolder, services: WorkerServices) -> None:
     """Leave a folder to the job of another run that works there, as long as that lives.
 
     Runs of different recipes can turn out to be one and the same when their inputs are there.
@@ -100,16 +100,16 @@ def yield_folder_to_live_job(fence: Path, paths: JobFolder, services: Services) 
         services.pause(POLL_S)
 
 
-def _beats(report: JobReport, services: Services) -> bool:
+def _beats(report: JobReport, services: WorkerServices) -> bool:
     """Say whether a job has said a moment ago that it runs."""
     state = report.own_state
-    if state is None or state.status is not Status.RUNNING:
+    if state is None or state.status is not RunStatus.RUNNING:
         return False
     return services.clock() - state.heartbeat < services.patience.silence_s
 
 
 def _wait_for_output(
-    path: str, fingerprint: str, paths: JobFolder, services: Services
+    path: str, fingerprint: str, paths: JobFolder, services: WorkerServices
 ) -> tuple[Hashes | None, str | None]:
     """Return the outputs of the run that makes `path`, or the id of the job that still does.
 
@@ -145,7 +145,7 @@ def _seconds_to_wait(report: JobReport | None, patience: Patience) -> float:
     return 0.0
 
 
-def _report_on(paths: JobFolder, services: Services) -> JobReport | None:
+def _report_on(paths: JobFolder, services: WorkerServices) -> JobReport | None:
     return report_on(
         paths, paths.scratch.parent, Queue(services.scheduler), services.cache, services.patience,
         services.clock(),

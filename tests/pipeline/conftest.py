@@ -18,7 +18,7 @@ from pipeline.project import Project, find_project
 from pipeline.results.dvc_cache import DvcCache
 from pipeline.results.git import Git
 from pipeline.submission.job_reports import JobReport, job_reports
-from pipeline.submission.plan import Plan, Services, make_plan
+from pipeline.submission.plan import Plan, SubmissionServices, make_plan
 from pipeline.submission.selection import Wanted
 from pipeline.submission.submit import Submitted, submit
 from pipeline.tables.collect import Suite, collect
@@ -168,8 +168,8 @@ class Site:
         return find_project(self.root)
 
     @property
-    def services(self) -> Services:
-        return Services(self.cache, self.cluster, Git(), self.patience)
+    def services(self) -> SubmissionServices:
+        return SubmissionServices(self.cache, self.cluster, Git(), self.patience)
 
     def stub(self, **orders: Any) -> None:
         """Say what stages do from now on, see stub_stages.py."""

@@ -18,7 +18,7 @@ from pipeline.jobs.verdict import Patience
 from pipeline.project import find_project
 from pipeline.results.dvc_cache import DvcCache
 from pipeline.results.git import Git
-from pipeline.submission.plan import Services, make_plan
+from pipeline.submission.plan import SubmissionServices, make_plan
 from pipeline.submission.selection import Wanted
 from pipeline.submission.submit import submit
 
@@ -45,7 +45,7 @@ for owner, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (os, "mkdir"
 
 root, cluster = map(Path, sys.argv[1:3])
 stage = sys.argv[3] if len(sys.argv) > 3 else None
-services = Services(
+services = SubmissionServices(
     DvcCache(), FakeScheduler(cluster), Git(),
     Patience(submitted_s=float(os.environ.get("PATIENCE", "1.5"))),
 )  # fmt: skip

@@ -35,7 +35,7 @@ from pipeline.jobs.job import (
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import Progress, ProgressReader
 from pipeline.jobs.reporter import Reporter, as_fields
-from pipeline.jobs.state import JobState, Status, read_state, write_state
+from pipeline.jobs.state import JobState, RunStatus, read_state, write_state
 from pipeline.results.code import code_folder, freeze, read_code
 from pipeline.results.documents import differences, missing_deps, recipe_id, with_deps, with_outs
 from pipeline.submission import hand_over
@@ -419,8 +419,8 @@ def test_progress_follows_the_newest_attempt(tmp_path: Path) -> None:
 
 def running(**changes) -> JobState:
     return JobState(
-        **{"status": Status.RUNNING, "attempt": 1, "token": "t", "heartbeat": 0.0, "started": 0.0,
-           **changes}
+        **{"status": RunStatus.RUNNING, "attempt": 1, "token": "t", "heartbeat": 0.0,
+           "started": 0.0, **changes}
     )  # fmt: skip
 
 
@@ -437,8 +437,8 @@ def test_a_heartbeat_tells_the_time_and_the_progress_and_stops(paths: JobFolder)
     assert state is not None
     assert state.step == 7
     assert state.heartbeat >= 3
-    reporter.update(status=Status.FAILED)
-    assert (read_state(paths) or running()).status is Status.FAILED
+    reporter.update(status=RunStatus.FAILED)
+    assert (read_state(paths) or running()).status is RunStatus.FAILED
 
 
 def test_a_superseded_process_is_told_and_writes_nothing_more(paths: JobFolder) -> None:
@@ -457,7 +457,7 @@ def test_a_superseded_process_is_told_and_writes_nothing_more(paths: JobFolder) 
     assert told.wait(10)
     reporter.end()
     with pytest.raises(SupersededError):
-        reporter.update(status=Status.SUCCEEDED)
+        reporter.update(status=RunStatus.SUCCEEDED)
     assert (read_state(paths) or running()).token == "successor"
 
 
@@ -479,9 +479,9 @@ def test_there_is_room_for_a_last_word_on_a_full_disk(tmp_path: Path) -> None:
         reporter.begin()
         with pytest.raises(OSError, match="No space"):
             fill(disk / "big")
-        reporter.update(status=Status.FAILED, error="x" * 6000)
+        reporter.update(status=RunStatus.FAILED, error="x" * 6000)
         state = read_state(paths)
         assert state is not None
-        assert (state.status, len(state.error or "")) == (Status.FAILED, 6000)
+        assert (state.status, len(state.error or "")) == (RunStatus.FAILED, 6000)
     finally:
         os.system(f"umount {disk}")

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.jobs.journal import effective_points, read_records
-from pipeline.jobs.state import Status
+from pipeline.jobs.state import RunStatus
 from pipeline.jobs.verdict import Verdict
 from pipeline.submission.plan import Action
 from pipeline.submission.submit import Outcome
@@ -60,7 +60,7 @@ def test_a_job_says_how_far_it_is_and_where(site) -> None:
     site.submit("pretrain")
     site.run()
     state = site.state("pretrain@asl")
-    assert (state.status, state.step, state.total_steps) == (Status.SUCCEEDED, 7, 7)
+    assert (state.status, state.step, state.total_steps) == (RunStatus.SUCCEEDED, 7, 7)
     assert (state.nodes, state.job_id, state.exit_code) == ("n1", "2", 0)
     assert state.images_per_s == 8.0
     work = site.work("pretrain@asl")
@@ -153,12 +153,12 @@ def test_a_job_warned_of_its_time_limit_goes_on_where_it_was(site) -> None:
     site.cluster.signal(job_id, signal.SIGUSR1)
     site.run(until=lambda: site.cluster.read(job_id)["restarts"] == 1)
     interrupted = site.state("pretrain@asl")
-    assert (interrupted.status, interrupted.stopped_by) == (Status.INTERRUPTED, ("SIGUSR1",))
+    assert (interrupted.status, interrupted.stopped_by) == (RunStatus.INTERRUPTED, ("SIGUSR1",))
     assert site.verdict("pretrain@asl") is Verdict.ACTIVE
     assert site.submit("pretrain")["pretrain@asl"].outcome is Outcome.ATTACHED
     site.run()
     state = site.state("pretrain@asl")
-    assert (state.status, state.restarts, state.job_id) == (Status.SUCCEEDED, 1, job_id)
+    assert (state.status, state.restarts, state.job_id) == (RunStatus.SUCCEEDED, 1, job_id)
     assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
     journal = site.root / "runs/pretrain/asl/journal"
     starts = [r.body["step"] for r in read_records(journal) if r.kind == "resume"]
@@ -174,7 +174,7 @@ def test_a_preempted_job_goes_on_where_it_was(site) -> None:
     site.cluster.preempt(job_id)
     site.run()
     state = site.state("pretrain@asl")
-    assert (state.status, state.restarts) == (Status.SUCCEEDED, 1)
+    assert (state.status, state.restarts) == (RunStatus.SUCCEEDED, 1)
     assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
     assert len(site.cluster.all()) == 2
 
@@ -204,7 +204,7 @@ def test_a_cancelled_job_stays_where_it_was_until_it_is_submitted_again(site) ->
     site.cluster.cancel([job_id])
     site.run()
     state = site.state("pretrain@asl")
-    assert (state.status, state.stopped_by) == (Status.INTERRUPTED, ("SIGTERM",))
+    assert (state.status, state.stopped_by) == (RunStatus.INTERRUPTED, ("SIGTERM",))
     assert site.cluster.read(job_id)["state"] == "CANCELLED"
     assert site.verdict("pretrain@asl") is Verdict.LOST
     again = site.submit("pretrain")["pretrain@asl"]
@@ -230,7 +230,7 @@ def test_a_job_that_is_interrupted_too_often_fails(site) -> None:
     site.cluster.signal(job_id, signal.SIGUSR1)
     site.run()
     state = site.state("pretrain@asl")
-    assert state.status is Status.FAILED
+    assert state.status is RunStatus.FAILED
     assert "max_restarts is 1" in (state.error or "")
     assert site.verdict("pretrain@asl") is Verdict.FAILED
 
@@ -245,7 +245,7 @@ def test_a_process_of_a_lost_node_cannot_write_over_its_successor(site) -> None:
     site.run()
     assert orphan.wait(20) == 75
     state = site.state("pretrain@asl")
-    assert (state.status, state.restarts) == (Status.SUCCEEDED, 1)
+    assert (state.status, state.restarts) == (RunStatus.SUCCEEDED, 1)
     assert state.pid != orphan.pid
     records = read_records(site.work("pretrain@asl") / "journal")
     ends = {r.attempt: r.body["status"] for r in records if r.kind == "end"}
@@ -290,7 +290,7 @@ def test_a_failed_job_leaves_its_traceback_and_what_waits_for_it_is_shown(site) 
     site.submit("prepare")
     site.run()
     state = site.state("prepare@icons")
-    assert (state.status, state.exit_code) == (Status.FAILED, 1)
+    assert (state.status, state.exit_code) == (RunStatus.FAILED, 1)
     assert "in run" in (state.error or "")
     assert (state.error or "").rstrip().endswith("ZeroDivisionError: the stub of rank 0 fails")
     done = site.submit()
@@ -321,7 +321,7 @@ def test_an_input_that_is_wrong_is_one_line_and_no_traceback(site) -> None:
     record.params.write_text(text.replace("source: icons", "source: icnos"))
     site.run()
     state = site.state("prepare@icons")
-    assert (state.status, state.exit_code) == (Status.FAILED, 2)
+    assert (state.status, state.exit_code) == (RunStatus.FAILED, 2)
     assert "Traceback" not in (state.error or "")
     assert "did you mean 'icons'" in (state.error or "")
 
@@ -331,7 +331,7 @@ def test_a_full_disk_is_a_failure_that_says_so_and_what_was_done_is_kept(site) -
     site.submit("pretrain")
     site.run()
     state = site.state("pretrain@asl")
-    assert state.status is Status.FAILED
+    assert state.status is RunStatus.FAILED
     assert "No space left on device" in (state.error or "")
     assert not list((site.root / ".dvc/cache/runs").glob(f"*/{state.fingerprint}"))
     site.stub(steps=7)
@@ -353,7 +353,7 @@ def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
     assert time.monotonic() - started < 30  # it would run for more than three minutes
     if how == "raises":
         state = site.state("pretrain@asl")
-        assert state.status is Status.FAILED
+        assert state.status is RunStatus.FAILED
         assert "process 1" in (state.error or "")
         assert "ZeroDivisionError: the stub of rank 1 fails" in (state.error or "")
         assert site.verdict("pretrain@asl") is Verdict.FAILED
@@ -372,7 +372,7 @@ def test_several_processes_of_a_job_are_interrupted_and_go_on_together(site) -> 
     site.cluster.signal(job_id, signal.SIGUSR1)
     site.run()
     state = site.state("pretrain@asl")
-    assert (state.status, state.restarts) == (Status.SUCCEEDED, 1)
+    assert (state.status, state.restarts) == (RunStatus.SUCCEEDED, 1)
     assert site.encoder() == str(5 + sum(step**2 for step in range(1, 41)))
 
 

@@ -23,7 +23,7 @@ from pipeline import cli
 from pipeline.commands import run as run_command
 from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.execution.perform import Outcome
-from pipeline.execution.run import Services
+from pipeline.execution.run import RunServices
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.liveness import is_under_way
 from pipeline.jobs.state import RunStatus
@@ -660,7 +660,7 @@ def test_the_report_begins_when_all_runs_before_it_are_in_the_store(
     ingest(root, write_attempt(root, fingerprint="a" * 32))
     write_attempt(root, fingerprint="b" * 32, key="mae")
 
-    def report(project: object, stage: str, key: str, services: Services, _: object) -> Outcome:
+    def report(project: object, stage: str, key: str, services: RunServices, _: object) -> Outcome:
         assert all(run_link(root, letter * 32) is not None for letter in "ab")
         assert isinstance(services.presenter, ForegroundTracker)
         return Outcome(metrics={}, seconds=1.0)

@@ -25,14 +25,14 @@ from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file
 from pipeline.jobs.journal import read_records
-from pipeline.jobs.state import JobState, Status, read_state, write_state
+from pipeline.jobs.state import JobState, RunStatus, read_state, write_state
 from pipeline.jobs.verdict import Patience
 from pipeline.results.port import Filing
 from pipeline.schedulers.port import JobPhase, QueuedJob, SchedulerError
 from pipeline.stages.request import StageRequest
 from pipeline.worker import helper as job_helper
 from pipeline.worker.main import run_job
-from pipeline.worker.process import Services
+from pipeline.worker.process import WorkerServices
 from pipeline.writing import write_json
 
 PARAMS = """
@@ -154,7 +154,7 @@ class Bench:
         write_attempt(self.paths, attempt)
         return attempt
 
-    def upstream(self, status: Status | None, submitted: float | None = None) -> None:
+    def upstream(self, status: RunStatus | None, submitted: float | None = None) -> None:
         """Let the run that makes the input be in a state; None: it has not begun."""
         paths = JobFolder.of(self.paths.scratch, "p-" + "e" * 64)
         paths.folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class Bench:
             terms=Terms(snapshot="", resources={}, asked={}, upstream={}, data_root=""),
         ))  # fmt: skip
         if status is not None:
-            manifest = {"data/icons": DATA} if status is Status.SUCCEEDED else {}
+            manifest = {"data/icons": DATA} if status is RunStatus.SUCCEEDED else {}
             write_state(paths, JobState(
                 status=status, attempt=1, token="u", heartbeat=self.clock(), started=0.0,
                 fingerprint="b" * 64, manifest=manifest, error="Traceback\nOSError: no",
@@ -181,7 +181,7 @@ class Bench:
         token: str = "t1",
         **environment: str,
     ) -> int:
-        services = Services(
+        services = WorkerServices(
             cache=self.cache, scheduler=self.scheduler, load=lambda _: stage,
             gpus=lambda: Gpus(("GPU-1",), ("H100",), "555.1"),
             heartbeat_s=self.heartbeat_s, pause=self.pause,
@@ -198,7 +198,7 @@ class Bench:
         """Let a process of the first start have left a word."""
         write_json(path, {"token": "t1", "restart": 0, **content})
 
-    def lead(self, status: Status) -> None:
+    def lead(self, status: RunStatus) -> None:
         """Let the first process of several say something."""
         write_state(self.paths, JobState(
             status=status, attempt=1, token="t1", heartbeat=self.clock(), started=0.0,
@@ -265,7 +265,7 @@ def test_a_job_gives_its_stage_what_was_frozen_and_files_what_it_made(bench: Ben
         "fingerprint": "d" * 64, "pretrain/loss": 0.5, "scale": "reduced", "code": "",
     }  # fmt: skip
     state = bench.state
-    assert (state.status, state.exit_code, state.fingerprint) == (Status.SUCCEEDED, 0, "d" * 64)
+    assert (state.status, state.exit_code, state.fingerprint) == (RunStatus.SUCCEEDED, 0, "d" * 64)
     assert (state.gpus, state.driver, state.job_id) == (("GPU-1",), "555.1", "27")
     assert set(state.manifest) == set(filing.outputs)
     assert (bench.work.out / "encoder/encoder.safetensors").is_file()
@@ -293,7 +293,7 @@ def test_a_heartbeat_says_how_far_the_run_is(bench: Bench) -> None:
         while bench.state.step != 7 and time.monotonic() < give_up:
             time.sleep(0.01)
         now = bench.state
-        assert now.status is Status.RUNNING
+        assert now.status is RunStatus.RUNNING
         assert (now.step, now.total_steps, now.loss, now.images_per_s) == (7, 20, 0.25, 100.0)
         first = now.heartbeat
         while bench.state.heartbeat == first and time.monotonic() < give_up:
@@ -307,7 +307,7 @@ def test_a_heartbeat_says_how_far_the_run_is(bench: Bench) -> None:
 def test_a_signal_while_the_result_is_filed_waits_for_its_end(bench: Bench, number: int) -> None:
     bench.cache.while_filing = lambda: os.kill(os.getpid(), number)
     assert bench.run(succeed) == 0
-    assert bench.state.status is Status.SUCCEEDED
+    assert bench.state.status is RunStatus.SUCCEEDED
 
 
 def test_a_signal_before_training_interrupts_and_is_remembered(bench: Bench) -> None:
@@ -317,7 +317,7 @@ def test_a_signal_before_training_interrupts_and_is_remembered(bench: Bench) -> 
         return {}
 
     assert bench.run(wait) == 75
-    assert (bench.state.status, bench.state.stopped_by) == (Status.INTERRUPTED, ("SIGTERM",))
+    assert (bench.state.status, bench.state.stopped_by) == (RunStatus.INTERRUPTED, ("SIGTERM",))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -360,7 +360,7 @@ def test_a_signal_while_a_failure_is_written_down_does_not_hide_it(bench: Bench)
         raise PeerLost
 
     assert bench.run(fail) == 1
-    assert bench.state.status is Status.FAILED
+    assert bench.state.status is RunStatus.FAILED
     assert (bench.state.error or "").rstrip().endswith("Connection closed by peer")
     assert read_records(bench.work.journal)[-2].body["status"] == "FAILED"
 
@@ -437,7 +437,7 @@ def test_a_scheduler_that_never_answers_is_given_up(bench: Bench) -> None:
     bench.scheduler = DeafScheduler(10**9)  # type: ignore[assignment]
     assert bench.run(warn) == 75
     assert len(read_attempts(bench.paths)) == 1
-    assert bench.state.status is Status.INTERRUPTED
+    assert bench.state.status is RunStatus.INTERRUPTED
 
 
 @pytest.mark.parametrize("submits", [False, True])
@@ -461,7 +461,7 @@ def test_a_run_goes_on_once_nobody_else_submits_it(bench: Bench, submits: bool) 
 
 def test_a_job_that_comes_back_again_and_again_fails(bench: Bench) -> None:
     assert bench.run(succeed, ASL_JOB_RESTARTS="4") == 1
-    assert bench.state.status is Status.FAILED
+    assert bench.state.status is RunStatus.FAILED
     assert bench.state.error == "restarted 4 times; max_restarts is 3"
 
 
@@ -482,7 +482,7 @@ def test_a_failure_is_written_down_as_far_as_it_is_news(
         raise error
 
     assert bench.run(fail) == code
-    assert bench.state.status is Status.FAILED
+    assert bench.state.status is RunStatus.FAILED
     assert (bench.state.error or "").rstrip().endswith(said)
     assert ("Traceback" in (bench.state.error or "")) == (code == 1)
     assert bench.cache.filings == []
@@ -507,7 +507,7 @@ def test_a_start_that_was_given_up_writes_nothing_more(bench: Bench) -> None:
                 time.sleep(0.01)
         finally:
             write_state(bench.paths, JobState(
-                status=Status.RUNNING, attempt=2, token="t2", heartbeat=1.0, started=1.0
+                status=RunStatus.RUNNING, attempt=2, token="t2", heartbeat=1.0, started=1.0
             ))  # fmt: skip
         return succeed(request)
 
@@ -547,7 +547,7 @@ def test_a_failure_after_a_newer_attempt_is_no_failure_in_the_schedulers_eyes(be
         raise ZeroDivisionError
 
     assert bench.run(fail) == 0
-    assert bench.state.status is Status.RUNNING  # the record is its successor's
+    assert bench.state.status is RunStatus.RUNNING  # the record is its successor's
 
 
 def test_a_start_fails_in_the_schedulers_eyes_when_the_same_job_has_started_anew(
@@ -584,20 +584,20 @@ def be_ended_and_lose_peer(request: StageRequest) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("stage", "peer_heard", "status", "requeued"),
     [
-        (lose_peer, ["SIGUSR2"], Status.INTERRUPTED, ["27"]),
-        (lose_peer, ["SIGTERM"], Status.INTERRUPTED, []),
-        (be_ended_and_lose_peer, ["SIGTERM"], Status.INTERRUPTED, []),
-        (lose_peer, None, Status.FAILED, []),
-        (be_ended_and_lose_peer, None, Status.FAILED, []),  # it was killed, srun ends the rest
+        (lose_peer, ["SIGUSR2"], RunStatus.INTERRUPTED, ["27"]),
+        (lose_peer, ["SIGTERM"], RunStatus.INTERRUPTED, []),
+        (be_ended_and_lose_peer, ["SIGTERM"], RunStatus.INTERRUPTED, []),
+        (lose_peer, None, RunStatus.FAILED, []),
+        (be_ended_and_lose_peer, None, RunStatus.FAILED, []),  # it was killed, srun ends the rest
     ],
 )
 def test_the_end_of_another_process_is_an_interruption_if_that_obeyed_a_signal(
-    bench: Bench, stage: Any, peer_heard: list[str] | None, status: Status, requeued: list[str]
+    bench: Bench, stage: Any, peer_heard: list[str] | None, status: RunStatus, requeued: list[str]
 ) -> None:
     bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
     if peer_heard is not None:
         bench.leave(bench.paths.rank_stopped(1), signals=peer_heard)
-    assert bench.run(stage, WORLD_SIZE="2") == (1 if status is Status.FAILED else 75)
+    assert bench.run(stage, WORLD_SIZE="2") == (1 if status is RunStatus.FAILED else 75)
     assert bench.state.status is status
     assert bench.scheduler.requeued == requeued  # type: ignore[attr-defined]
     assert read_records(bench.work.journal)[-2].body["status"] == status
@@ -620,8 +620,8 @@ def test_a_warning_that_only_another_process_has_heard_yet_counts(bench: Bench) 
 
 def test_a_helper_whose_first_process_was_interrupted_has_not_failed(bench: Bench) -> None:
     bench.be_ready()
-    bench.lead(Status.RUNNING)
-    bench.after_pauses(1, lambda: bench.lead(Status.INTERRUPTED))
+    bench.lead(RunStatus.RUNNING)
+    bench.after_pauses(1, lambda: bench.lead(RunStatus.INTERRUPTED))
     assert bench.run(lose_peer, **HELPER) == 0
     assert bench.paths.rank_stopped(1).exists()
     assert not bench.paths.rank_error(1).exists()
@@ -649,7 +649,7 @@ def test_a_helper_that_is_stopped_leaves_a_word(bench: Bench) -> None:
 
 
 def test_a_helper_ends_with_a_first_process_that_never_begins(bench: Bench) -> None:
-    bench.after_pauses(1, lambda: bench.lead(Status.INTERRUPTED))
+    bench.after_pauses(1, lambda: bench.lead(RunStatus.INTERRUPTED))
     assert bench.run(lose_peer, **HELPER) == 0
 
 
@@ -659,11 +659,11 @@ def test_a_helper_waits_for_inputs_as_long_as_the_first_process_lives(
 ) -> None:
     monkeypatch.setattr(job_helper, "READY_S", 2.0)
     bench.clock = bench.fast_clock
-    bench.lead(Status.RUNNING)
+    bench.lead(RunStatus.RUNNING)
 
     def lay_out() -> None:
         if beats:
-            bench.lead(Status.RUNNING)
+            bench.lead(RunStatus.RUNNING)
         if sum(bench.pauses) > 5:
             bench.be_ready()
 
@@ -737,7 +737,7 @@ runner.leave(7)"""
 
 def test_an_input_is_taken_from_the_run_that_made_it(bench: Bench) -> None:
     bench.write_job({})
-    bench.upstream(Status.SUCCEEDED)
+    bench.upstream(RunStatus.SUCCEEDED)
     assert bench.run(succeed) == 0
     assert bench.state.fingerprint == "d" * 64
     (filing,) = bench.cache.filings
@@ -758,7 +758,7 @@ def test_what_dvc_does_not_track_is_laid_out_too(bench: Bench) -> None:
 
 def test_an_input_that_was_not_made_is_a_failure_that_names_it(bench: Bench) -> None:
     bench.write_job({})
-    bench.upstream(Status.FAILED)
+    bench.upstream(RunStatus.FAILED)
     assert bench.run(succeed) == 1
     error = bench.state.error or ""
     assert "data/icons was not made" in error
@@ -775,14 +775,14 @@ def test_an_input_of_which_nobody_has_heard_is_a_failure(bench: Bench) -> None:
 def test_an_input_that_is_not_seen_yet_is_waited_for(bench: Bench) -> None:
     bench.write_job({})
     bench.upstream(None)
-    bench.after_pauses(1, lambda: bench.upstream(Status.SUCCEEDED))
+    bench.after_pauses(1, lambda: bench.upstream(RunStatus.SUCCEEDED))
     assert bench.run(succeed) == 0
 
 
 def test_outputs_that_show_after_minutes_are_waited_for(bench: Bench) -> None:
     bench.clock = bench.fast_clock
     bench.write_job({})
-    bench.upstream(Status.SUCCEEDED)
+    bench.upstream(RunStatus.SUCCEEDED)
     bench.cache.visible = lambda: sum(bench.pauses) > 200
     assert bench.run(succeed) == 0
 
@@ -792,7 +792,7 @@ def test_a_record_that_shows_late_is_no_failure(bench: Bench, at_first: str) -> 
     bench.write_job({})
     if at_first == "no state":
         bench.upstream(None, submitted=0.0)  # long ago, and it has left the queue
-    bench.after_pauses(1, lambda: bench.upstream(Status.SUCCEEDED))
+    bench.after_pauses(1, lambda: bench.upstream(RunStatus.SUCCEEDED))
     assert bench.run(succeed) == 0
 
 
@@ -809,7 +809,7 @@ def test_a_folder_is_left_to_another_runs_job_as_long_as_that_lives(
 ) -> None:
     bench.heartbeat_s = 60.0
     bench.clock = bench.fast_clock
-    bench.upstream(None if state == "ended" else Status.RUNNING, submitted=0.0)
+    bench.upstream(None if state == "ended" else RunStatus.RUNNING, submitted=0.0)
     other = JobFolder.of(bench.paths.scratch, "p-" + "e" * 64)
     fence = bench.paths.fence if folder == "own" else bench.work.fence
     theirs = Fence.put_up(fence, other, 1, 0)
@@ -825,12 +825,12 @@ def test_a_folder_is_left_to_another_runs_job_as_long_as_that_lives(
         assert bench.cache.filings == []
         theirs.check()
         assert read_attempts(bench.paths)[-1].after == ("5",)
-        assert bench.state.status is Status.INTERRUPTED
+        assert bench.state.status is RunStatus.INTERRUPTED
 
 
 def test_other_inputs_mean_another_folder_and_other_checkpoints(bench: Bench) -> None:
     bench.write_job({})
-    bench.upstream(Status.SUCCEEDED)
+    bench.upstream(RunStatus.SUCCEEDED)
 
     def checkpoint(request: StageRequest) -> dict[str, float]:
         assert not list(request.work.glob("ckpt/*"))

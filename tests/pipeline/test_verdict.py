@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from pipeline.jobs.job import Attempt, Terms
-from pipeline.jobs.state import JobState, Status
+from pipeline.jobs.state import JobState, RunStatus
 from pipeline.jobs.verdict import Evidence, Verdict, judge
 from pipeline.schedulers.port import JobPhase, QueuedJob
 
@@ -22,11 +22,12 @@ def attempt(job_id: str | None = "27", age: float = 1000.0, refused: str | None 
     )  # fmt: skip
 
 
-def state(status: Status, age: float = 1000.0, token: str = "t") -> JobState:
-    ended = NOW - age if status is not Status.RUNNING else None
+def state(status: RunStatus, age: float = 1000.0, token: str = "t") -> JobState:
+    ended = NOW - age if status is not RunStatus.RUNNING else None
     return JobState(
         status=status, attempt=1, token=token, heartbeat=NOW - age, started=NOW - 2000, ended=ended,
-        manifest=MANIFEST if status is Status.SUCCEEDED else {}, error="Traceback\nOSError: full",
+        manifest=MANIFEST if status is RunStatus.SUCCEEDED else {},
+        error="Traceback\nOSError: full",
     )  # fmt: skip
 
 
@@ -57,30 +58,30 @@ OLD, FRESH = 1000.0, 5.0
 @pytest.mark.parametrize(
     ("said", "line", "verdict"),
     [
-        (state(Status.SUCCEEDED), None, Verdict.SUCCEEDED),
-        (state(Status.SUCCEEDED), UNSETTLED, Verdict.SUCCEEDED),
-        (state(Status.FAILED), None, Verdict.FAILED),
-        (state(Status.FAILED), ENDED, Verdict.FAILED),
-        (state(Status.FAILED), UNSETTLED, Verdict.SETTLING),
-        (state(Status.FAILED), WAITING, Verdict.ACTIVE),
+        (state(RunStatus.SUCCEEDED), None, Verdict.SUCCEEDED),
+        (state(RunStatus.SUCCEEDED), UNSETTLED, Verdict.SUCCEEDED),
+        (state(RunStatus.FAILED), None, Verdict.FAILED),
+        (state(RunStatus.FAILED), ENDED, Verdict.FAILED),
+        (state(RunStatus.FAILED), UNSETTLED, Verdict.SETTLING),
+        (state(RunStatus.FAILED), WAITING, Verdict.ACTIVE),
         (None, BLOCKED, Verdict.BLOCKED),
         (None, WAITING, Verdict.ACTIVE),
         *((said, line, Verdict.ACTIVE)
-          for said in (None, state(Status.RUNNING), state(Status.INTERRUPTED))
+          for said in (None, state(RunStatus.RUNNING), state(RunStatus.INTERRUPTED))
           for line in (STARTING, RUNNING, UNSETTLED)),
-        (state(Status.RUNNING, FRESH), None, Verdict.SETTLING),
-        (state(Status.RUNNING, FRESH), ENDED, Verdict.SETTLING),
-        (state(Status.RUNNING, OLD), None, Verdict.LOST),
-        (state(Status.RUNNING, OLD), ENDED, Verdict.LOST),
-        (state(Status.INTERRUPTED, FRESH), None, Verdict.SETTLING),
-        (state(Status.INTERRUPTED, FRESH), CANCELLED, Verdict.LOST),
-        (state(Status.INTERRUPTED, OLD), None, Verdict.LOST),
+        (state(RunStatus.RUNNING, FRESH), None, Verdict.SETTLING),
+        (state(RunStatus.RUNNING, FRESH), ENDED, Verdict.SETTLING),
+        (state(RunStatus.RUNNING, OLD), None, Verdict.LOST),
+        (state(RunStatus.RUNNING, OLD), ENDED, Verdict.LOST),
+        (state(RunStatus.INTERRUPTED, FRESH), None, Verdict.SETTLING),
+        (state(RunStatus.INTERRUPTED, FRESH), CANCELLED, Verdict.LOST),
+        (state(RunStatus.INTERRUPTED, OLD), None, Verdict.LOST),
         (None, None, Verdict.LOST),
         (None, ENDED, Verdict.LOST),
         # what an older attempt said counts for nothing
-        (state(Status.FAILED, token="older"), WAITING, Verdict.ACTIVE),
-        (state(Status.SUCCEEDED, token="older"), None, Verdict.LOST),
-        (state(Status.RUNNING, FRESH, token="older"), None, Verdict.LOST),
+        (state(RunStatus.FAILED, token="older"), WAITING, Verdict.ACTIVE),
+        (state(RunStatus.SUCCEEDED, token="older"), None, Verdict.LOST),
+        (state(RunStatus.RUNNING, FRESH, token="older"), None, Verdict.LOST),
     ],
 )  # fmt: skip
 def test_evidence_of_both_sides_decides(
@@ -107,22 +108,22 @@ def test_a_job_that_nobody_has_heard_of_gets_a_moment(tried: Attempt, verdict: V
 
 
 def test_outputs_that_are_not_seen_settle_and_are_given_up_after_five_minutes() -> None:
-    assert find(state(Status.SUCCEEDED, 299), None, visible=False) is Verdict.SETTLING
-    assert find(state(Status.SUCCEEDED, 301), None, visible=False) is Verdict.LOST
+    assert find(state(RunStatus.SUCCEEDED, 299), None, visible=False) is Verdict.SETTLING
+    assert find(state(RunStatus.SUCCEEDED, 301), None, visible=False) is Verdict.LOST
 
 
 def test_what_failed_long_since_needs_no_word_of_the_scheduler() -> None:
-    assert find(state(Status.FAILED, 299), None, answers=False) is Verdict.UNKNOWN
-    assert find(state(Status.FAILED, 301), None, answers=False) is Verdict.FAILED
-    assert find(state(Status.INTERRUPTED, 301), None, answers=False) is Verdict.UNKNOWN
-    assert find(state(Status.FAILED, 301, token="older"), None, answers=False) is Verdict.UNKNOWN
+    assert find(state(RunStatus.FAILED, 299), None, answers=False) is Verdict.UNKNOWN
+    assert find(state(RunStatus.FAILED, 301), None, answers=False) is Verdict.FAILED
+    assert find(state(RunStatus.INTERRUPTED, 301), None, answers=False) is Verdict.UNKNOWN
+    assert find(state(RunStatus.FAILED, 301, token="older"), None, answers=False) is Verdict.UNKNOWN
 
 
 def test_another_users_job_is_given_up_after_a_week_of_silence() -> None:
     day = 86400
     tried = attempt()
     for age, verdict in ((6 * day, Verdict.UNKNOWN), (8 * day, Verdict.LOST)):
-        said = state(Status.RUNNING, age)
+        said = state(RunStatus.RUNNING, age)
         found = judge(Evidence(tried, said, None, False, False, foreign=True), NOW)
         assert found.verdict is verdict
         # a queue that does not answer says nothing of anybody's
@@ -138,7 +139,7 @@ def test_without_an_attempt_there_is_nothing_that_lives() -> None:
 
 
 def test_every_combination_has_a_verdict_and_the_dangerous_ones_are_safe() -> None:
-    states = [None, *(state(s, age, token) for s in Status for age in (FRESH, OLD)
+    states = [None, *(state(s, age, token) for s in RunStatus for age in (FRESH, OLD)
                       for token in ("t", "older"))]  # fmt: skip
     flags = [{}, {"can_never_start": True}, {"never_began": True}]
     lines = [None, *(queued(phase, **flag) for phase in JobPhase for flag in flags)]
@@ -152,24 +153,26 @@ def test_every_combination_has_a_verdict_and_the_dangerous_ones_are_safe() -> No
         if verdict is Verdict.SUCCEEDED:
             assert said is not None
             assert own
-            assert said.status is Status.SUCCEEDED
+            assert said.status is RunStatus.SUCCEEDED
             assert visible
         if not answers:  # nothing that could be acted on follows from silence
-            done = own and said is not None and said.status is Status.SUCCEEDED
-            failed = own and said is not None and said.status is Status.FAILED
+            done = own and said is not None and said.status is RunStatus.SUCCEEDED
+            failed = own and said is not None and said.status is RunStatus.FAILED
             assert verdict is Verdict.UNKNOWN or done or (failed and verdict is Verdict.FAILED)
         live = answers and line is not None and not line.has_ended
         if live:  # what the scheduler still has is never submitted again
             assert verdict not in (Verdict.FAILED, Verdict.LOST) or (
-                said is not None and said.status is Status.SUCCEEDED
+                said is not None and said.status is RunStatus.SUCCEEDED
             )
 
 
 def test_a_verdict_says_what_it_rests_on() -> None:
-    failed = judge(Evidence(attempt(), state(Status.FAILED), None, True, False), NOW)
+    failed = judge(Evidence(attempt(), state(RunStatus.FAILED), None, True, False), NOW)
     assert failed.detail == "OSError: full"
     lost = judge(
-        Evidence(attempt(), state(Status.RUNNING), queued(JobPhase.ENDED, "TIMEOUT"), True, False),
+        Evidence(
+            attempt(), state(RunStatus.RUNNING), queued(JobPhase.ENDED, "TIMEOUT"), True, False
+        ),
         NOW,
     )
     assert lost.detail == "not in the queue, TIMEOUT; last heartbeat 1000 s ago"

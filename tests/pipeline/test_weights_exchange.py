@@ -20,7 +20,7 @@ from asl_core.recipes.models import Vit
 from pipeline import cli
 from pipeline.config.params import load_params
 from pipeline.errors import UserError
-from pipeline.execution.run import Services, run_stage
+from pipeline.execution.run import RunServices, run_stage
 from pipeline.jobs.journal import read_records
 from pipeline.project import Project, find_project
 from pipeline.results.port import Identity
@@ -72,7 +72,7 @@ class Code:
         return {"git.commit": "c0ffee", "git.dirty": "false"}
 
 
-SERVICES = Services(cache=Cache(), code=Code())
+SERVICES = RunServices(cache=Cache(), code=Code())
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +174,7 @@ def test_it_has_a_parent_run_in_mlflow(project: Project, checkpoint: Path, say: 
         project,
         "pretrain",
         name,
-        Services(cache=Cache(), code=Code(), presenter=ForegroundTracker(store)),
+        RunServices(cache=Cache(), code=Code(), presenter=ForegroundTracker(store)),
     )
     client = MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("asl/tiny")

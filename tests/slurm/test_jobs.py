@@ -20,7 +20,7 @@ from lab import Lab, sum_after
 from two_nodes import TwoNodes
 
 from pipeline.jobs.job import read_attempts
-from pipeline.jobs.state import Status
+from pipeline.jobs.state import RunStatus
 from pipeline.jobs.verdict import Verdict
 from pipeline.schedulers.port import JobPhase
 
@@ -226,7 +226,7 @@ def test_a_rank_that_dies_ends_the_job_which_then_goes_on(prepared: Lab) -> None
     assert time.monotonic() - killed < 60  # it would take longer than this to end by itself
     report = lab.reports()["pretrain@asl"]
     assert report.verdict in (Verdict.LOST, Verdict.FAILED), report
-    assert lab.state("pretrain@asl").status in (Status.INTERRUPTED, Status.FAILED)
+    assert lab.state("pretrain@asl").status in (RunStatus.INTERRUPTED, RunStatus.FAILED)
     lab.submit("--stage", "pretrain")
     lab.wait_for("pretrain@asl", Verdict.SUCCEEDED)
     assert lab.encoder() == sum_after(80)
@@ -268,7 +268,7 @@ def test_params_and_code_that_change_do_not_reach_a_job(prepared: Lab) -> None:
     (lab.root / "asl_core/errors.py").write_text("this is no Python\n")
     lab.wait(lambda: not lab.live(), "pretrain@asl")
     (lab.root / "asl_core/errors.py").write_text(kept)
-    assert lab.state("pretrain@asl").status is Status.SUCCEEDED
+    assert lab.state("pretrain@asl").status is RunStatus.SUCCEEDED
     assert (lab.root / "dvc.lock").read_bytes() == lock
     assert "submit" in lab.say("asl-pipe", "submit", "--stage", "pretrain", "--dry-run")
     lab.edit("params.yaml", "epochs: 3", "epochs: 2")
@@ -358,7 +358,7 @@ def test_dvc_waits_for_a_job_or_leaves_it_alone(prepared: Lab) -> None:
     os.killpg(waiting.pid, signal.SIGKILL)
     waiting.communicate()
     said = lab.say("dvc", "repro", "pretrain@asl", ASL_WAIT="1")
-    assert lab.state("pretrain@asl").status is Status.SUCCEEDED
+    assert lab.state("pretrain@asl").status is RunStatus.SUCCEEDED
     path = lab.root / "runs/encoder/asl/encoder.safetensors"
     assert path.read_text() == sum_after(200)
     assert "up to date" in lab.say("dvc", "status", "pretrain@asl")
