@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.results.code import code_root, read_code, refresh_identities
 from pipeline.results.suite_project import write_suite_project
 
@@ -198,6 +199,15 @@ def test_a_git_revision_holds_a_suite_that_dvc_can_read(dag: Dag, call) -> None:
     assert "0.5" in dag.dvc("metrics", "diff", suite="suites/coco-mini")
     assert "No changes" in dag.dvc("data", "status", suite="suites/coco-mini")
     assert dag.dvc("metrics", "diff") == ""  # of the demo nothing has changed
+
+
+def test_expand_deletes_no_stage_that_somebody_has_written(dvc_project: Path) -> None:
+    write_suite_project(dvc_project, dvc_project)
+    file = dvc_project / "dvc.yaml"
+    file.write_text(file.read_text() + "  upload: {cmd: scp reports host:}\n")
+    with pytest.raises(UserError, match=r"stages that expand would delete \(upload\)"):
+        write_suite_project(dvc_project, dvc_project)
+    assert "upload" in file.read_text()
 
 
 def test_where_the_packages_are_installed_the_project_needs_none(dvc_project: Path, call) -> None:
