@@ -50,7 +50,7 @@ fix: $(STAMP)  ## format, and fix what ruff can fix
 # Two at a time: most tests start programs or wait for a cluster, and leave a core idle.
 test: check  ## check, then all tests with the coverage of both packages
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) python -m pytest \
-		-n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+		-n 2 --dist loadfile --no-loadscope-reorder --durations=10 --cov --cov-report=term:skip-covered
 
 ui: $(STAMP)  ## open MLflow on the project's runs
 	@$(RUN) asl-pipe ui

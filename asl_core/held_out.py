@@ -91,7 +91,7 @@ def held_out_files(folder: Path) -> dict[int, Path]:
     """Return the files that a pre-training left, by step; none for an imported encoder.
 
     Args:
-        folder: Output of the pre-training.
+        folder: That output of the pre-training, runs/held_out/<name>.
     """
     found = [(_NAME.fullmatch(p.name), p) for p in folder.glob("*")]
     return dict(sorted((int(match[1]), path) for match, path in found if match))

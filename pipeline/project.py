@@ -23,6 +23,11 @@ class Project:
     suite: Path
 
     @property
+    def name(self) -> str:
+        """The suite's name on the command line; the root is `demo`."""
+        return "demo" if self.suite == self.root else self.suite.name
+
+    @property
     def params_file(self) -> Path:
         return self.suite / "params.yaml"
 

@@ -36,6 +36,6 @@ def expand(
             if not file.is_file() or file.read_text(encoding="utf-8") != text:
                 write_bytes(file, text.encode())
                 changed.append(f"params.yaml ({len(expanded['experiments'])} experiments)")
-        name = "demo" if folder == project.root else folder.name
+        name = Project(project.root, folder).name
         written = f"written: {', '.join(changed)}" if changed else "up to date"
         typer.echo(f"{name}: {written}")

@@ -20,7 +20,9 @@ def validate(
     """
     from pipeline.config.cluster import load_resources
     from pipeline.config.params import load_params
+    from pipeline.errors import UserError
     from pipeline.project import find_project
+    from pipeline.results.suite_project import is_up_to_date
     from pipeline.stages.table import RUN_BY_JOBS
     from pipeline.tables.paper import load_paper
     from pipeline.tracking.find import find_kind
@@ -29,5 +31,10 @@ def validate(
     params = load_params(project.params_file, load_paper().references())
     load_resources(project.cluster_file, "pretrain")
     find_kind(project.root)
+    if not is_up_to_date(project.suite):
+        raise UserError(
+            f"{project.suite / 'dvc.yaml'} is missing or does not match this version's stages; "
+            f"asl-pipe expand {project.name} writes it"
+        )
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")

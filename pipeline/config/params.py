@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
@@ -24,13 +24,8 @@ NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 METHODS: dict[str, type[Any]] = {**RECIPES, "imported": ImportedRecipe}
 SOURCES: dict[str, type[Any]] = {
-    "scenes": sources.Scenes,
-    "icons": sources.Icons,
-    "parquet": sources.Parquet,
-    "imagefolder": sources.ImageFolder,
-    "coco": sources.Coco,
-    "ade20k": sources.Ade20k,
-    "union": sources.Union_,
+    declared.__dataclass_fields__["source"].default: declared
+    for declared in get_args(sources.Dataset)
 }
 
 _EVALUATED = {stage.name: stage.recipe for stage in EVALUATIONS}

@@ -179,15 +179,13 @@ def key_of(name: str) -> str:
     return name.partition("@")[2] or REPORT_KEY
 
 
-def outputs_beside(details: Path) -> list[Path]:
-    """Return the folders of a run's other outputs, given that of its details.
+def encoder_beside(details: Path) -> Path | None:
+    """Return the folder of the encoder that a run made, given that of its details.
 
     In a run's scratch they lie side by side under their roles; in a suite where the table says.
     """
     stage = STAGES.get(details.parent.name)
-    if stage is not None:
-        paths, suite = stage.output_paths(details.name), details.parents[2]
-        return [suite / path for role, path in paths.items() if role != DETAILS]
-    if details.name != DETAILS or not details.parent.is_dir():  # gc may have taken it
-        return []
-    return sorted(path for path in details.parent.iterdir() if path != details)
+    if stage is None:
+        return details.with_name("encoder") if details.name == DETAILS else None
+    path = stage.output_paths(details.name).get("encoder")
+    return None if path is None else details.parents[2] / path

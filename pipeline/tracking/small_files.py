@@ -5,7 +5,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipeline.stages.table import outputs_beside
+from pipeline.stages.table import encoder_beside
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 """Files that DVC keeps; they are referred to and never copied."""
@@ -39,6 +39,7 @@ def texts_beside(out: Path, root: Path) -> dict[str, str]:
 
 
 def weights_in(details: Path) -> list[Path]:
-    """Return a run's files of weights: those at the top of its outputs."""
-    folders = [details, *outputs_beside(details)]
-    return sorted(f for folder in folders for f in folder.glob("*") if f.suffix in WEIGHTS)
+    """Return a run's files of weights: those at the top of its details and of its encoder."""
+    folders = [details, encoder_beside(details)]
+    files = [file for folder in folders if folder is not None for file in folder.glob("*")]
+    return sorted(file for file in files if file.suffix in WEIGHTS)

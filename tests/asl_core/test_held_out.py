@@ -151,7 +151,7 @@ def test_training_does_not_change_by_a_bit_when_predictions_are_kept(
     folder = tmp_path / "out/held_out"
     with_them = train(icons, tmp_path / "a", folder)
     assert with_them == train(icons, tmp_path / "b", None)
-    files = held_out_files(tmp_path / "out")
+    files = held_out_files(folder)
     assert list(files) == [3, 7, 10]  # of 10 steps
     first, last = read_held_out(files[3]), read_held_out(files[10])
     assert torch.equal(first["target"], last["target"])
@@ -174,9 +174,9 @@ def test_a_run_that_goes_on_ends_with_the_files_of_one_left_alone(
         patch.setattr(ArbitrarySelfSupervised, "after_step", die_after, raising=False)
         with pytest.raises(Killed):
             train(icons, tmp_path / "b", tmp_path / "resumed/held_out")
-    assert list(held_out_files(tmp_path / "resumed")) == [3]
+    assert list(held_out_files(tmp_path / "resumed/held_out")) == [3]
     train(icons, tmp_path / "b", tmp_path / "resumed/held_out")
-    alone, resumed = held_out_files(tmp_path / "alone"), held_out_files(tmp_path / "resumed")
+    alone, resumed = (held_out_files(tmp_path / f"{n}/held_out") for n in ("alone", "resumed"))
     assert {s: p.read_bytes() for s, p in alone.items()} == {
         s: p.read_bytes() for s, p in resumed.items()
     }
@@ -206,7 +206,7 @@ def test_an_imported_encoder_has_none(tmp_path: Path) -> None:
 def test_damaged_files_are_named(icons: Path, tmp_path: Path) -> None:
     write_held_out(asl(icons), icons, 2, tmp_path / "held_out", 5)
     assert [path.name for path in (tmp_path / "held_out").iterdir()] == ["step-000005.safetensors"]
-    path = held_out_files(tmp_path)[5]
+    path = held_out_files(tmp_path / "held_out")[5]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"cannot read .*step-000005.*run its pre-training again"):
         read_held_out(path)

@@ -259,12 +259,12 @@ def test_stage_measures_the_contrastive_view_of_what_pretraining_kept(
     saved_encoder: Path,
     tmp_path: Path,
 ) -> None:
-    (saved_encoder / "held_out").mkdir()
+    (tmp_path / "held_out").mkdir()
     torch.manual_seed(0)
     target = torch.randn(6, 4, 12).half()
     for step in steps:
         noise = {name: target + 3 / step * torch.randn(6, 4, 12).half() for name in branches}
-        path = saved_encoder / f"held_out/step-{step:06d}.safetensors"
+        path = tmp_path / f"held_out/step-{step:06d}.safetensors"
         safetensors.torch.save_file({"target": target, **noise}, path)
     metrics, artifacts = analyse(tmp_path, scenes, contrast_batches=(3, 6))
     assert -1 <= metrics["contrast_correlation"] <= 1

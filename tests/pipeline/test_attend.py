@@ -197,7 +197,7 @@ def test_a_job_of_which_nothing_is_heard_is_not_waited_for_for_ever(prepared: An
         pause=lambda seconds: now.__setitem__(0, now[0] + seconds),
     )  # fmt: skip
     began = now[0]
-    with pytest.raises(NotFinishedError, match=r"submitted by somebody.*nothing was heard"):
+    with pytest.raises(NotFinishedError, match=r"submitted by somebody.*no sign of it"):
         waits.result_of(prepared.project, "pretrain@asl", identify(prepared))
     assert 300 < now[0] - began < 320
 

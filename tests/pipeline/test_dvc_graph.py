@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.results.code import read_code, refresh_identities
+from pipeline.errors import UserError
+from pipeline.results.code import code_root, read_code, refresh_identities
+from pipeline.results.suite_project import write_suite_project
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,3 +199,24 @@ def test_a_git_revision_holds_a_suite_that_dvc_can_read(dag: Dag, call) -> None:
     assert "0.5" in dag.dvc("metrics", "diff", suite="suites/coco-mini")
     assert "No changes" in dag.dvc("data", "status", suite="suites/coco-mini")
     assert dag.dvc("metrics", "diff") == ""  # of the demo nothing has changed
+
+
+def test_expand_deletes_no_stage_that_somebody_has_written(dvc_project: Path) -> None:
+    write_suite_project(dvc_project, dvc_project)
+    file = dvc_project / "dvc.yaml"
+    file.write_text(file.read_text() + "  upload: {cmd: scp reports host:}\n")
+    with pytest.raises(UserError, match=r"stages that expand would delete \(upload\)"):
+        write_suite_project(dvc_project, dvc_project)
+    assert "upload" in file.read_text()
+
+
+def test_where_the_packages_are_installed_the_project_needs_none(dvc_project: Path, call) -> None:
+    write_suite_project(dvc_project, dvc_project)
+    (dvc_project / "params.yaml").write_text(PARAMS)
+    assert code_root(dvc_project) is None
+    assert "always_changed: true" in (dvc_project / "dvc.yaml").read_text()
+    for _ in range(2):  # DVC cannot watch what is not of the project: it looks each time
+        said = call("dvc", "repro", "code", cwd=dvc_project, PYTHONPATH=str(ROOT))
+        assert "Running stage 'code'" in said.stdout, said.stderr
+    for path, text in read_code(ROOT).identities.items():
+        assert (dvc_project / path).read_text() == text

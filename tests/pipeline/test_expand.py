@@ -56,8 +56,11 @@ def test_a_seed_that_is_added_leaves_the_others_as_they_were() -> None:
         ({"seeds": [True]}, "seeds: got"),
         ({"seeds": []}, "seeds: got"),
         ({"experiments": {"a": {"seed": 1, "seeds": [1]}}}, "experiments.a: has both"),
-        ({"experiments": {"a": {"method": "imported", "seeds": [1]}}}, "a.seeds: nothing is train"),
-        ({"experiments": {"a": {}, "a-seed3": {}}}, "makes a-seed3, which there is already"),
+        (
+            {"experiments": {"a": {"method": "imported", "seeds": [1]}}},
+            "a.seeds: an imported encoder is not train",
+        ),
+        ({"experiments": {"a": {}, "a-seed3": {}}}, "would create a-seed3, which exists already"),
     ],
 )
 def test_what_cannot_be_expanded_is_refused(change: dict[str, Any], message: str) -> None:
@@ -72,7 +75,7 @@ def test_params_that_are_not_what_the_suite_says_are_refused_until_they_are(
     monkeypatch.chdir(tmp_path)
     (tmp_path / SUITE_FILE).write_text(yaml.safe_dump(SUITE))
     (tmp_path / "params.yaml").write_text("suite: tiny\n")
-    with pytest.raises(UserError, match=r"params\.yaml is not what suite\.yaml beside it says"):
+    with pytest.raises(UserError, match=r"params\.yaml does not match the suite\.yaml beside it"):
         load_params(tmp_path / "params.yaml")
     assert cli.run_command(["expand"]) == 0
     assert "params.yaml (4 experiments)" in capsys.readouterr().out

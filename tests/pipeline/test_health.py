@@ -45,7 +45,7 @@ def test_a_collapsed_extra_layer_is_named_with_its_value_and_its_meaning(seeds: 
 def test_dle_has_no_extra_layer_that_could_be_the_identity(seeds: Any) -> None:
     (warning,) = warnings(end(seeds, dle=0.001))
     assert "ASL (DLE), experiment dle" in warning
-    assert "no trace of the dropout" in warning
+    assert "removes every trace of the dropout" in warning
     assert "MAE at 2.0 times the cost" in warning
     assert "identity" not in warning
 

@@ -33,7 +33,7 @@ def test_a_dag_submitted_from_nothing_is_adopted_by_dvc(site) -> None:
     assert [entry.name for entry in plan.entries] == DAG
     assert [entry.action for entry in plan.entries] == [Action.SUBMIT] * 3
     assert plan.entry("linprobe@asl").needs == ("prepare@icons", "pretrain@asl")
-    assert plan.entry("pretrain@asl").why == ("never run", "data/icons is not made yet")
+    assert plan.entry("pretrain@asl").why == ("never run", "data/icons does not exist yet")
     assert outcomes(site.submit()) == dict.fromkeys(DAG, Outcome.SUBMITTED)
     assert len(site.cluster.all()) == 3
     assert [job["after"] for job in site.cluster.all()] == [[], ["1"], ["1", "2"]]

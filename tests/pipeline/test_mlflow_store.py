@@ -493,7 +493,7 @@ def test_sync_stops_at_a_store_that_refuses_and_says_how_many_wait(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for fingerprint in ("a" * 32, "b" * 32):
         write_attempt(root, fingerprint=fingerprint)
-    with pytest.raises(NotFinishedError, match=r"2 of 2 runs wait"):
+    with pytest.raises(NotFinishedError, match=r"2 of 2 runs are waiting"):
         sync_journals(root, MlflowStore(root))
 
 
@@ -600,7 +600,7 @@ def test_sync_of_one_run_names_it_when_the_store_does_not_answer(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     write_attempt(root)
-    with pytest.raises(NotFinishedError, match=r"asl-pipe sync tries again: .* does not answer"):
+    with pytest.raises(NotFinishedError, match=r"run asl-pipe sync again: .* does not answer"):
         sync_run(root, FINGERPRINT, MlflowStore(root))
 
 
@@ -688,7 +688,7 @@ def test_a_report_without_a_store_is_made_after_one_warning(
         write_attempt(root, fingerprint=fingerprint)
     assert run_command.find_presenter(find_tracker(root), root, "report") is None
     assert len(caplog.records) == 1
-    assert "2 of 2 runs wait" in caplog.text
+    assert "2 of 2 runs are waiting" in caplog.text
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ def test_weights_are_referred_to_by_path_size_and_digest(tmp_path: Path) -> None
     encoder = tmp_path / "runs/encoder/asl"
     encoder.mkdir(parents=True)
     (encoder / "encoder.safetensors").write_bytes(b"weights")
+    predictions = tmp_path / "runs/held_out/asl"  # are not weights
+    predictions.mkdir(parents=True)
+    (predictions / "step-0.safetensors").write_bytes(b"predictions")
     (out / "config.json").write_text("{}")
     (out.parent / "asl.json").write_text('{"loss": 1.0}')
     digest = hashlib.sha256(b"weights").hexdigest()

@@ -141,7 +141,7 @@ def test_a_witness_that_was_edited_is_refused(place: Place) -> None:
     file.unlink()  # DVC may share it with its cache
     file.write_text(text.replace('"kind": "witness"', '"kind":  "witness"'))
     said = place.vouch("pretrain", "mae", code=2)
-    assert "runs/pretrain/mae is not what the run left" in said
+    assert "runs/pretrain/mae has changed" in said
 
 
 def test_more_than_code_that_has_changed_is_nothing_to_vouch_for(place: Place) -> None:

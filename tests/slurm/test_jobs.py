@@ -263,7 +263,7 @@ def test_params_and_code_that_change_do_not_reach_a_job(prepared: Lab) -> None:
     lock = (lab.root / "dvc.lock").read_bytes()
     lab.edit("params.yaml", "epochs: 2", "epochs: 3")
     plan = lab.say("asl-pipe", "plan")
-    assert "runs for other settings: experiments.asl.epochs 2 -> 3" in plan
+    assert "runs with other settings: experiments.asl.epochs 2 -> 3" in plan
     kept = (lab.root / "asl_core/errors.py").read_text()
     (lab.root / "asl_core/errors.py").write_text("this is no Python\n")
     lab.wait(lambda: not lab.live(), "pretrain@asl")
