@@ -233,7 +233,7 @@ def test_a_job_that_is_being_cancelled_does_not_rise_again(jobs: Jobs) -> None:
     jobs.scheduler.cancel([job_id])
     jobs.wait_for_log(job, job_id, "got SIGTERM")
     assert jobs.find(job_id).said == "COMPLETING"
-    with pytest.raises(SchedulerError, match="being ended"):
+    with pytest.raises(SchedulerError, match="being cancelled"):
         jobs.scheduler.requeue(job_id)
     assert jobs.wait_for_end(job_id).said == "CANCELLED"
 
