@@ -11,10 +11,10 @@ from pipeline.config.params import load_params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
+from pipeline.execution.stored import stored_run
 from pipeline.project import Project
 from pipeline.results.port import ResultCache
-from pipeline.results.vouchings import read_vouchings
-from pipeline.stages.request import StoredRun
+from pipeline.results.vouchings import vouchings_of
 from pipeline.stages.table import STAGES
 from pipeline.tables.collect import Suite, collect
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
@@ -93,7 +93,7 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     page = None if result.fingerprint is None else tracker.page_of(result.fingerprint)
     yield tracker.title, page or "not in this project's store"
     yield "code", _code(tags)
-    for vouching in read_vouchings(link.metrics):
+    for vouching in vouchings_of(link.metrics, result.fingerprint):
         yield "vouched", str(vouching)
     for name, digest in said.datasets.items():
         yield "data", f"{name} {digest}"
@@ -182,13 +182,11 @@ def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) ->
     resources = load_resources(project.cluster_file, link.result.stage)
     set_threads(resources)
     stage, key, recipe = STAGES[link.result.stage], link.result.key, link.result.recipe
-    run = StoredRun(
-        recipe=recipe, folder=link.folder, resources=resources,
-        inputs={r: suite.folder / path for r, path in stage.input_paths(key, recipe).items()},
-    )  # fmt: skip
+    inputs = {r: suite.folder / path for r, path in stage.input_paths(key, recipe).items()}
     what = f"{link.name} {traced.metric}"
     module = importlib.import_module(stage.module)  # this is where torch is loaded
-    numbers = module.reevaluate(run)
+    with stored_run(project, suite.folder, stage, key, recipe, inputs, resources) as run:
+        numbers = module.reevaluate(run)
     again, stored = numbers.get(traced.metric), link.result.metrics[traced.metric]
     if again is None:
         return Check(

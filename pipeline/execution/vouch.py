@@ -1,25 +1,28 @@
 """Keep a result across a refactor: show that the new code computes the same, and file it again.
 
 What trains is replayed: its first steps are computed once more under the present code and compared
-with the witness in its journal, bit for bit. What can be evaluated from stored weights is, and each
-number compared exactly. Writes one entry of DVC's run-cache and the file of vouchings, and nothing
-unless all of it is equal.
+with the witness in its journal, bit for bit. From the stored weights all metrics are evaluated
+again, and what later stages read is written again; both must be equal exactly. Writes one entry of
+DVC's run-cache and the file of vouchings, and nothing unless all of it is equal.
 """
 
 import dataclasses
+import filecmp
 import getpass
 import importlib
 import logging
-import shutil
+import math
 import socket
 import time
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asl_core.engine.journal import Journal
 from asl_core.engine.witness import Circumstances, Witness, first_difference, read_witness
-from asl_core.errors import ReplayFinished
+from asl_core.errors import AslCoreError, ReplayFinished
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from pipeline.config.cluster import load_resources
@@ -27,6 +30,7 @@ from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
 from pipeline.execution.inputs import find_inputs, find_stage, recipe_of
 from pipeline.execution.perform import set_threads
+from pipeline.execution.stored import scratch, stored_run
 from pipeline.jobs.journal import read_records
 from pipeline.project import Project
 from pipeline.results.closure import changed_modules
@@ -106,16 +110,25 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
     if trains:
         resources = _as_it_was(resources, witness.circumstances, stale.name)
     set_threads(resources)  # before torch is loaded
-    module = importlib.import_module(stage.module)
     inputs = find_inputs(project, stage_name, key, recipe)
-    steps = _replay(project, stale, module.run, recipe, inputs, resources, witness) if trains else 0
-    stored = StoredRun(recipe=recipe, folder=details, inputs=inputs, resources=resources)
-    evaluated = _evaluate(project, stale, module.reevaluate(stored))
-    if not steps and not evaluated:
-        raise UserError(f"{stale.name}: it left nothing to compare; run dvc repro")
+    try:
+        module = importlib.import_module(stage.module)
+        steps = 0
+        if trains:
+            steps = _replay(project, stale, module.run, recipe, inputs, resources, witness)
+        evaluated = _evaluate(project, stale, module.reevaluate, recipe, inputs, resources)
+    except (AslPipeError, AslCoreError):
+        raise
+    except Exception as error:  # whatever the code that is being looked at raises
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise NotEqualError(
+            f"{stale.name}: the current code fails: {type(error).__name__}: {error} "
+            f"({where.filename}:{where.lineno})"
+        ) from error
     vouching = _describe(project, stale, cache, steps, evaluated, resources)
-    cache.file_again(project.suite, stale.facts.document, hashes_of(stale.locked["outs"]))
+    # first what says so: a result never stands for other code without it
     add_vouching(project.suite / str(stage.metrics_path(key)), vouching)
+    cache.file_again(project.suite, stale.facts.document, hashes_of(stale.locked["outs"]))
     return vouching
 
 
@@ -129,7 +142,7 @@ def _find_stale(project: Project, stage: Stage, key: str, cache: ResultCache) ->
         raise UserError(f"{name} has no result in dvc.lock; run `dvc repro {name}`")
     if facts.fingerprint is None:
         made = ", ".join(sorted(set(facts.upstream.values())))
-        raise UserError(f"{name}: first vouch for, or run, its inputs: {made}")
+        raise UserError(f"{name}: first vouch for, pull or run its inputs: {made}")
     code = code_of(facts.document)[0]
     others = [text for text in differences(facts.locked, facts.document) if text != code]
     if others:
@@ -150,9 +163,10 @@ def _check_stored(project: Project, stale: _Stale, cache: ResultCache) -> None:
         if found is None:
             raise UserError(f"{stale.name}: {path} is missing; run dvc checkout")
         if found != hashed["md5"]:
+            tool = "git" if path == stale.stage.metrics_path(stale.key) else "dvc"
             raise UserError(
                 f"{stale.name}: {path} has changed: dvc.lock says {hashed['md5']}, found {found}; "
-                "run dvc checkout"
+                f"run {tool} checkout"
             )
 
 
@@ -188,13 +202,10 @@ def _replay(
     old: Witness,
 ) -> int:
     """Compute the first steps again and return how many; all that is written goes again."""
-    fingerprint = stale.facts.fingerprint or ""
-    folder = project.scratch / "replays" / fingerprint
-    shutil.rmtree(folder, ignore_errors=True)
-    outputs = {role: folder / "out" / role for role in stale.stage.outputs}
-    for output in outputs.values():
-        output.mkdir(parents=True)
-    try:
+    with scratch(project) as folder:
+        outputs = {role: folder / "out" / role for role in stale.stage.outputs}
+        for output in outputs.values():
+            output.mkdir(parents=True)
         with Journal.open(folder / "journal") as journal:
             request = StageRequest(
                 stale.stage.name, stale.key, recipe, inputs, folder, outputs, journal, resources,
@@ -205,8 +216,6 @@ def _replay(
             except ReplayFinished as finished:
                 logger.info("%s", finished)
         new = read_witness((r.kind, r.body) for r in read_records(folder / "journal"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     difference = first_difference(old, new)
     if difference is not None:
         raise NotEqualError(
@@ -227,16 +236,46 @@ def _explanation(old: tuple[Circumstances, ...], new: tuple[Circumstances, ...])
     return f" ({', '.join(found)})" if found else ""
 
 
-def _evaluate(project: Project, stale: _Stale, again: Mapping[str, float]) -> tuple[str, ...]:
-    """Compare numbers that were computed again with those that were measured."""
-    stored = read_metrics(project.suite / str(stale.stage.metrics_path(stale.key)))
-    for name, value in again.items():
-        if name in stored and stored[name] != value:
+def _evaluate(
+    project: Project,
+    stale: _Stale,
+    reevaluate: Callable[[StoredRun[Any]], dict[str, float]],
+    recipe: object,
+    inputs: dict[str, Path],
+    resources: Resources,
+) -> tuple[str, ...]:
+    """Compare all metrics, and what later stages read, with what the current code makes of them."""
+    metrics = stale.stage.metrics_path(stale.key)
+    with stored_run(
+        project, project.suite, stale.stage, stale.key, recipe, inputs, resources
+    ) as run:
+        found = reevaluate(run)
+        found = {name: value for name, value in found.items() if math.isfinite(value)}
+        stored = read_metrics(project.suite / str(metrics))
+        if others := sorted(stored.keys() ^ found.keys()):
             raise NotEqualError(
-                f"{stale.name}: {name} was {stored[name]!r}, the current code gives {value!r}, "
-                f"{abs(value - stored[name]):.3g} apart"
+                f"{stale.name}: the current code measures by other names: {', '.join(others)} "
+                f"{'is' if len(others) == 1 else 'are'} not in both"
             )
-    return tuple(name for name in again if name in stored)
+        for name, value in found.items():
+            if stored[name] != value:
+                raise NotEqualError(
+                    f"{stale.name}: {name} was {stored[name]!r}, the current code gives {value!r}, "
+                    f"{abs(value - stored[name]):.3g} apart"
+                )
+        for role, path in run.outputs.items():
+            _compare_files(stale.name, path, run.again[role])
+    return tuple(found)
+
+
+def _compare_files(name: str, stored: Path, again: Path) -> None:
+    made = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
+    for file in made:
+        old = stored / file
+        if not old.is_file() or not filecmp.cmp(old, again / file, shallow=False):
+            raise NotEqualError(f"{name}: the current code writes another {old}")
+    if not made and any(stored.iterdir()):
+        raise NotEqualError(f"{name}: the current code leaves {stored} empty")
 
 
 def _describe(

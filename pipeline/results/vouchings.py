@@ -6,7 +6,6 @@ both codes. It lies beside the metrics file and is committed with it.
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,11 +71,25 @@ def read_vouchings(metrics: Path) -> list[Vouching]:
         return [Vouching(**each) for each in content]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it with git checkout") from error
 
 
+def vouchings_of(metrics: Path, fingerprint: str | None) -> list[Vouching]:
+    """Return those of the result that was made under this key, the first one first.
+
+    The file may have others: of results made with other settings, before or after.
+    """
+    keys, found = {fingerprint}, list[Vouching]()
+    for each in read_vouchings(metrics):
+        if each.made_under in keys:
+            keys.add(each.filed_under)
+            found.append(each)
+    return found
+
+
 def add_vouching(metrics: Path, vouching: Vouching) -> None:
-    """Append one to a run's file."""
-    every: Sequence[Vouching] = [*read_vouchings(metrics), vouching]
-    write_json(vouchings_file(metrics), [dataclasses.asdict(each) for each in every])
+    """Append one to a run's file, in the place of one that had the same result and code."""
+    keys = (vouching.made_under, vouching.filed_under)
+    others = [x for x in read_vouchings(metrics) if (x.made_under, x.filed_under) != keys]
+    write_json(vouchings_file(metrics), [dataclasses.asdict(x) for x in (*others, vouching)])

@@ -10,7 +10,8 @@ import torch
 from asl_core import distributed
 from asl_core.analysis.cost import measure_cost
 from asl_core.data.shards import PackedDataset
-from asl_core.held_out import HELD_OUT_FOLDER, write_held_out
+from asl_core.engine.devices import pick_device
+from asl_core.held_out import HELD_OUT_FOLDER, held_out_files, write_held_out
 from asl_core.methods import encoder_adopter
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
@@ -52,28 +53,40 @@ def run(request: StageRequest[Pretraining | ImportedRecipe]) -> dict[str, float]
     save_weights(request.out / WEIGHTS, method.state_dict())
     for path in _pictures(request, recipe, method):
         request.journal.artifact(path.relative_to(request.out).as_posix())
-    return (
-        final_losses(request.work / "journal")
-        | {"encoder_parameters_m": _count_millions(method.encoder)}
-        | cost_metrics(recipe, request.inputs["dataset"])
-        | own_metrics(method, recipe, request.inputs["dataset"], request.resources)
-    )
+    dataset = request.inputs["dataset"]
+    return _metrics(request.work / "journal", method, recipe, dataset, request.resources)
 
 
 def reevaluate(run: StoredRun[Pretraining | ImportedRecipe]) -> dict[str, float]:
-    """Return what a step costs, and how well a method classifies that is trained to.
+    """Write the encoder and the last predictions again; return all metrics again.
 
-    Its losses were measured on the way.
+    The losses are those of the run's journal: a replay compares the steps that made them.
     """
-    if isinstance(run.recipe, ImportedRecipe):
-        return {}
-    dataset = run.inputs["dataset"]
-    costs = cost_metrics(run.recipe, dataset)
-    if not run.recipe.view_plan().labels:
-        return costs
-    method = build_method(run.recipe, PackedDataset(dataset, "train"))
+    recipe, dataset = run.recipe, run.inputs.get("dataset")
+    if isinstance(recipe, ImportedRecipe):
+        encoder = encoder_adopter()(run.inputs["imported"], recipe, run.again["encoder"])
+        return {"encoder_parameters_m": _count_millions(encoder)}
+    assert dataset is not None  # only an imported encoder has none
+    method = build_method(recipe, PackedDataset(dataset, "train"))
     load_stored(method, run.folder / WEIGHTS)
-    return costs | own_metrics(method, run.recipe, dataset, run.resources)
+    save_encoder(run.again["encoder"], method.encoder_state(), recipe.model)
+    if isinstance(method, Reconstructing):
+        assert isinstance(recipe, MaskedPretraining)  # as the protocol has it
+        method.to(pick_device(run.resources))
+        last = max(held_out_files(run.outputs["held_out"]))
+        write_held_out(method, dataset, recipe.held_out_images, run.again["held_out"], last)
+    return _metrics(run.folder / "journal", method, recipe, dataset, run.resources)
+
+
+def _metrics(
+    journal: Path, method: Method, recipe: Pretraining, dataset: Path, resources: Resources
+) -> dict[str, float]:
+    return (
+        final_losses(journal)
+        | {"encoder_parameters_m": _count_millions(method.encoder)}
+        | cost_metrics(recipe, dataset)
+        | own_metrics(method, recipe, dataset, resources)
+    )
 
 
 def cost_metrics(recipe: Pretraining, dataset: Path) -> dict[str, float]:

@@ -69,10 +69,14 @@ class StoredRun(Generic[Recipe_co]):
         recipe: As the stage had it.
         folder: What people look at of its outputs.
         inputs: Paths by role.
+        outputs: Where its other outputs are, by role: what later stages read.
+        again: Where to write these again, as far as stored weights tell them: to be compared.
         resources: Device, threads, workers of the evaluation.
     """
 
     recipe: Recipe_co
     folder: Path
     inputs: dict[str, Path]
+    outputs: dict[str, Path]
+    again: dict[str, Path]
     resources: Resources

@@ -94,7 +94,7 @@ def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
 def test_a_renamed_variable_is_vouched_for_and_said_for_ever(place: Place) -> None:
     key = json.loads((place.root / "runs/pretrain/mae.json").read_text())["fingerprint"]
     place.edit(LOOP, *RENAMED)
-    assert "first vouch for, or run, its inputs" in place.vouch("linprobe", "mae", code=2)
+    assert "first vouch for, pull or run its inputs" in place.vouch("linprobe", "mae", code=2)
     said = place.vouch("--all")
     assert "pretrain@mae" in said
     assert "20 steps replayed, equal bit for bit" in said
@@ -130,7 +130,7 @@ def test_a_rate_that_differs_by_one_part_in_ten_thousand_is_refused(place: Place
     assert not list(place.root.glob("runs/pretrain/*.vouched.json"))
     assert "changed deps" in place.say("dvc", "status", "pretrain@mae")
     said = place.vouch("linprobe", "mae", code=2)
-    assert "first vouch for, or run, its inputs" in said
+    assert "first vouch for, pull or run its inputs" in said
 
 
 def test_a_witness_that_was_edited_is_refused(place: Place) -> None:
@@ -159,6 +159,44 @@ def test_an_evaluation_that_measures_something_else_is_refused(place: Place) -> 
     place.edit("pipeline/stages/analyze.py", (measured, other))
     said = place.vouch("analyze", "mae", code=1)
     assert "the current code gives" in said
+
+
+REFUSED = {
+    "losses": ("pipeline/stages/pretrain.py", "name: value for name, (_, value, _)",
+               "name: 7 * value for name, (_, value, _)", "pretrain/loss was"),
+    "parameters": ("pipeline/stages/pretrain.py", '"pos_embed") / 1e6', '"pos_embed") / 1e3',
+                   "encoder_parameters_m was"),
+    "encoder": ("pipeline/stages/pretrain.py", "method.encoder_state(), recipe.model)",
+                "{k: 3 * v for k, v in method.encoder_state().items()}, recipe.model)",
+                "the current code writes another"),
+    "predictions": ("asl_core/held_out.py", "torch.cat(tensors) for", "2 * torch.cat(tensors) for",
+                    "the current code writes another"),
+    "names": ("pipeline/stages/pretrain.py", '{"encoder_parameters_m":', '{"parameters_e":',
+              "the current code measures by other names: encoder_parameters_m, parameters_e"),
+    "failure": ("asl_core/held_out.py", "torch.cat(tensors) for", "torch.cut(tensors) for",
+                "the current code fails: AttributeError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_training_steps_do_not_show_is_compared_too(place: Place, what: str) -> None:
+    path, old, new, said = REFUSED[what]
+    place.edit(path, (old, new))
+    assert said in place.vouch("pretrain", "mae", code=1)
+    assert not list(place.root.glob("runs/pretrain/*.vouched.json"))
+    assert "changed deps" in place.say("dvc", "status", "pretrain@mae")
+
+
+def test_a_record_that_cannot_be_written_leaves_the_result_stale(place: Place) -> None:
+    place.edit(LOOP, *RENAMED)
+    record = place.root / "runs/pretrain/mae.vouched.json"
+    record.write_text('{"a": 1}')
+    assert "is damaged" in place.vouch("pretrain", "mae", code=2)
+    record.unlink()
+    record.mkdir()
+    assert "is damaged" in place.vouch("pretrain", "mae", code=2)
+    record.rmdir()
+    assert "replayed, equal bit for bit" in place.vouch("pretrain", "mae")
 
 
 def test_bad_names_are_one_line(place: Place) -> None:
