@@ -265,7 +265,7 @@ def test_sync_leaves_out_what_was_made_from_other_inputs(
     shard.write_text("edited")
     assert "adopted" not in say("sync")
     assert "pretrain@asl: skipped" in caplog.text
-    assert "its inputs in the workspace are not those" in caplog.text
+    assert "its inputs in the workspace are not the ones" in caplog.text
     # should it be asked to all the same
     assert site.cache.adopt(site.root, ["pretrain@asl"]) == []
     assert not (site.root / "runs/pretrain/asl").exists()

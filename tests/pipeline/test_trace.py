@@ -117,7 +117,7 @@ def test_a_changed_byte_of_the_encoder_is_found_though_its_size_and_time_are_the
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     said = say("trace", "demo", "asl", "LP", "--verify", code=1)
-    assert said.count("CHANGED  runs/encoder/asl: dvc.lock has ") == 2
+    assert said.count("CHANGED  runs/encoder/asl: dvc.lock says ") == 2
     assert "CHANGED  linprobe@asl: not evaluated" in said
     assert "ok       linprobe@asl-seed1 lp_acc1" in said
     assert said.endswith("the number no longer holds\n")
@@ -130,14 +130,14 @@ def test_a_number_that_was_written_by_hand_does_not_hold(project: Path, say: Say
     path.chmod(0o644)
     path.write_text(path.read_text().replace(f'"ft_acc1": {number}', '"ft_acc1": 99.9'))
     said = say("trace", "demo", "asl", "FT", "--verify", code=1)
-    assert "CHANGED  runs/finetune/asl.json: dvc.lock has" in said
+    assert "CHANGED  runs/finetune/asl.json: dvc.lock says" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("demo", "mae", "LP"), "MAE, LP: there is no number of ours; this suite does not"),
+        (("demo", "mae", "LP"), "MAE, LP: we have no number; this suite does not"),
         (("table8", "asl", "LP"), "unknown table 'table8'; did you mean 'table7'?"),
         (("demo", "als", "LP"), "unknown row 'als'; did you mean 'asl'?"),
         (("demo", "asl", "lp_acc"), "unknown metric 'lp_acc'; did you mean 'lp_acc1'?"),
