@@ -60,13 +60,15 @@ def recipe_of(stage: str, variant: str) -> object:
     if stage == "report":
         params = importlib.import_module("pipeline.config.params")
         return params.load_params(Path(sys.argv[3]) / "params.yaml")
+    if stage == "knn":
+        return importlib.import_module("asl_core.recipes.knn").NearestNeighbours(
+            dataset="icons", k=2
+        )
     transfer = importlib.import_module("asl_core.recipes.transfer")
-    knn = importlib.import_module("asl_core.recipes.knn")
     few = {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "precision": "fp32"}
     return {
         "linprobe": lambda: transfer.LinearProbe(dataset="icons", **few),
         "finetune": lambda: transfer.FineTune(dataset="icons", **few),
-        "knn": lambda: knn.NearestNeighbours(dataset="icons", k=2),
         "detect": lambda: transfer.Detection(
             dataset="scenes", image_size=32, window_size=2, pyramid_channels=16, rpn_batch=32,
             roi_batch=16, proposals=30, box_head_dim=24, anchor_sizes=(8, 12, 16, 24, 32), **few
