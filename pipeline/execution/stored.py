@@ -29,7 +29,7 @@ def stored_run(
         for path in again.values():
             path.mkdir()
         details = stage.details(suite, key)
-        yield StoredRun(recipe, details, dict(inputs), outputs, again, resources)
+        yield StoredRun(recipe, details, dict(inputs), resources, outputs, again)
 
 
 @contextlib.contextmanager

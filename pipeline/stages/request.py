@@ -1,7 +1,7 @@
 """What a stage is given, what it must give back, and what is left of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -69,14 +69,14 @@ class StoredRun(Generic[Recipe_co]):
         recipe: As the stage had it.
         folder: What people look at of its outputs.
         inputs: Paths by role.
+        resources: Device, threads, workers of the evaluation.
         outputs: Where its other outputs are, by role: what later stages read.
         again: Where to write these again, as far as stored weights tell them: to be compared.
-        resources: Device, threads, workers of the evaluation.
     """
 
     recipe: Recipe_co
     folder: Path
     inputs: dict[str, Path]
-    outputs: dict[str, Path]
-    again: dict[str, Path]
     resources: Resources
+    outputs: dict[str, Path] = field(default_factory=dict[str, Path])
+    again: dict[str, Path] = field(default_factory=dict[str, Path])

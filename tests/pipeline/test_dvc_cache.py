@@ -280,7 +280,7 @@ def test_inputs_are_laid_out_from_the_cache_and_not_copied(chain: Chain, tmp_pat
     chain.cache.link(chain.root, outputs, target)
     assert (target / "data/a/deep/one").read_text() == "one\n"
     assert (target / "data/a/shard").stat().st_nlink > 1
-    with pytest.raises(UserError, match="not in DVC's cache"):
+    with pytest.raises(UserError, match="no longer in DVC's cache"):
         chain.cache.link(chain.root, {"data/b": {"md5": "0" * 32}}, target)
 
 
