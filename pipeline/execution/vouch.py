@@ -135,14 +135,16 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
 def _find_stale(project: Project, stage: Stage, key: str, cache: ResultCache) -> _Stale | None:
     recipe_of(load_params(project.params_file), stage.name, key)
     name = stage.run_name(key)
-    facts = cache.survey(project.suite, [name])[name]
+    survey = cache.survey(project.suite, [name])  # of its inputs too
+    facts = survey[name]
     if facts.outputs is not None:
         return None
     if facts.locked is None:
         raise UserError(f"{name} has no result in dvc.lock; run `dvc repro {name}`")
     if facts.fingerprint is None:
-        made = ", ".join(sorted(set(facts.upstream.values())))
-        raise UserError(f"{name}: first vouch for, pull or run its inputs: {made}")
+        makers = sorted(set(facts.upstream.values()))
+        stale = ", ".join(each for each in makers if survey[each].outputs is None)
+        raise UserError(f"{name}: first vouch for, pull or run its inputs: {stale}")
     code = code_of(facts.document)[0]
     others = [text for text in differences(facts.locked, facts.document) if text != code]
     if others:

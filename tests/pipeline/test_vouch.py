@@ -94,7 +94,8 @@ def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
 def test_a_renamed_variable_is_vouched_for_and_said_for_ever(place: Place) -> None:
     key = json.loads((place.root / "runs/pretrain/mae.json").read_text())["fingerprint"]
     place.edit(LOOP, *RENAMED)
-    assert "first vouch for, pull or run its inputs" in place.vouch("linprobe", "mae", code=2)
+    said = place.vouch("linprobe", "mae", code=2)
+    assert "first vouch for, pull or run its inputs: pretrain@mae\n" in said
     said = place.vouch("--all")
     assert "pretrain@mae" in said
     assert "20 steps replayed, equal bit for bit" in said
