@@ -103,7 +103,7 @@ def test_a_job_that_failed_is_not_repeated_here_unasked(prepared: Any) -> None:
 
 
 def test_a_job_that_was_submitted_before_its_inputs_is_found(site: Any) -> None:
-    site.stub(steps=7, step_s=1.0)
+    site.stub(steps=4000, step_s=0.05)
     site.submit("pretrain")
     site.cluster.run(until=lambda: site.cluster.read("1")["state"] == "COMPLETED")
     site.dvc("repro", "prepare@icons")
@@ -160,7 +160,7 @@ def test_a_run_that_another_suite_has_submitted_is_found(prepared: Any) -> None:
 
 
 def test_a_job_that_lives_counts_more_than_one_that_has_failed(site: Any) -> None:
-    site.stub(steps=7, step_s=1.0)
+    site.stub(steps=4000, step_s=0.05)
     site.submit("pretrain")
     site.cluster.run(until=lambda: site.cluster.read("1")["state"] == "COMPLETED")
     site.dvc("repro", "prepare@icons")

@@ -104,7 +104,7 @@ def test_what_is_submitted_twice_is_one_job(site) -> None:
 
 
 def test_params_edited_while_a_job_runs_do_not_reach_it(site) -> None:
-    site.stub(steps=30, step_s=0.05)
+    site.stub(steps=30, step_s=0.3)
     site.submit("prepare")
     site.run()
     site.dvc("repro", "prepare@icons")
