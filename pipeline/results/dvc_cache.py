@@ -28,6 +28,7 @@ from pipeline.results.documents import (
 from pipeline.results.dvc_adoption import adopt_at_once
 from pipeline.results.dvc_command import adopt_through_commands, file_through_commands
 from pipeline.results.port import Filing, Identity, StageFacts
+from pipeline.stages.table import CODE_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,9 @@ class DvcCache:
                 for dep in stage.deps
                 if dep.hash_info and dep.hash_info.name == "md5"
             }
-            return Identity(_get_stage_hash(stage), inputs)
+            code = next(path for path in inputs if path.startswith(f"{CODE_FOLDER}/"))
+            text = (suite / code).read_text(encoding="utf-8")
+            return Identity(_get_stage_hash(stage), inputs, text)
 
     def survey(
         self, suite: Path, names: Sequence[str], anew: Collection[str] = ()

@@ -63,7 +63,7 @@ class FakeCache:
         first = self.fingerprints[0]
         if len(self.fingerprints) > 1:
             self.fingerprints.pop(0)
-        return Identity(first, {"data/icons": "0123456789abcdef0123456789abcdef.dir"})
+        return Identity(first, {"data/icons": "0123456789abcdef0123456789abcdef.dir"}, code="")
 
 
 class FakeTracker:
