@@ -18,6 +18,7 @@ from pipeline.config.dag import dag_text
 from pipeline.config.params import METHODS, SOURCES
 from pipeline.errors import UserError
 from pipeline.results.closure import PACKAGES, Codebase
+from pipeline.results.sources import reads_disk
 from pipeline.stages.table import CODE_FOLDER, PREPARE, PRETRAIN, STAGES, Stage
 from pipeline.writing import write_bytes
 
@@ -146,7 +147,8 @@ def refresh_identities(suite: Path, code: Code | None = None) -> list[str]:
 
 def dag_of(suite: Path) -> str:
     """Return the text of a suite's dvc.yaml; where the packages are installed DVC watches none."""
-    return dag_text(PACKAGES if code_root(suite) is not None else ())
+    code = PACKAGES if code_root(suite) is not None else ()
+    return dag_text(code, reads_disk=reads_disk(suite))
 
 
 def code_folder(scratch: Path, digest: str) -> Path:
