@@ -41,8 +41,8 @@ def validate(
         )
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")
-    refresh_sources(project)
     lock, cache = read_lock(project.suite), DvcCache()
+    refresh_sources(project, params.datasets, cache)
     for key, recipe in params.datasets.items():
         packed = lock.stages.get(PREPARE.run_name(key))
         path = PREPARE.input_paths(key, recipe)["source"]

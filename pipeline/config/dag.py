@@ -50,7 +50,7 @@ def _code_block(code: Sequence[str], *, always: bool) -> str:
         f"    params: [{PREPARE.section}]",
         *([f"    deps: [{', '.join(code)}]"] if code else []),
         *(["    always_changed: true"] if always else []),
-        f"    outs: [{CODE_FOLDER}, {{{SOURCES_FOLDER}: {{persist: true}}}}]",
+        f"    outs: [{CODE_FOLDER}, {SOURCES_FOLDER}]",
     ]
     return "\n".join(lines)
 

@@ -36,8 +36,9 @@ from pipeline.project import Project
 from pipeline.results.code import packages_folder
 from pipeline.results.documents import Hashes
 from pipeline.results.port import CodeHistory, Identity, ResultCache
+from pipeline.results.sources import refresh_sources
 from pipeline.stages.request import StageFunction
-from pipeline.stages.table import STAGES
+from pipeline.stages.table import PREPARE, STAGES
 from pipeline.tracking.port import Presenter
 
 logger = logging.getLogger(__name__)
@@ -90,12 +91,12 @@ def run_stage(
     set_threads(resources)
     row = STAGES[stage]
     name = row.run_name(key)
-    identity = services.cache.identify(project.suite, name)
+    identity = _identify(services.cache, project, stage, key, recipe)
     rank = int(os.environ.get("RANK", "0"))
     if services.find_job_result is not None and rank == 0:
         outputs = services.find_job_result(project, name, identity)
         if outputs is not None:
-            return _adopt(project, stage, key, services.cache, identity, outputs)
+            return _adopt(project, stage, key, recipe, services.cache, identity, outputs)
     if rank == 0:
         _drop_checkpoints(project, services.cache)
     job = JobFolder.of(project.scratch, identity.fingerprint)
@@ -110,12 +111,13 @@ def run_stage(
     )  # fmt: skip
     if rank > 0:
         return help_perform(run, services.load, rank, int(os.environ.get("LOCAL_RANK", "0")))
+
+    def confirm() -> None:
+        now = _identify(services.cache, project, stage, key, recipe)
+        _check_unchanged(identity, now, stage, key)
+
     try:
-        outcome = perform(
-            run,
-            services.load,
-            lambda: _check_unchanged(services.cache, project.suite, name, identity),
-        )
+        outcome = perform(run, services.load, confirm)
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt | InterruptedRun | BusyError):
             _show(services.presenter, run.job)
@@ -125,10 +127,20 @@ def run_stage(
     return outcome
 
 
+def _identify(
+    cache: ResultCache, project: Project, stage: str, key: str, recipe: object
+) -> Identity:
+    """Return the identity that a run has now, its source included."""
+    if stage == PREPARE.name:
+        refresh_sources(project, {key: recipe}, cache)
+    return cache.identify(project.suite, STAGES[stage].run_name(key))
+
+
 def _adopt(
     project: Project,
     stage: str,
     key: str,
+    recipe: object,
     cache: ResultCache,
     identity: Identity,
     outputs: Hashes,
@@ -138,22 +150,22 @@ def _adopt(
     Raises:
         NotFinishedError: The inputs changed while it was waited for.
     """
-    _check_unchanged(cache, project.suite, STAGES[stage].run_name(key), identity)
+    _check_unchanged(identity, _identify(cache, project, stage, key, recipe), stage, key)
     cache.link(project.root, outputs, project.suite)
     path = STAGES[stage].metrics_path(key)
     content = {} if path is None else json.loads((project.suite / path).read_text("utf-8"))
     return Outcome(metrics={k: v for k, v in content.items() if isinstance(v, int | float)})
 
 
-def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identity) -> None:
+def _check_unchanged(before: Identity, now: Identity, stage: str, key: str) -> None:
     """Refuse a result whose inputs, params or code changed while it was made.
 
     DVC hashes dependencies after the command: it would record the new ones with the old result.
     """
-    if cache.identify(suite, name).fingerprint != before.fingerprint:
+    if now.fingerprint != before.fingerprint:
         raise NotFinishedError(
-            f"{name}: its parameters, inputs or code changed while it ran, so the result was "
-            "discarded; run the same command again"
+            f"{STAGES[stage].run_name(key)}: its parameters, inputs or code changed while it ran, "
+            "so the result was discarded; run the same command again"
         )
 
 

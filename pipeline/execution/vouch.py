@@ -38,6 +38,7 @@ from pipeline.results.code import packages_folder
 from pipeline.results.documents import Document, code_of, differences, hashes_of
 from pipeline.results.port import ResultCache, StageFacts
 from pipeline.results.running_code import check_loaded_code, check_running_code
+from pipeline.results.sources import refresh_sources
 from pipeline.results.vouchings import Vouching, add_vouching
 from pipeline.stages.request import StageFunction, StageRequest, StoredRun
 from pipeline.stages.table import MEASURED, Stage
@@ -138,7 +139,9 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
 
 
 def _find_stale(project: Project, stage: Stage, key: str, cache: ResultCache) -> _Stale | None:
-    recipe_of(load_params(project.params_file), stage.name, key)
+    params = load_params(project.params_file)
+    recipe_of(params, stage.name, key)
+    refresh_sources(project, params.datasets, cache)
     name = stage.run_name(key)
     survey = cache.survey(project.suite, [name])  # of its inputs too
     facts = survey[name]

@@ -10,7 +10,7 @@ size adds a line.
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ _DIGITS = 20
 _THREADS = 16
 """On a network filesystem asking for a file's size is waiting."""
 _EDITED = "edited in place"
+_NAMES = "names and sizes"
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,34 @@ def reads_disk(suite: Path) -> bool:
     return False
 
 
-def refresh_sources(project: Project, keys: Collection[str] | None = None) -> None:
-    """Bring `sources/` of a suite up to what is on the disk. What is right stays untouched.
+def refresh_sources(project: Project, datasets: Mapping[str, object], cache: ResultCache) -> None:
+    """Bring texts of `sources/` up to what is on the disk. What is right stays untouched.
 
     Args:
         project: The project and the suite.
-        keys: Datasets to look at; all if absent.
+        datasets: Recipes by name; texts of others are left alone.
+        cache: Has the texts that dvc.lock knows.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    for key, recipe in datasets.items():
+        _refresh(project, key, recipe, cache)
+
+
+def refresh_all_sources(project: Project, cache: ResultCache) -> None:
+    """Bring `sources/` of a suite up to what is on the disk, for the datasets that it has.
 
     Raises:
         UserError: params.yaml is wrong.
         OSError: A folder cannot be read.
     """
-    if keys is not None and not keys:
-        return
-    for key, recipe in load_params(project.params_file).datasets.items():
-        if keys is None or key in keys:
-            _refresh(project, key, recipe)
-    if keys is None:
-        _drop_others(project)
+    datasets = load_params(project.params_file).datasets
+    refresh_sources(project, datasets, cache)
+    wanted = {project.suite / _path(key, recipe) for key, recipe in datasets.items()}
+    for folder in {path.parent for path in wanted}:
+        for left in set(folder.glob("*.txt")) - wanted:
+            left.unlink(missing_ok=True)
 
 
 def changed_source(project: Project, path: str, locked: Document, cache: ResultCache) -> list[str]:
@@ -97,6 +108,19 @@ def changed_source(project: Project, path: str, locked: Document, cache: ResultC
     return [path] if old is None else [f"source {each}" for each in changes(old, new.decode())]
 
 
+def changed_since(text: str, recipe: object, root: Path) -> list[str]:
+    """Say how the files that a recipe reads differ from what a text of `sources/` says.
+
+    It says nothing where the source could not be seen, on a node without those disks.
+
+    Args:
+        text: The text.
+        recipe: The dataset's.
+        root: Folder of relative paths.
+    """
+    return changes(_without_edits(text), _list(recipe, root).text) if _NAMES in text else []
+
+
 def changes(old: str, new: str) -> list[str]:
     """Say in what two texts of `sources/` differ: `train: 12 files, 90 bytes -> 11 files, ...`."""
     before, after = _lines(old), _lines(new)
@@ -104,7 +128,7 @@ def changes(old: str, new: str) -> list[str]:
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name, "not read"), after.get(name, "not read")
         if was != now:
-            shown = [part.partition(", names and sizes")[0] for part in (was, now)]
+            shown = [part.partition(f", {_NAMES}")[0] for part in (was, now)]
             same = shown[0] == shown[1]
             found.append(f"{name}: {'other files' if same else ' -> '.join(shown)}")
     return found
@@ -115,24 +139,24 @@ def _lines(text: str) -> dict[str, str]:
     return {name: said for name, _, said in parts}
 
 
-def _refresh(project: Project, key: str, recipe: object) -> None:
-    file = project.suite / PREPARE.input_paths(key, recipe)["source"]
+def _refresh(project: Project, key: str, recipe: object, cache: ResultCache) -> None:
+    file = project.suite / _path(key, recipe)
     state = project.scratch / "sources" / f"{project.name}-{key}.json"
     try:
-        old = file.read_text(encoding="utf-8")
-    except OSError:
-        old = None
+        here = old = file.read_text(encoding="utf-8")
+    except OSError:  # DVC removes outputs of a stage before it runs it
+        here, old = None, _recorded(project, key, recipe, cache)
     listing = _list(recipe, data_root(project))
-    if old is not None and not listing.found:
-        return
     same = old is not None and _without_edits(old) == listing.text
     known = _read_times(state)
     text = listing.text
-    if same and old is not None:
+    if old is not None and not listing.found:
+        text = old
+    elif same and old is not None:
         text = old if known in (None, listing.times) else (
             f"{listing.text}{_EDITED}: times {listing.times}\n"
         )  # fmt: skip
-    if text != old:
+    if text != here:
         file.parent.mkdir(exist_ok=True)
         write_bytes(file, text.encode())
     if known != listing.times:
@@ -140,14 +164,17 @@ def _refresh(project: Project, key: str, recipe: object) -> None:
         write_json(state, {"times": listing.times})
 
 
-def _drop_others(project: Project) -> None:
-    """Remove the texts of datasets that params.yaml no longer has."""
-    datasets = load_params(project.params_file).datasets
-    wanted = {PREPARE.input_paths(key, recipe)["source"] for key, recipe in datasets.items()}
-    for path in {Path(name).parent for name in wanted}:
-        for left in (project.suite / path).glob("*.txt"):
-            if f"{path}/{left.name}" not in wanted:
-                left.unlink(missing_ok=True)
+def _path(key: str, recipe: object) -> str:
+    return PREPARE.input_paths(key, recipe)["source"]
+
+
+def _recorded(project: Project, key: str, recipe: object, cache: ResultCache) -> str | None:
+    """Return the text that a dataset was packed under, as far as dvc.lock and the cache know it."""
+    lock = project.suite / "dvc.lock"
+    stages = read_yaml(lock).get("stages", {}) if lock.is_file() else {}
+    deps = stages.get(PREPARE.run_name(key), {}).get("deps", [])
+    md5 = hashes_of(deps).get(_path(key, recipe), {}).get("md5")
+    return None if md5 is None else cache.read(project.root, str(md5))
 
 
 def _without_edits(text: str) -> str:
@@ -198,7 +225,7 @@ def _summary(place: Path, files: list[tuple[str, int, int]]) -> str:
         digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
     count = f"{len(files)} file{'' if len(files) == 1 else 's'}"
     total = sum(size for _, size, _ in files)
-    return f"{count}, {total} bytes, names and sizes {digest.hexdigest()[:_DIGITS]}"
+    return f"{count}, {total} bytes, {_NAMES} {digest.hexdigest()[:_DIGITS]}"
 
 
 def _files(place: Path) -> Iterator[tuple[str, int, int]]:

@@ -8,6 +8,7 @@ from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.project import Project
 from pipeline.results.port import ResultCache, StageFacts
+from pipeline.results.sources import refresh_sources
 from pipeline.stages.table import REPORT, RUN_BY_JOBS, STAGES
 
 
@@ -59,6 +60,7 @@ def survey(
         UserError: No such stage or entry, or DVC cannot read the suite.
     """
     chosen = choose(params, wanted)
+    refresh_sources(project, params.datasets, cache)
     anew = chosen if wanted.force else ()
     if not wanted.downstream:
         return cache.survey(project.suite, chosen, anew)

@@ -18,7 +18,7 @@ from pathlib import Path
 from asl_core.engine.journal import Journal, redact
 from asl_core.errors import InputError, InterruptedRun
 from pipeline.errors import AslPipeError
-from pipeline.execution.perform import perform, write_metrics
+from pipeline.execution.perform import StageRun, perform, write_metrics
 from pipeline.execution.stop_signals import StopSignals
 from pipeline.jobs.fence import Fence, SupersededError
 from pipeline.jobs.folder import JobFolder
@@ -30,7 +30,8 @@ from pipeline.jobs.state import ERROR_CHARACTERS, JobState, RunStatus, read_stat
 from pipeline.results.code import code_folder
 from pipeline.results.documents import Document, Hashes, hashes_of
 from pipeline.results.port import Filing
-from pipeline.stages.table import PRETRAIN, STAGES
+from pipeline.results.sources import changed_since
+from pipeline.stages.table import PREPARE, PRETRAIN, STAGES
 from pipeline.worker.continuation import go_on_later, hand_over_again
 from pipeline.worker.process import (
     DONE,
@@ -141,12 +142,24 @@ class Lead(JobProcess):
             run, tags=self._tags(), last_tags=self._last_tags, out=out, locks=False,
             before_checkpoint=self.check_fences,
         )  # fmt: skip
-        outcome = perform(run, self.load, self.check_fences)
+        outcome = perform(run, self.load, lambda: self._confirm(run))
         self.signals.handler.quiet = True  # what is left takes seconds and is final
         write_metrics(self.work.metrics, run, outcome)
         manifest = self._file(document, out)
         self._keep_only(out)
         return self._succeeded(manifest)
+
+    def _confirm(self, run: StageRun) -> None:
+        """Raise if the result must not be kept."""
+        self.check_fences()
+        if self.job.stage == PREPARE.name:
+            path = PREPARE.input_paths(run.key, run.recipe)["source"]
+            planned = (self.paths.inputs / path).read_text(encoding="utf-8")
+            if changed := changed_since(planned, run.recipe, run.inputs["data_root"]):
+                raise JobFailure(
+                    f"{self.job.name}: its source is not what it was when the job was submitted "
+                    f"({'; '.join(changed)}); submit again"
+                )
 
     def _fence(self, file: Path) -> None:
         yield_folder_to_live_job(file, self.paths, self.services)

@@ -167,6 +167,7 @@ def test_a_run_common_to_two_suites_is_made_once(dag: Dag) -> None:
     dag.repro()
     suite = dag.folder / "suites/coco-mini"
     (suite / "params.yaml").write_text(PARAMS.replace("suite: tiny", "suite: coco-mini"))
+    write_suite_project(suite, dag.folder)
     ran, cached = dag.repro(suite="suites/coco-mini")
     assert ran == {"report"}
     assert cached == ALL - {"report"}

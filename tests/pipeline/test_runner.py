@@ -27,6 +27,7 @@ from pipeline.jobs.job import write_job as write_job_file
 from pipeline.jobs.journal import read_records
 from pipeline.jobs.state import JobState, RunStatus, read_state, write_state
 from pipeline.jobs.verdict import Patience
+from pipeline.results.code import code_folder
 from pipeline.results.port import Filing
 from pipeline.schedulers.port import JobPhase, QueuedJob, SchedulerError
 from pipeline.stages.request import StageRequest
@@ -74,7 +75,11 @@ class MemoryCache:
 
     def link(self, root: Path, hashes: Any, target: Path) -> None:
         for path in hashes:
-            (target / path).mkdir(parents=True)
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            if path.endswith(".txt"):
+                (target / path).write_text("composed by the project\n")
+            else:
+                (target / path).mkdir()
 
     def file(self, filing: Filing) -> Any:
         self.while_filing()
@@ -123,6 +128,10 @@ class Bench:
         self.cache, self.scheduler = MemoryCache(), FakeScheduler(folder / "cluster")
         self.paths.folder.mkdir(parents=True)
         self.paths.params.write_text(PARAMS)
+        code = code_folder(folder / ".asl", "code") / "code"
+        code.mkdir(parents=True)
+        for name in ("prepare-icons", "pretrain-asl"):
+            (code / f"{name}.txt").write_text("")  # the stages of these tests import nothing
         self.pauses: list[float] = []
         self.heartbeat_s = 0.02
         self.clock: Callable[[], float] = time.time
@@ -130,8 +139,14 @@ class Bench:
         self.write_job(DATA)
         self.write_attempt(1)
 
-    def write_job(self, hashed: dict[str, Any], stage: str = "pretrain", key: str = "asl") -> None:
-        deps = [{"path": "data/icons", "hash": "md5", **hashed}]
+    def write_job(
+        self,
+        hashed: dict[str, Any],
+        stage: str = "pretrain",
+        key: str = "asl",
+        path: str = "data/icons",
+    ) -> None:
+        deps = [{"path": path, "hash": "md5", **hashed}]
         document = {
             "cmd": "asl-pipe run pretrain asl", "deps": deps, "params": {},
             "outs": [{"path": "runs/pretrain/asl"}, {"path": "runs/pretrain/asl.json"}],
@@ -275,7 +290,7 @@ def test_a_dataset_is_read_from_where_its_submitter_had_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASL_DATA", "/of/the/compute/node")
-    bench.write_job(DATA, "prepare", "icons")
+    bench.write_job(DATA, "prepare", "icons", path="sources/icons.txt")
 
     def look(request: StageRequest) -> dict[str, float]:
         assert request.inputs == {"data_root": Path("/data")}

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.cli import run_command
 from pipeline.project import Project
-from pipeline.results.sources import changes, refresh_sources
+from pipeline.results.dvc_cache import DvcCache
+from pipeline.results.sources import changes, refresh_all_sources
 
 PARAMS = """
 suite: own
@@ -47,7 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def look(project: Project) -> str:
-    refresh_sources(project)
+    refresh_all_sources(project, DvcCache())
     return (project.suite / "sources/photos.txt").read_text()
 
 
@@ -131,7 +132,7 @@ def test_texts_of_datasets_that_are_gone_go_too(project: Project) -> None:
     look(project)
     text = PARAMS.replace("  icons: {source: icons, train: 8, test: 4}\n", "")
     project.params_file.write_text(text)
-    refresh_sources(project)
+    refresh_all_sources(project, DvcCache())
     found = {path.name for path in (project.suite / "sources").iterdir()}
     assert found == {"photos.txt", "both.txt"}
 
@@ -164,4 +165,7 @@ def test_dvc_repro_packs_a_changed_source_anew(
     assert [line.partition(":")[0] for line in lines] == ["datasets.photos", "datasets.both"]
     assert "other files" in lines[0]  # as many, as large
     assert packed() == ["prepare@both", "prepare@photos"]
+    assert packed() == []
+    shutil.rmtree(tmp_path / "data")  # as for a person who has pulled the results alone
+    shutil.rmtree(stub_project / ".asl")
     assert packed() == []
