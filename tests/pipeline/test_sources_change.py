@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import run_command
 from pipeline.project import Project
 from pipeline.results.dvc_cache import DvcCache
 from pipeline.results.sources import changes, refresh_all_sources
@@ -138,30 +137,27 @@ def test_texts_of_datasets_that_are_gone_go_too(project: Project) -> None:
 
 
 def test_dvc_repro_packs_a_changed_source_anew(
-    stub_project: Path, call: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    stub_project: Path, call: Any, tmp_path: Path
+) -> None:
     make_photos(tmp_path / "data")
     (stub_project / "params.yaml").write_text(PARAMS)
-    here = {"ASL_DATA": str(tmp_path / "data"), "PYTHONPATH": str(stub_project)}
+
+    def say(*command: str) -> str:
+        here = {"ASL_DATA": str(tmp_path / "data"), "PYTHONPATH": str(stub_project)}
+        done = call(*command, cwd=stub_project, **here)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def packed() -> list[str]:
-        done = call("dvc", "repro", "prepare", cwd=stub_project, **here)
-        assert done.returncode == 0, done.stderr
-        ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
+        ran = [line for line in say("dvc", "repro", "prepare").splitlines() if "Running" in line]
         return sorted(line.split("'")[1] for line in ran if "code" not in line)
 
-    for name, value in here.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(stub_project)
-    assert run_command(["expand"]) == 0  # stage `code` looks at the source each time
+    say("asl-pipe", "expand")  # stage `code` looks at the source each time
     assert packed() == ["prepare@both", "prepare@icons", "prepare@photos"]
     assert packed() == []
     (tmp_path / "data/photos/train/cat/a.png").unlink()
     (tmp_path / "data/photos/train/dog/new.png").write_bytes(bytes(10))
-    capsys.readouterr()
-    assert run_command(["validate"]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
+    lines = say("asl-pipe", "validate").splitlines()[1:]
     assert [line.partition(":")[0] for line in lines] == ["datasets.photos", "datasets.both"]
     assert "other files" in lines[0]  # as many, as large
     assert packed() == ["prepare@both", "prepare@photos"]
