@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -118,7 +118,7 @@ def _pack_split(
     return result
 
 
-def _turned_notes(packed: dict[SplitName, _Packed]) -> list[str]:
+def _turned_notes(packed: Mapping[str, _Packed]) -> list[str]:
     """Say which annotations may be for a picture that is held in another way than it is read."""
     notes = [
         f"{len(result.turned)} annotated {split} images have an EXIF orientation, which is not "

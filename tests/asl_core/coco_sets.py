@@ -101,10 +101,13 @@ def check(folder: Path) -> bool:
     Returns:
         Whether the data set was accepted.
     """
+    refusal = None
     try:
         pack(folder)
     except InputError as error:
-        assert "\n" not in str(error), error
+        refusal = str(error)
+    if refusal is not None:
+        assert "\n" not in refusal
         return False
     once = read(folder)
     spoilt = [torch.full((HEIGHT * WIDTH,), 0xA5, dtype=torch.uint8) for _ in range(64)]
@@ -162,14 +165,14 @@ def contents(draw: st.DrawFn) -> Any:
     content = good()
     for each in content["annotations"]:
         if draw(st.integers(0, 2)) == 0:
-            each["segmentation"] = draw(SEGMENTATIONS)
+            each["segmentation"] = deepcopy(draw(SEGMENTATIONS))
         if draw(st.integers(0, 5)) == 0:
-            each["bbox"] = draw(BOXES)
+            each["bbox"] = deepcopy(draw(BOXES))
     for _ in range(draw(st.integers(0, 3))):
         container, key = draw(st.sampled_from(nodes(content)))
         action = draw(st.sampled_from(["replace", "replace", "remove", "wrap", "copy"]))
         if action == "replace":
-            container[key] = draw(VALUES | NUMBERS)
+            container[key] = deepcopy(draw(VALUES | NUMBERS))
         elif action == "remove":
             del container[key]
         elif action == "wrap":

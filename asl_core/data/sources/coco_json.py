@@ -66,16 +66,18 @@ class CocoFile:
 class _Tally:
     """How often something was found, and where first."""
 
-    found: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    found: dict[tuple[str, str], list[int]] = field(
+        default_factory=dict[tuple[str, str], list[int]]
+    )
 
-    def add(self, what: str, annotation_id: int, times: int = 1) -> None:
-        self.found.setdefault(what, [0, annotation_id])[0] += times
+    def add(self, what: str, annotation_id: int, reason: str = "") -> None:
+        self.found.setdefault((what, reason), [0, annotation_id])[0] += 1
 
-    def notes(self, file: str) -> tuple[str, ...]:
-        return tuple(
-            f"{file}: {what.format(count)}, the first in annotation {first}."
-            for what, (count, first) in self.found.items()
-        )
+    def notes(self) -> list[str]:
+        return [
+            f"{what}: {count}, the first in annotation {first}{reason and f': {reason}'}"
+            for (what, reason), (count, first) in self.found.items()
+        ]
 
 
 def read_instances(path: Path) -> CocoFile:
@@ -99,7 +101,7 @@ def read_instances(path: Path) -> CocoFile:
     tally = _Tally()
     objects = _objects(path, images, annotations, tally)
     labels = {category: label for label, category in enumerate(sorted(names))}
-    notes = tally.notes(path.name)
+    notes = tuple(f"{path.name}: {note}." for note in tally.notes())
     for note in notes:
         _logger.warning("%s", note)
     return CocoFile(
@@ -226,7 +228,7 @@ def _objects(
         try:
             read = read_object(annotation, *size)
         except UnusableError as error:
-            tally.add(f"{{}} objects left out, because {error}", annotation["id"])
+            tally.add("objects left out", annotation["id"], str(error))
             continue
         except OtherSizeError:
             raise InputError(
@@ -235,12 +237,12 @@ def _objects(
                 "the images' own size"
             ) from None
         for reason in read.left_out:
-            tally.add(f"{{}} polygons left out, because {reason}", annotation["id"])
+            tally.add("polygons left out", annotation["id"], reason)
         found[annotation["image_id"]].append(read)
     if annotations and not found:
         raise InputError(
-            f"{path}: none of its {len(annotations)} objects can be used; "
-            f"{tally.notes('the first reason')[0].removesuffix('.')}; restore the file"
+            f"{path}: none of its {len(annotations)} objects can be used ({tally.notes()[0]}); "
+            "restore the file"
         )
     _note_far_boxes(found.values(), sizes, tally)
     return found
@@ -252,7 +254,7 @@ def _note_far_boxes(
     """Tally the boxes that are not around their masks; they stay as they are."""
     for objects in images:
         for each in far_from_masks(objects):
-            tally.add("{} boxes are far from their masks, and kept", each.annotation_id)
+            tally.add("boxes far from their masks, kept as they are", each.annotation_id)
 
 
 def _encoded(objects: list[CocoObject], labels: Mapping[int, int]) -> EncodedInstances:

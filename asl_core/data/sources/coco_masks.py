@@ -49,9 +49,9 @@ def segmentation_to_rle(
         runs = _runs(segmentation["counts"], height * width)
         code = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     else:
-        raise UnusableError("the segmentation is neither polygons nor an RLE")
+        raise UnusableError("its segmentation is neither polygons nor an RLE")
     if not coco_mask.area(code):
-        raise UnusableError("the mask has no pixel")
+        raise UnusableError("its mask has no pixel")
     return code["counts"], left_out
 
 
@@ -67,7 +67,7 @@ def _usable_polygons(
         else:
             left_out.append(fault)
     if not usable:
-        raise UnusableError(f"no polygon can be used: {left_out[0]}")
+        raise UnusableError(f"no usable polygon ({left_out[0]})")
     return usable, tuple(left_out)
 
 
@@ -78,21 +78,21 @@ def _fault_of_polygon(part: Any, height: int, width: int) -> str | None:
     read the others.
     """
     if not isinstance(part, list):
-        return "it is no list of coordinates"
+        return "no list of coordinates"
     if len(part) < 6:
-        return "it has fewer than three points"
+        return "fewer than three points"
     if len(part) % 2:
-        return "its number of coordinates is odd"
+        return "an odd number of coordinates"
     if not all(map(is_number, part)):
-        return "a coordinate is no finite number"
+        return "a coordinate that is no finite number"
     points = np.array(part, dtype=np.float64).reshape(-1, 2)  # (P, 2): x, y
     least, most = points.min(axis=0), points.max(axis=0)
     if not ((least < (width, height)) & (most > 0)).all():
-        return "it lies outside of the image"
+        return "outside of the image"
     with np.errstate(over="ignore"):
         steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
         if steps.sum() > LONGEST_OUTLINE:
-            return f"its outline is longer than {LONGEST_OUTLINE} pixels"
+            return f"an outline of more than {LONGEST_OUTLINE} pixels"
     return None
 
 
@@ -105,7 +105,7 @@ def is_number(value: Any) -> bool:
 
 def _check_size(size: Any, height: int, width: int) -> None:
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)):
-        raise UnusableError("the RLE has no size of two whole numbers")
+        raise UnusableError("its RLE has no size of two whole numbers")
     if size != [height, width]:
         raise OtherSizeError
 
@@ -118,14 +118,14 @@ def _runs(counts: Any, pixels: int) -> list[int]:
     """
     if isinstance(counts, list):
         if not all(type(count) is int and 0 <= count <= pixels for count in counts):
-            raise UnusableError("a run of the RLE is no whole number between 0 and the image")
+            raise UnusableError("a run of its RLE is no whole number, or longer than the image")
         runs = counts
     elif isinstance(counts, str):
         runs = _decompress(counts)
     else:
-        raise UnusableError("the counts of the RLE are neither a list nor a string")
+        raise UnusableError("the counts of its RLE are neither a list nor a string")
     if sum(runs) != pixels:
-        raise UnusableError("the runs of the RLE do not add up to the image")
+        raise UnusableError("the runs of its RLE do not add up to the image")
     return list(_merged(runs))
 
 
@@ -140,19 +140,19 @@ def _decompress(text: str) -> list[int]:
         np.int64
     ) - ord("0")
     if not len(characters) or characters.min() < 0 or characters.max() >= 2 * _MORE:
-        raise UnusableError("the string of the RLE has characters that no RLE has")
+        raise UnusableError("its RLE has characters that no RLE has")
     ends = np.flatnonzero(characters & _MORE == 0)
     starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
     lengths = ends - starts + 1  # (R,), characters of each run
     if not len(ends) or ends[-1] != len(characters) - 1 or lengths.max() > _MOST_GROUPS:
-        raise UnusableError("the string of the RLE is cut off")
+        raise UnusableError("its RLE is cut off")
     shifts = 5 * (np.arange(len(characters)) - np.repeat(starts, lengths))
     written = np.add.reduceat((characters & _GROUP) << shifts, starts)  # (R,)
     written -= np.where(characters[ends] & _SIGN, 1 << (5 * lengths), 0)
     runs: NDArray[np.int64] = written
     runs[1::2], runs[2::2] = np.cumsum(written[1::2]), np.cumsum(written[2::2])
     if runs.min() < 0:
-        raise UnusableError("a run of the RLE is negative")
+        raise UnusableError("a run of its RLE is negative")
     return runs.tolist()
 
 

@@ -68,18 +68,18 @@ def read_object(annotation: Mapping[str, Any], height: int, width: int) -> CocoO
 
 def _box(value: Any) -> tuple[float, float, float, float]:
     if not (isinstance(value, list) and len(value) == 4 and all(map(is_number, value))):
-        raise UnusableError("the bbox is not four finite numbers")
+        raise UnusableError("its bbox is not four finite numbers")
     x, y, width, height = map(float, value)
     if min(width, height) <= _SHORTEST:
-        raise UnusableError("a side of the bbox is not positive")
+        raise UnusableError("a side of its bbox is not positive")
     if max(abs(x), abs(y), abs(x + width), abs(y + height)) > _FARTHEST:
-        raise UnusableError("the bbox lies out of all bounds")
+        raise UnusableError("its bbox lies out of all bounds")
     return x, y, width, height
 
 
 def _area(value: Any) -> float:
     if not is_number(value) or not 0 <= value <= _LARGEST_AREA:
-        raise UnusableError(f"the area is no number from 0 to {_LARGEST_AREA:g}")
+        raise UnusableError(f"its area is no number from 0 to {_LARGEST_AREA:g}")
     return float(value)
 
 
