@@ -12,7 +12,20 @@ from typing import Any
 import coco_sets
 import numpy as np
 import pytest
-from coco_sets import HEIGHT, SQUARE, WIDTH, annotation, good, pack, picture, put_images, put_json
+from coco_sets import (
+    FAR,
+    HEIGHT,
+    SQUARE,
+    UNUSABLE,
+    WIDTH,
+    annotation,
+    good,
+    pack,
+    picture,
+    put_images,
+    put_json,
+    rle,
+)
 from PIL import Image
 from pycocotools.coco import COCO as ReferenceCOCO
 
@@ -33,83 +46,6 @@ def folder(tmp_path: Path) -> Path:
     put_images(tmp_path)
     put_json(tmp_path, good())
     return tmp_path
-
-
-def rle(counts: Any, size: Any = (HEIGHT, WIDTH)) -> dict[str, Any]:
-    return {"size": list(size) if isinstance(size, tuple) else size, "counts": counts}
-
-
-FAR = [[-1e9, 3, 1e9, 3, 9, 8]]
-ZIGZAG = [[c for i in range(200) for c in (0, i % 3, 1e4 * (i % 2), 5)]]
-
-UNUSABLE = {
-    "too few runs": ({"segmentation": rle([100, 50])}, "do not add up to the image"),
-    "too many runs": ({"segmentation": rle([100, 500])}, "longer than the image"),
-    "runs of another total": ({"segmentation": rle([100, 90, 90])}, "do not add up"),
-    "a negative run": ({"segmentation": rle([200, -8])}, "longer than the image"),
-    "no runs": ({"segmentation": rle([])}, "do not add up"),
-    "runs as texts": ({"segmentation": rle(["100", "92"])}, "no whole number"),
-    "runs that are true": ({"segmentation": rle([191, True])}, "no whole number"),
-    "fractions of runs": ({"segmentation": rle([100.0, 92.0])}, "no whole number"),
-    "a huge run": ({"segmentation": rle([10**30])}, "no whole number"),
-    "counts that are null": ({"segmentation": rle(None)}, "neither a list nor a string"),
-    "a string of another total": ({"segmentation": rle("05:0")}, "do not add up"),
-    "an empty string": ({"segmentation": rle("")}, "characters that no RLE has"),
-    "a string that is cut off": ({"segmentation": rle("k05700P")}, "is cut off"),
-    "a run without end": ({"segmentation": rle("P" * 80 + "0")}, "is cut off"),
-    "a string of other characters": ({"segmentation": rle("a b c")}, "characters that no RLE"),
-    "a string that is no ASCII": ({"segmentation": rle("k0\ud800\u00e9")}, "characters that no"),
-    "a string of a negative run": ({"segmentation": rle("O0")}, "is negative"),
-    "no size": ({"segmentation": {"counts": [192]}}, "no size of two whole numbers"),
-    "a size of texts": ({"segmentation": rle([192], ["12", "16"])}, "no size of two whole"),
-    "a size of three": ({"segmentation": rle([192], [12, 16, 3])}, "no size of two whole"),
-    "an RLE of nothing": ({"segmentation": rle([192])}, "its mask has no pixel"),
-    "an empty polygon": ({"segmentation": [[]]}, "fewer than three points"),
-    "a box as polygon": ({"segmentation": [[5, 10, 21, 40]]}, "fewer than three points"),
-    "half a point": ({"segmentation": [[1, 1, 5, 1, 5, 5, 1]]}, "an odd number of coordinates"),
-    "a text in a polygon": ({"segmentation": [[1, 1, 5, 1, 5, "5"]]}, "no finite number"),
-    "null in a polygon": ({"segmentation": [[1, 1, 5, 1, 5, None]]}, "no finite number"),
-    "true in a polygon": ({"segmentation": [[1, 1, 5, 1, 5, True]]}, "no finite number"),
-    "nan in a polygon": ({"segmentation": [[1, 1, 5, 1, 5, float("nan")]]}, "no finite number"),
-    "inf in a polygon": ({"segmentation": [[1, 1, 5, 1, 5, float("inf")]]}, "no finite number"),
-    "a number beyond floats": ({"segmentation": [[1, 1, 5, 1, 5, 10**400]]}, "no finite number"),
-    "points that are lists": ({"segmentation": [[[1, 1], [5, 1], [5, 5]] * 2]}, "no finite number"),
-    "one polygon, not a list": ({"segmentation": [1, 1, 5, 1, 5, 5]}, "no list of coordinates"),
-    "an object for a polygon": ({"segmentation": [rle([192])]}, "no list of coordinates"),
-    "far coordinates": ({"segmentation": FAR}, "an outline of more than"),
-    "coordinates near the end": (
-        {"segmentation": [[0, 0, 1e308, -1e308, 5, 5]]},
-        "an outline of more than",
-    ),
-    "a very long outline": ({"segmentation": ZIGZAG}, "an outline of more than"),
-    "far away": ({"segmentation": [[1e9, 1e9, 1e9 + 5, 1e9, 1e9, 1e9 + 5]]}, "outside of the"),
-    "beside the image": ({"segmentation": [[17, 3, 20, 3, 20, 8]]}, "outside of the image"),
-    "a polygon on a line": ({"segmentation": [[2, 2, 5, 2, 9, 2]]}, "its mask has no pixel"),
-    "no segmentation": ({"segmentation": ...}, "neither polygons nor an RLE"),
-    "segmentation null": ({"segmentation": None}, "neither polygons nor an RLE"),
-    "segmentation empty": ({"segmentation": []}, "neither polygons nor an RLE"),
-    "segmentation a text": ({"segmentation": "k0"}, "neither polygons nor an RLE"),
-    "segmentation a number": ({"segmentation": 7}, "neither polygons nor an RLE"),
-    "no bbox": ({"bbox": ...}, "not four finite numbers"),
-    "bbox null": ({"bbox": None}, "not four finite numbers"),
-    "bbox of three": ({"bbox": [2, 3, 7]}, "not four finite numbers"),
-    "bbox of five": ({"bbox": [2, 3, 7, 5, 1]}, "not four finite numbers"),
-    "bbox of texts": ({"bbox": ["2", "3", "7", "5"]}, "not four finite numbers"),
-    "bbox nested": ({"bbox": [[2, 3, 7, 5]]}, "not four finite numbers"),
-    "bbox with nan": ({"bbox": [2, 3, float("nan"), 5]}, "not four finite numbers"),
-    "bbox with inf": ({"bbox": [2, 3, float("inf"), 5]}, "not four finite numbers"),
-    "bbox with a huge number": ({"bbox": [2, 3, 10**400, 5]}, "not four finite numbers"),
-    "bbox with true": ({"bbox": [2, 3, True, 5]}, "not four finite numbers"),
-    "a negative side": ({"bbox": [9, 8, -7, 5]}, "a side of its bbox is not positive"),
-    "a side of zero": ({"bbox": [2, 3, 7, 0]}, "a side of its bbox is not positive"),
-    "a box out of bounds": ({"bbox": [2, 3, 1e300, 5]}, "out of all bounds"),
-    "no area": ({"area": ...}, "its area is no number"),
-    "area null": ({"area": None}, "its area is no number"),
-    "area a text": ({"area": "35"}, "its area is no number"),
-    "area negative": ({"area": -35}, "its area is no number"),
-    "area nan": ({"area": float("nan")}, "its area is no number"),
-    "area beyond COCO's": ({"area": 1e11}, "its area is no number"),
-}
 
 
 @pytest.mark.parametrize(("changes", "reason"), UNUSABLE.values(), ids=UNUSABLE.keys())
