@@ -8,6 +8,7 @@ _ORIENTATION = 0x0112
 UPRIGHT = 1
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations that swap width and height."""
+_MARKS = (b"Exif\0", b"eXIf", b"EXIF")  # of the data in JPEG, PNG, WebP
 
 
 def orientation(image: bytes) -> int:
@@ -15,6 +16,8 @@ def orientation(image: bytes) -> int:
 
     Decoders of pixels leave it alone, viewers and most annotation tools apply it.
     """
+    if not any(mark in image for mark in _MARKS):  # Pillow would decode a whole PNG to find none
+        return UPRIGHT
     try:
         with Image.open(io.BytesIO(image)) as picture:
             found = picture.getexif().get(_ORIENTATION, UPRIGHT)

@@ -160,7 +160,7 @@ REFUSED = {
     "category name a number": (change("categories", 0, name=5), "name is 5, not a text"),
     "category name null": (change("categories", 0, name=None), "name is None, not a text"),
     "category name a surrogate": (change("categories", 0, name="\ud800"), "name '.*' is empty or"),
-    "other categories in test": (change("categories", 0, name="cow"), "different categories"),
+    "other categories in test": (change("categories", 0, name="cow"), "first 5: 'bee' in train2017"),
     "annotation id a text": (change("annotations", 2, id="13"), r"annotations\[2\]: id is '13'"),
     "annotation id missing": (change("annotations", 2, id=...), r"annotations\[2\] has no 'id'"),
     "two annotations of one id": (

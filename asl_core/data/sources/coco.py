@@ -48,14 +48,23 @@ def open_coco(recipe: Coco, data_root: Path) -> Source:
         splits[split] = Split(count, partial(_items, image_folder, content.images, used))
         if split == "test" and recipe.val_joins_training:
             splits[split] = Split(0, lambda: iter(()))
-    if contents["train"].categories != contents["test"].categories:
-        raise InputError(f"{folder}: the two JSON files list different categories; use one release")
+    _compare_categories(folder, contents["train"].categories, contents["test"].categories)
     return Source(
         splits=splits,
         licence=_licence(contents["train"].licences or contents["test"].licences),
         thing_classes=tuple(contents["train"].categories.values()),
         notes=tuple(notes),
     )
+
+
+def _compare_categories(folder: Path, train: dict[int, str], test: dict[int, str]) -> None:
+    for number in sorted(train.keys() | test.keys()):
+        if train.get(number) != test.get(number):
+            raise InputError(
+                f"{folder}: the two JSON files list different categories, first {number}: "
+                f"{train.get(number)!r} in train2017, {test.get(number)!r} in val2017; "
+                "use one release"
+            )
 
 
 def _licence(names: tuple[str, ...]) -> str:

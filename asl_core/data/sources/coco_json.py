@@ -8,7 +8,7 @@ right in every entry: else the file is refused.
 import logging
 import reprlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -244,17 +244,10 @@ def _objects(
             f"{path}: none of its {len(annotations)} objects can be used ({tally.notes()[0]}); "
             "restore the file"
         )
-    _note_far_boxes(found.values(), sizes, tally)
-    return found
-
-
-def _note_far_boxes(
-    images: Iterable[list[CocoObject]], sizes: Mapping[int, tuple[int, int]], tally: _Tally
-) -> None:
-    """Tally the boxes that are not around their masks; they stay as they are."""
-    for objects in images:
-        for each in far_from_masks(objects):
+    for of_image in found.values():
+        for each in far_from_masks(of_image):
             tally.add("boxes far from their masks, kept as they are", each.annotation_id)
+    return found
 
 
 def _encoded(objects: list[CocoObject], labels: Mapping[int, int]) -> EncodedInstances:

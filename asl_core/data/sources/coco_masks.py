@@ -136,9 +136,8 @@ def _decompress(text: str) -> list[int]:
     the bit above them says that more follow, and the highest of the last one is the sign. From the
     fourth on the difference to the last but one is written.
     """
-    characters = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(
-        np.int64
-    ) - ord("0")
+    encoded = text.encode("utf-8", "surrogatepass")
+    characters = np.frombuffer(encoded, dtype=np.uint8).astype(np.int64) - ord("0")
     if not len(characters) or characters.min() < 0 or characters.max() >= 2 * _MORE:
         raise UnusableError("its RLE has characters that no RLE has")
     ends = np.flatnonzero(characters & _MORE == 0)
