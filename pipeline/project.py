@@ -1,5 +1,6 @@
 """Where the project is and which suite a command is for."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class Project:
     def shown(self, path: Path) -> str:
         """Return a path as a person in the suite's folder would type it."""
         return str(path.relative_to(self.suite)) if path.is_relative_to(self.suite) else str(path)
+
+
+def data_root(project: Project) -> Path:
+    """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
+    return Path(os.environ.get("ASL_DATA") or project.root.parent / "shared" / "data")
 
 
 def suite_folders(root: Path) -> dict[str, Path]:

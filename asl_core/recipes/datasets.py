@@ -5,7 +5,7 @@ it the identity of what was made from it, is the same on every machine.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from asl_core.recipes.normalisation import NORMALISATIONS, Rgb
 
@@ -87,6 +87,9 @@ class Icons(Embedded):
 class FromDisk(Packing):
     """A data set that lies in a folder."""
 
+    READS: ClassVar[tuple[str, ...]] = (".",)
+    """What is read in the folder; all of it where a source does not say."""
+
     path: str
     """The folder; relative to the data root, or absolute."""
 
@@ -114,12 +117,16 @@ class Parquet(FromDisk):
 class ImageFolder(FromDisk):
     """train/<class>/* and val/<class>/*, as ImageNet is kept; classes in sorted order."""
 
+    READS: ClassVar[tuple[str, ...]] = ("train", "val")
+
     source: Literal["imagefolder"] = "imagefolder"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coco(FromDisk):
     """COCO's official layout: train2017/, val2017/, annotations/instances_*2017.json."""
+
+    READS: ClassVar[tuple[str, ...]] = ("train2017", "val2017", "annotations")
 
     source: Literal["coco"] = "coco"
     val_joins_training: bool = False
@@ -134,6 +141,8 @@ class Ade20k(FromDisk):
     images/ and annotations/, each with training/ and validation/; names of the classes in
     classes.json, if there, else "1" to "150".
     """
+
+    READS: ClassVar[tuple[str, ...]] = ("images", "annotations", "classes.json")
 
     source: Literal["ade20k"] = "ade20k"
 

@@ -29,13 +29,14 @@ def expand(
     project = find_project(Path.cwd(), suite if suite or not everything else "demo")
     folders = suite_folders(project.root).values() if everything else [project.suite]
     for folder in folders:
-        changed = write_suite_project(folder, project.root)
+        changed: list[str] = []
         expanded, file = expansion_of(folder), Project(project.root, folder).params_file
         if expanded is not None:
             text = params_text(expanded)
             if not file.is_file() or file.read_text(encoding="utf-8") != text:
                 write_bytes(file, text.encode())
                 changed.append(f"params.yaml ({len(expanded['experiments'])} experiments)")
+        changed += write_suite_project(folder, project.root)  # from params.yaml as it is now
         name = Project(project.root, folder).name
         written = f"written: {', '.join(changed)}" if changed else "up to date"
         typer.echo(f"{name}: {written}")

@@ -40,12 +40,14 @@ def run(
     from pipeline.results.code import refresh_identities
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
+    from pipeline.results.sources import refresh_sources
     from pipeline.tables.paper import load_paper
     from pipeline.tracking.find import find_tracker
 
     project = find_project(Path.cwd())
     if stage == CODE_STAGE:
         refresh_identities(project.suite)
+        refresh_sources(project)
         return
     first = int(os.environ.get("RANK", "0")) == 0
     tracker = find_tracker(project.root)

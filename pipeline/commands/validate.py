@@ -13,8 +13,8 @@ def validate(
 ) -> None:
     """Check params.yaml and cluster.yaml.
 
-    Names, types, ranges, references. Changes nothing. Without SUITE: the suite in the current
-    folder.
+    Names, types, ranges, references; and whether the files that datasets were packed from are still
+    the same. Runs nothing. Without SUITE: the suite in the current folder.
 
     Example: asl-pipe validate cifar10-mini
     """
@@ -22,8 +22,11 @@ def validate(
     from pipeline.config.params import load_params
     from pipeline.errors import UserError
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.sources import changed_source, refresh_sources
     from pipeline.results.suite_project import is_up_to_date
-    from pipeline.stages.table import RUN_BY_JOBS
+    from pipeline.stages.table import PREPARE, RUN_BY_JOBS
+    from pipeline.tables.lock import read_lock
     from pipeline.tables.paper import load_paper
     from pipeline.tracking.find import find_kind
 
@@ -38,3 +41,10 @@ def validate(
         )
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")
+    refresh_sources(project)
+    lock, cache = read_lock(project.suite), DvcCache()
+    for key, recipe in params.datasets.items():
+        packed = lock.stages.get(PREPARE.run_name(key))
+        path = PREPARE.input_paths(key, recipe)["source"]
+        for change in changed_source(project, path, packed, cache) if packed else ():
+            typer.echo(f"datasets.{key}: {change}; dvc repro packs it anew")

@@ -12,8 +12,10 @@ from pipeline.stages.table import (
     CODE_STAGE,
     EVALUATIONS,
     MEASURED,
+    PREPARE,
     REPORT,
     RUN_BY_JOBS,
+    SOURCES_FOLDER,
     Stage,
 )
 
@@ -23,31 +25,34 @@ _HEAD = """\
 """
 
 
-def dag_text(code: Sequence[str]) -> str:
+def dag_text(code: Sequence[str], *, reads_disk: bool) -> str:
     """Return the text of dvc.yaml.
 
     Args:
-        code: Folders of the packages; none where they are installed and not part of the project:
-            DVC cannot watch them then, and the stage `code` looks at them each time.
+        code: Folders of the packages; none where they are installed and not part of the project.
+        reads_disk: Whether a dataset is packed from files outside the project. DVC can watch
+            neither these nor installed packages: the stage `code` looks at them each time.
     """
     sections = ", ".join(f"{stage.section}: {{}}" for stage in EVALUATIONS)
     blocks = [
         f"{_HEAD}vars:\n  - {{{sections}}}  # params.yaml may omit them\nstages:",
-        _code_block(code),
+        _code_block(code, always=reads_disk or not code),
         *(_block(stage) for stage in RUN_BY_JOBS),
         _report_block(),
     ]
     return "\n\n".join(blocks).replace("stages:\n\n", "stages:\n") + "\n"
 
 
-def _code_block(code: Sequence[str]) -> str:
-    watched = f"deps: [{', '.join(code)}]" if code else "always_changed: true"
-    return (
-        f"  {CODE_STAGE}:\n"
-        f"    cmd: asl-pipe run {CODE_STAGE}\n"
-        f"    {watched}\n"
-        f"    outs: [{CODE_FOLDER}]"
-    )
+def _code_block(code: Sequence[str], *, always: bool) -> str:
+    lines = [
+        f"  {CODE_STAGE}:",
+        f"    cmd: asl-pipe run {CODE_STAGE}",
+        f"    params: [{PREPARE.section}]",
+        *([f"    deps: [{', '.join(code)}]"] if code else []),
+        *(["    always_changed: true"] if always else []),
+        f"    outs: [{CODE_FOLDER}, {{{SOURCES_FOLDER}: {{persist: true}}}}]",
+    ]
+    return "\n".join(lines)
 
 
 def _block(stage: Stage) -> str:

@@ -1,7 +1,6 @@
 """What a stage reads: names checked, paths found. Reads only."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.params import Params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
-from pipeline.project import Project
+from pipeline.project import Project, data_root
 from pipeline.stages.table import PREPARE, PRETRAIN, REPORT, STAGES, Stage
 
 
@@ -76,10 +75,10 @@ def _imported_encoder(project: Project, key: str, recipe: ImportedRecipe) -> Pat
 
 
 def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[str, Path]:
-    """Return what a stage reads in the suite's folder without dvc.yaml saying so.
+    """Return what a stage reads in the suite's folder and no other stage's result has.
 
     That is the encoder of an imported experiment: its sha256 is a parameter, so that the result is
-    the same wherever the file is.
+    the same wherever the file is. And it is what is known of a dataset's source.
 
     Returns:
         Path relative to the suite's folder -> where it lies.
@@ -87,16 +86,14 @@ def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> 
     Raises:
         UserError: It is not there.
     """
+    if stage == PREPARE.name:
+        paths = PREPARE.input_paths(key, recipe).values()
+        return {path: project.suite / path for path in paths}
     if stage != PRETRAIN.name or not isinstance(recipe, ImportedRecipe):
         return {}
     if Path(recipe.path).is_absolute():
         return {}  # the same file on every machine
     return {recipe.path: find_inputs(project, stage, key, recipe)["imported"]}
-
-
-def data_root(project: Project) -> Path:
-    """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
-    return Path(os.environ.get("ASL_DATA") or project.root.parent / "shared" / "data")
 
 
 def dataset_digest(folder: Path) -> str:

@@ -38,6 +38,7 @@ from pipeline.jobs.fence import SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import is_result
 from pipeline.results.port import Identity
+from pipeline.results.running_code import check_loaded_code, check_running_code
 from pipeline.schedulers.port import NODE
 from pipeline.stages.request import StageFunction, StageRequest
 from pipeline.stages.table import REPORT, STAGES
@@ -65,7 +66,8 @@ class StageRun:
         recipe: Resolved entry of params.yaml.
         inputs: Paths by role, see `StageRequest`.
         resources: Device, threads, workers.
-        identity: Its fingerprint, and the digests of its inputs.
+        identity: Its fingerprint, the digests of its inputs, its code.
+        code_root: Folder of the packages that it is to run.
         job: Where it works.
         tags: What else its journal says of it: the commit, the job.
         last_tags: What its journal says at the end; given the error with which it ends, if any.
@@ -84,6 +86,7 @@ class StageRun:
     inputs: dict[str, Path]
     resources: Resources
     identity: Identity
+    code_root: Path
     job: JobFolder
     tags: dict[str, str] = field(default_factory=dict)
     last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
@@ -147,7 +150,8 @@ def perform(
         run.begun()
         with stop_signals_raise() as handler:
             try:
-                outcome = _attempt(request, load, handler)
+                outcome = _attempt(run, request, load, handler)
+                check_running_code(run.identity.code, run.code_root)
                 confirm()
             except BaseException as error:
                 handler.quiet = True
@@ -175,7 +179,8 @@ def help_perform(
     began = time.monotonic()
     watched = _watched_node(run.job, rank) if local_rank == 0 else contextlib.nullcontext()
     with _helper_journal(folder) as journal, watched:
-        load(run.stage)(run.request(folder / "out", journal))
+        _loaded(run, load)(run.request(folder / "out", journal))
+        check_running_code(run.identity.code, run.code_root)
     return Outcome(metrics={}, seconds=time.monotonic() - began)
 
 
@@ -203,14 +208,28 @@ def set_threads(resources: Resources) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
+def _loaded(run: StageRun, load: Callable[[str], StageFunction]) -> StageFunction:
+    """Return the stage's function, if it is that of the code which the result will be filed under.
+
+    Raises:
+        UserError: It is of other code.
+    """
+    function = load(run.stage)
+    check_loaded_code(run.identity.code, run.code_root)
+    return function
+
+
 def _attempt(
-    request: StageRequest[object], load: Callable[[str], StageFunction], handler: RaisingHandler
+    run: StageRun,
+    request: StageRequest[object],
+    load: Callable[[str], StageFunction],
+    handler: RaisingHandler,
 ) -> Outcome:
     """Call the stage and note what came of it."""
     began = time.monotonic()
     with SystemMetrics(request.journal, node=_node()):
         try:
-            found = load(request.stage)(request)
+            found = _loaded(run, load)(request)
         except BaseException:
             handler.quiet = True  # a signal that comes now must not take the error's place
             raise

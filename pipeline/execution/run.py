@@ -33,6 +33,7 @@ from pipeline.execution.publish import publish
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.liveness import has_succeeded
 from pipeline.project import Project
+from pipeline.results.code import packages_folder
 from pipeline.results.documents import Hashes
 from pipeline.results.port import CodeHistory, Identity, ResultCache
 from pipeline.stages.request import StageFunction
@@ -100,7 +101,7 @@ def run_stage(
     job = JobFolder.of(project.scratch, identity.fingerprint)
     run = StageRun(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
-        identity=identity, job=job,
+        identity=identity, code_root=packages_folder(project.suite), job=job,
         tags=services.code.tags(project.root) | services.gpus().tags() if rank == 0 else {},
         begun=partial(
             _begin_to_show, services.presenter, job, row.details(project.suite, key)

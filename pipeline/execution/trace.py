@@ -13,7 +13,9 @@ from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
 from pipeline.execution.stored import stored_run
 from pipeline.project import Project
+from pipeline.results.code import packages_folder, refresh_identities
 from pipeline.results.port import ResultCache
+from pipeline.results.running_code import check_loaded_code
 from pipeline.results.vouchings import vouchings_of
 from pipeline.stages.table import STAGES
 from pipeline.tables.collect import Suite, collect
@@ -185,6 +187,9 @@ def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) ->
     inputs = {r: suite.folder / path for r, path in stage.input_paths(key, recipe).items()}
     what = f"{link.name} {traced.metric}"
     module = importlib.import_module(stage.module)  # this is where torch is loaded
+    refresh_identities(suite.folder)
+    code = (suite.folder / stage.code_path(recipe)).read_text(encoding="utf-8")
+    check_loaded_code(code, packages_folder(suite.folder))
     with stored_run(project, suite.folder, stage, key, recipe, inputs, resources) as run:
         numbers = module.reevaluate(run)
     again, stored = numbers.get(traced.metric), link.result.metrics[traced.metric]

@@ -34,8 +34,10 @@ from pipeline.execution.stored import scratch, stored_run
 from pipeline.jobs.journal import read_records
 from pipeline.project import Project
 from pipeline.results.closure import changed_modules
+from pipeline.results.code import packages_folder
 from pipeline.results.documents import Document, code_of, differences, hashes_of
 from pipeline.results.port import ResultCache, StageFacts
+from pipeline.results.running_code import check_loaded_code, check_running_code
 from pipeline.results.vouchings import Vouching, add_vouching
 from pipeline.stages.request import StageFunction, StageRequest, StoredRun
 from pipeline.stages.table import MEASURED, Stage
@@ -113,10 +115,13 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
     inputs = find_inputs(project, stage_name, key, recipe)
     try:
         module = importlib.import_module(stage.module)
+        code = (project.suite / code_of(stale.facts.document)[0]).read_text(encoding="utf-8")
+        check_loaded_code(code, packages_folder(project.suite))
         steps = 0
         if trains:
             steps = _replay(project, stale, module.run, recipe, inputs, resources, witness)
         evaluated = _evaluate(project, stale, module.reevaluate, recipe, inputs, resources)
+        check_running_code(code, packages_folder(project.suite))
     except (AslPipeError, AslCoreError):
         raise
     except Exception as error:  # whatever the code that is being looked at raises

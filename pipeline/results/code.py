@@ -18,6 +18,7 @@ from pipeline.config.dag import dag_text
 from pipeline.config.params import METHODS, SOURCES
 from pipeline.errors import UserError
 from pipeline.results.closure import PACKAGES, Codebase
+from pipeline.results.sources import reads_disk
 from pipeline.stages.table import CODE_FOLDER, PREPARE, PRETRAIN, STAGES, Stage
 from pipeline.writing import write_bytes
 
@@ -81,10 +82,10 @@ def read_code(folder: Path) -> Code:
     Args:
         folder: Of the project or of one of its suites.
     """
-    root = code_root(folder)
+    root = packages_folder(folder)
     files: dict[str, bytes] = {}
     for package in PACKAGES:
-        top = root / package if root is not None else _installed(package)
+        top = root / package
         for parent, folders, names in os.walk(top, followlinks=True):
             folders[:] = sorted(name for name in folders if not _is_no_code(name))
             for name in sorted(names):
@@ -96,11 +97,23 @@ def read_code(folder: Path) -> Code:
     return Code(files)
 
 
-def _installed(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
+def packages_folder(folder: Path) -> Path:
+    """Return the folder of the packages that a project holds, or, where it holds none, installed.
+
+    Args:
+        folder: Of the project or of one of its suites.
+
+    Raises:
+        UserError: The packages are neither in the project nor installed.
+    """
+    return code_root(folder) or Path(_installed_package()).parent
+
+
+def _installed_package() -> str:
+    spec = importlib.util.find_spec(PACKAGES[0])
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {package} is neither in the project nor installed")
-    return Path(spec.submodule_search_locations[0])
+        raise UserError(f"the package {PACKAGES[0]} is neither in the project nor installed")
+    return spec.submodule_search_locations[0]
 
 
 def _is_no_code(name: str) -> bool:
@@ -134,7 +147,8 @@ def refresh_identities(suite: Path, code: Code | None = None) -> list[str]:
 
 def dag_of(suite: Path) -> str:
     """Return the text of a suite's dvc.yaml; where the packages are installed DVC watches none."""
-    return dag_text(PACKAGES if code_root(suite) is not None else ())
+    code = PACKAGES if code_root(suite) is not None else ()
+    return dag_text(code, reads_disk=reads_disk(suite))
 
 
 def code_folder(scratch: Path, digest: str) -> Path:

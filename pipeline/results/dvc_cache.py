@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.project import find_project
 from pipeline.results.code import refresh_identities
 from pipeline.results.documents import (
     Document,
@@ -28,6 +29,8 @@ from pipeline.results.documents import (
 from pipeline.results.dvc_adoption import adopt_at_once
 from pipeline.results.dvc_command import adopt_through_commands, file_through_commands
 from pipeline.results.port import Filing, Identity, StageFacts
+from pipeline.results.sources import refresh_sources
+from pipeline.stages.table import CODE_FOLDER, PREPARE, key_of, stage_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class DvcCache:
         """
         from dvc.stage.cache import _get_stage_hash  # pyright: ignore[reportPrivateUsage]
 
-        refresh_identities(suite)  # out of date it is never used
+        _refresh(suite, [name])
         with _stages(suite, name) as (_, stages):
             stage = stages[name]
             stage.save_deps()
@@ -64,7 +67,9 @@ class DvcCache:
                 for dep in stage.deps
                 if dep.hash_info and dep.hash_info.name == "md5"
             }
-            return Identity(_get_stage_hash(stage), inputs)
+            code = next(path for path in inputs if path.startswith(f"{CODE_FOLDER}/"))
+            text = (suite / code).read_text(encoding="utf-8")
+            return Identity(_get_stage_hash(stage), inputs, text)
 
     def survey(
         self, suite: Path, names: Sequence[str], anew: Collection[str] = ()
@@ -82,7 +87,7 @@ class DvcCache:
         Raises:
             UserError: dvc.yaml has no such stage, or an input is missing that no stage makes.
         """
-        refresh_identities(suite)
+        _refresh(suite)
         with _stages(suite, ", ".join(names), with_lock=True) as (repo, stages):
             return _Survey(repo, stages, anew).of(names)
 
@@ -162,7 +167,7 @@ class DvcCache:
         Raises:
             OSError: DVC did not do it; carries what it said.
         """
-        refresh_identities(suite)
+        _refresh(suite, names)
         try:
             with _repo(suite) as repo:
                 return adopt_at_once(repo, suite / "dvc.yaml", names)
@@ -336,6 +341,17 @@ class _Survey:
             if outputs and _is_cached(self.repo.cache.local, _folders_of(outputs)):
                 return outputs
         return _newest_result(self.repo, key)
+
+
+def _refresh(suite: Path, names: Sequence[str] | None = None) -> None:
+    """Bring up to date what stages depend on and no run makes: out of date it is never used.
+
+    Of sources only those of the named stages: to list them takes its time.
+    """
+    refresh_identities(suite)
+    if (suite / "params.yaml").is_file():
+        own = None if names is None else [key_of(n) for n in names if stage_of(n) is PREPARE]
+        refresh_sources(find_project(suite), own)
 
 
 @contextmanager

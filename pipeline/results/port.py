@@ -15,10 +15,12 @@ class Identity:
     Attributes:
         fingerprint: Changes when the command, a tracked parameter, an input or the code does.
         inputs: Path of each input, as dvc.yaml has it, to its content's md5.
+        code: The text that stands for its code.
     """
 
     fingerprint: str
     inputs: Mapping[str, str]
+    code: str
 
 
 @dataclass(frozen=True)

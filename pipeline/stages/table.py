@@ -22,8 +22,11 @@ from pipeline.stages.request import DETAILS
 
 DATASET, ENCODER, HELD_OUT = "data/{dataset}", "runs/encoder/{key}", "runs/held_out/{key}"
 CODE_STAGE = "code"
-"""Writes the digests of the code that the other stages depend on; no run of a suite."""
+"""Writes what other stages depend on and no stage makes: digests of their code, and of the files
+that datasets are packed from. It is no run of a suite."""
 CODE_FOLDER = "code"
+SOURCES_FOLDER = "sources"
+"""What is known of the files that datasets are packed from; written by the stage `code` too."""
 REPORT_KEY = "suite"
 """The report has one run in a suite; this is its key."""
 
@@ -104,6 +107,7 @@ def _evaluation(name: str, recipe: type[Any], **more: Any) -> Stage:
 
 PREPARE = Stage(
     name="prepare", section="datasets", has_metrics=False, variant="source",
+    inputs={"source": f"{SOURCES_FOLDER}/{{key}}.txt"},
     outputs={"dataset": "data/{key}", DETAILS: "runs/prepare/{key}"},
 )  # fmt: skip
 PRETRAIN = Stage(

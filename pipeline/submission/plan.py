@@ -20,7 +20,9 @@ from pipeline.results.closure import changed_modules
 from pipeline.results.code import Code, read_code
 from pipeline.results.documents import Document, code_of, differences, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
+from pipeline.results.sources import changed_source
 from pipeline.schedulers.port import JobPhase, Scheduler
+from pipeline.stages.table import SOURCES_FOLDER
 from pipeline.submission.job_reports import JobReport, Queue, report_on
 from pipeline.submission.selection import Wanted, choose, survey
 
@@ -286,11 +288,14 @@ def _why(project: Project, facts: StageFacts, cache: ResultCache) -> tuple[str, 
     if facts.locked is None:
         return ("never run", *made)
     code = code_of(facts.document)[0]
-    changed = [
-        _changed_code(project, facts, facts.locked, cache) if text == code else text
-        for text in differences(facts.locked, facts.document)
-        if text not in missing
-    ]
+    changed: list[str] = []
+    for text in differences(facts.locked, facts.document):
+        if text == code:
+            changed.append(_changed_code(project, facts, facts.locked, cache))
+        elif text.startswith(f"{SOURCES_FOLDER}/"):
+            changed += changed_source(project, text, facts.locked, cache)
+        elif text not in missing:
+            changed.append(text)
     return (*changed, *made) or ("--force, or its result is not in DVC's cache",)
 
 

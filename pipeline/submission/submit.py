@@ -15,11 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from pipeline.execution.inputs import data_root
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Job, Terms, read_job, write_job
-from pipeline.project import Project
+from pipeline.project import Project, data_root
 from pipeline.results.code import code_folder, freeze
 from pipeline.schedulers.port import JobPhase, SchedulerError
 from pipeline.submission.hand_over import ReadyAttempt, hand_over, prepare_attempt

@@ -25,10 +25,12 @@ from pipeline.jobs.job import Attempt, Job, Terms
 from pipeline.jobs.state import HEARTBEAT_S
 from pipeline.jobs.verdict import Patience
 from pipeline.project import Project
+from pipeline.results.code import code_folder
 from pipeline.results.documents import Document, hashes_of
 from pipeline.results.port import Identity, ResultCache
 from pipeline.schedulers.port import JOB_CPUS, JOB_ID, JOB_NODES, JOB_RESTARTS, Scheduler
 from pipeline.stages.request import StageFunction, StageRequest
+from pipeline.stages.table import STAGES
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 """Exit codes."""
@@ -194,11 +196,13 @@ class JobProcess(ABC):
         inputs = find_inputs(project, self.job.stage, self.job.key, recipe)
         if "data_root" in inputs:  # said by the environment of whoever submitted the job
             inputs["data_root"] = Path(self.attempt.terms.data_root)
+        code = code_folder(self.paths.scratch, self.attempt.terms.snapshot)
+        code_text = (code / STAGES[self.job.stage].code_path(recipe)).read_text("utf-8")
         digests = {path: str(hashed["md5"]) for path, hashed in
                    hashes_of(document.get("deps", [])).items()}  # fmt: skip
         return StageRun(
             stage=self.job.stage, key=self.job.key, params=params, recipe=recipe, inputs=inputs,
-            resources=resources, identity=Identity(fingerprint, digests),
+            resources=resources, identity=Identity(fingerprint, digests, code_text), code_root=code,
             job=JobFolder.of(self.paths.scratch, fingerprint),
         )  # fmt: skip
 

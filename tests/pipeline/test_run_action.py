@@ -19,7 +19,6 @@ from asl_core.recipes.optimisation import Resources
 from pipeline import stages
 from pipeline.config.cluster import STAGES
 from pipeline.errors import NotFinishedError, TrackingError, UserError
-from pipeline.execution.inputs import data_root
 from pipeline.execution.perform import set_threads
 from pipeline.execution.publish import publish
 from pipeline.execution.run import RunServices, run_stage
@@ -27,7 +26,7 @@ from pipeline.execution.stop_signals import Terminated
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import read_records, read_run_name
 from pipeline.jobs.liveness import has_succeeded
-from pipeline.project import Project, find_project
+from pipeline.project import Project, data_root, find_project
 from pipeline.results.documents import Hashes
 from pipeline.results.git import Git
 from pipeline.results.port import Identity
@@ -63,7 +62,7 @@ class FakeCache:
         first = self.fingerprints[0]
         if len(self.fingerprints) > 1:
             self.fingerprints.pop(0)
-        return Identity(first, {"data/icons": "0123456789abcdef0123456789abcdef.dir"})
+        return Identity(first, {"data/icons": "0123456789abcdef0123456789abcdef.dir"}, code="")
 
 
 class FakeTracker:

@@ -59,7 +59,7 @@ class Cache:
     """Gives each stage its own fingerprint."""
 
     def identify(self, suite: Path, name: str) -> Identity:
-        return Identity(name.replace("@", "-").ljust(64, "0"), {})
+        return Identity(name.replace("@", "-").ljust(64, "0"), {}, code="")
 
     def find(self, root: Path, fingerprint: str) -> None:
         """Keep nothing."""

@@ -48,8 +48,8 @@ else:
 """
 
 
-def environment_of(jobs: Jobs, *arguments: object, **resources: object) -> dict[str, str]:
-    job = jobs.make(SAY_ENVIRONMENT, **resources)
+def environment_of(jobs: Jobs, setup: tuple[str, ...] = (), **resources: object) -> dict[str, str]:
+    job = jobs.make(SAY_ENVIRONMENT, setup=setup, **resources)
     [job_id] = jobs.scheduler.submit([job])
     assert jobs.wait_for_end(job_id).said == "COMPLETED"
     return json.loads(jobs.log(job, job_id).splitlines()[-1])
@@ -100,6 +100,15 @@ def test_a_task_knows_its_rank_and_its_processors(jobs: Jobs) -> None:
     assert expected.items() <= found.items()
     assert (found["ASL_JOB_CPUS"], found["ASL_JOB_ID"]) == ("2", found["SLURM_JOB_ID"])
     assert found["ASL_NODE"] == found["ASL_JOB_NODES"] == found["SLURM_JOB_NODELIST"]
+
+
+def test_what_setup_exports_reaches_tasks_of_a_job_that_inherits_nothing(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OF_THE_CLIENT", "1")
+    found = environment_of(jobs, ("export PYTHONPATH=/frozen",), options={"export": "NONE"})
+    assert found["PYTHONPATH"] == "/frozen"
+    assert "OF_THE_CLIENT" not in found
 
 
 def test_a_task_does_not_start_in_the_project(jobs: Jobs) -> None:

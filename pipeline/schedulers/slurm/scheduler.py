@@ -397,6 +397,7 @@ def _parameters(jobs: Sequence[BatchJob], folder: Path) -> dict[str, Any]:
         "additional_parameters": options,
         "srun_args": [
             f"--output={log}_%t.log", "--open-mode=append",
+            "--export=ALL",  # what setup exports, whatever --export sbatch was given
             "--kill-on-bad-exit=1",  # else ranks wait for a dead one until the time limit
             "--wait=0",  # a site may have ranks killed a while after the first one has ended
             f"--cpus-per-task={resources.cpus}",  # srun does not take it from sbatch since 22.05

@@ -1,0 +1,235 @@
+"""Whether the files that datasets are packed from are still those that they were packed from.
+
+`sources/<dataset>.txt` in a suite's folder says what is there: how many files in each folder, their
+names and sizes. `prepare` depends on it, so that DVC packs a source anew when it has changed. Where
+a source is not there, as after a pull, the text stays. Times are no part of it, for each copy has
+its own; the scratch folder remembers them, and a file that was edited in place without changing its
+size adds a line.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asl_core.recipes.datasets import FromDisk, Union_
+from pipeline.config.files import read_yaml
+from pipeline.config.params import load_params
+from pipeline.project import Project, data_root
+from pipeline.results.documents import Document, hashes_of
+from pipeline.results.port import ResultCache
+from pipeline.stages.table import PREPARE
+from pipeline.writing import write_bytes, write_json
+
+_DIGITS = 20
+_THREADS = 16
+"""On a network filesystem asking for a file's size is waiting."""
+_EDITED = "edited in place"
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What a source's folders hold now.
+
+    Attributes:
+        text: A line for each folder or file that the source reads.
+        times: Digest of when each file was last written.
+        found: Whether anything of it is there.
+    """
+
+    text: str
+    times: str
+    found: bool
+
+
+def reads_disk(suite: Path) -> bool:
+    """Say whether a suite has a dataset that is packed from files, however wrong its params are."""
+    file = suite / "params.yaml"
+    datasets = read_yaml(file).get("datasets") if file.is_file() else None
+    entries = list(datasets.values()) if isinstance(datasets, Mapping) else []
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            if "path" in entry:
+                return True
+            members = entry.get("members")
+            entries += members if isinstance(members, list) else []
+    return False
+
+
+def refresh_sources(project: Project, keys: Collection[str] | None = None) -> None:
+    """Bring `sources/` of a suite up to what is on the disk. What is right stays untouched.
+
+    Args:
+        project: The project and the suite.
+        keys: Datasets to look at; all if absent.
+
+    Raises:
+        UserError: params.yaml is wrong.
+        OSError: A folder cannot be read.
+    """
+    if keys is not None and not keys:
+        return
+    for key, recipe in load_params(project.params_file).datasets.items():
+        if keys is None or key in keys:
+            _refresh(project, key, recipe)
+    if keys is None:
+        _drop_others(project)
+
+
+def changed_source(project: Project, path: str, locked: Document, cache: ResultCache) -> list[str]:
+    """Say how a source differs from what a dataset was packed from, as far as that is known.
+
+    Args:
+        project: The project and the suite.
+        path: `sources/coco.txt`.
+        locked: What dvc.lock has of the stage that packed it.
+        cache: Where the earlier text is.
+    """
+    recorded = hashes_of(locked.get("deps", [])).get(path, {}).get("md5")
+    new = (project.suite / path).read_bytes()
+    if recorded == hashlib.md5(new).hexdigest():
+        return []
+    old = None if recorded is None else cache.read(project.root, str(recorded))
+    return [path] if old is None else [f"source {each}" for each in changes(old, new.decode())]
+
+
+def changes(old: str, new: str) -> list[str]:
+    """Say in what two texts of `sources/` differ: `train: 12 files, 90 bytes -> 11 files, ...`."""
+    before, after = _lines(old), _lines(new)
+    found = []
+    for name in dict.fromkeys([*before, *after]):
+        was, now = before.get(name, "not read"), after.get(name, "not read")
+        if was != now:
+            shown = [part.partition(", names and sizes")[0] for part in (was, now)]
+            same = shown[0] == shown[1]
+            found.append(f"{name}: {'other files' if same else ' -> '.join(shown)}")
+    return found
+
+
+def _lines(text: str) -> dict[str, str]:
+    parts = (line.partition(": ") for line in text.splitlines())
+    return {name: said for name, _, said in parts}
+
+
+def _refresh(project: Project, key: str, recipe: object) -> None:
+    file = project.suite / PREPARE.input_paths(key, recipe)["source"]
+    state = project.scratch / "sources" / f"{project.name}-{key}.json"
+    try:
+        old = file.read_text(encoding="utf-8")
+    except OSError:
+        old = None
+    listing = _list(recipe, data_root(project))
+    if old is not None and not listing.found:
+        return
+    same = old is not None and _without_edits(old) == listing.text
+    known = _read_times(state)
+    text = listing.text
+    if same and old is not None:
+        text = old if known in (None, listing.times) else (
+            f"{listing.text}{_EDITED}: times {listing.times}\n"
+        )  # fmt: skip
+    if text != old:
+        file.parent.mkdir(exist_ok=True)
+        write_bytes(file, text.encode())
+    if known != listing.times:
+        state.parent.mkdir(parents=True, exist_ok=True)
+        write_json(state, {"times": listing.times})
+
+
+def _drop_others(project: Project) -> None:
+    """Remove the texts of datasets that params.yaml no longer has."""
+    datasets = load_params(project.params_file).datasets
+    wanted = {PREPARE.input_paths(key, recipe)["source"] for key, recipe in datasets.items()}
+    for path in {Path(name).parent for name in wanted}:
+        for left in (project.suite / path).glob("*.txt"):
+            if f"{path}/{left.name}" not in wanted:
+                left.unlink(missing_ok=True)
+
+
+def _without_edits(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(f"{_EDITED}:"))
+
+
+def _read_times(state: Path) -> str | None:
+    try:
+        return str(json.loads(state.read_text(encoding="utf-8"))["times"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# --- what is there
+
+
+def _list(recipe: object, root: Path) -> _Listing:
+    """Look at all files that a recipe reads."""
+    lines, times, found = [], hashlib.sha256(), False
+    for shown, place in _places(recipe, root):
+        files = sorted(_files(place))
+        found |= place.exists()
+        lines.append(f"{shown}: {_summary(place, files)}\n")
+        for name, _, written in files:
+            times.update(f"{name}\0{written}\n".encode(errors="surrogateescape"))
+    if not lines:
+        return _Listing("composed by the project: reads no files\n", "", found=True)
+    return _Listing("".join(lines), times.hexdigest()[:_DIGITS], found)
+
+
+def _places(recipe: object, root: Path) -> list[tuple[str, Path]]:
+    """Return the folders and files that a recipe reads: as it writes them, and where they are."""
+    members: tuple[Any, ...] = recipe.members if isinstance(recipe, Union_) else (recipe,)
+    return [
+        (str(Path(member.path, name)), root / Path(member.path).expanduser() / name)
+        for member in members
+        if isinstance(member, FromDisk)
+        for name in member.READS
+    ]
+
+
+def _summary(place: Path, files: list[tuple[str, int, int]]) -> str:
+    if not place.exists():
+        return "not there"
+    digest = hashlib.sha256()
+    for name, size, _ in files:
+        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    count = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+    total = sum(size for _, size, _ in files)
+    return f"{count}, {total} bytes, names and sizes {digest.hexdigest()[:_DIGITS]}"
+
+
+def _files(place: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, bytes and time of each visible file below a folder, or of one file.
+
+    Links are followed; one that leads nowhere has a size of -1.
+    """
+    if place.is_file():
+        yield _facts(place.name, str(place))
+        return
+    seen: set[tuple[int, int]] = set()
+    names: list[tuple[str, str]] = []
+    waiting = [("", str(place))] if place.is_dir() else []
+    while waiting:
+        prefix, folder = waiting.pop()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link upwards
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    target = waiting if entry.is_dir() else names
+                    target.append((f"{prefix}{entry.name}{'/' * entry.is_dir()}", entry.path))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(lambda each: _facts(*each), names)
+
+
+def _facts(name: str, path: str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return name, -1, 0
+    return name, status.st_size, status.st_mtime_ns
