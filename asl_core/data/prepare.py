@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
 from asl_core.data import layout
+from asl_core.data.exif import SIDEWAYS, UPRIGHT, orientation
 from asl_core.data.manifest import Manifest
 from asl_core.data.packing import SHARD_BYTES, SplitWriter
 from asl_core.data.sources.catalogue import open_source
@@ -40,6 +41,7 @@ class _Packed:
     annotated: int = 0
     digest: str = ""
     rejected: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    turned: list[str] = dataclasses.field(default_factory=list)
 
 
 def prepare(
@@ -67,6 +69,7 @@ def prepare(
         split: _pack_split(source, split, recipe, folder, f"{name} {split}", shard_bytes)
         for split in SPLITS
     }
+    notes = (*source.notes, *_turned_notes(packed))
     manifest = Manifest(
         name=name,
         source=dataclasses.asdict(recipe),
@@ -80,7 +83,7 @@ def prepare(
         annotated={split: result.annotated for split, result in packed.items()},
         digests={split: result.digest for split, result in packed.items()},
         rejected={split: result.rejected for split, result in packed.items()},
-        notes=(*source.notes, recipe.note) if recipe.note else source.notes,
+        notes=(*notes, recipe.note) if recipe.note else notes,
     )
     manifest.write(folder)
     return manifest
@@ -107,10 +110,26 @@ def _pack_split(
             writer.add(item, height, width)
             result.count += 1
             result.annotated += item.annotated
+            if item.size is not None and orientation(item.image) != UPRIGHT:
+                result.turned.append(item.name)
         _refuse_too_many(result, recipe, title)
         result.digest = writer.finish()
     _logger.info("%s: %d images, %d rejected", title, result.count, len(result.rejected))
     return result
+
+
+def _turned_notes(packed: Mapping[str, _Packed]) -> list[str]:
+    """Say which annotations may be for a picture that is held in another way than it is read."""
+    notes = [
+        f"{len(result.turned)} annotated {split} images have an EXIF orientation, which is not "
+        f"applied: their annotations are taken to be for the pixels as stored. The first is "
+        f"{result.turned[0]}."
+        for split, result in packed.items()
+        if result.turned
+    ]
+    for note in notes:
+        _logger.warning("%s", note)
+    return notes
 
 
 def _refuse_too_many(result: _Packed, recipe: Dataset, title: str) -> None:
@@ -163,8 +182,19 @@ def check_item(item: Item | Rejected) -> Checked | Rejected:
         return Rejected(item.name, f"is no 8-bit still image: {list(image.shape)} {image.dtype}")
     height, width = image.shape[1:]
     if item.size is not None and item.size != (height, width):
-        return Rejected(
-            item.name,
-            f"is {width}x{height}, but its annotations are for {item.size[1]}x{item.size[0]}",
-        )
+        return Rejected(item.name, _other_size(item, item.size, (height, width)))
     return item, height, width
+
+
+def _other_size(item: Item, annotated: tuple[int, int], stored: tuple[int, int]) -> str:
+    """Say that annotations are for another size, and whether EXIF's orientation explains it."""
+    reason = (
+        f"is {stored[1]}x{stored[0]}, but its annotations are for {annotated[1]}x{annotated[0]}"
+    )
+    turn = orientation(item.image)
+    if annotated == stored[::-1] and turn in SIDEWAYS:
+        reason += (
+            f": its EXIF orientation {turn} swaps the sides, and pixels are read as stored; "
+            "rewrite it upright, for example with ImageMagick's mogrify -auto-orient"
+        )
+    return reason
