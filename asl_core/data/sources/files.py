@@ -77,16 +77,30 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        InputError: The file is not there or is not JSON.
+        InputError: The file is not there or cannot be read, is not JSON, or names a key of an
+            object twice.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; restore the file") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); restore the file") from error
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of 5000 digits
-        raise InputError(f"{path} is not JSON ({error}); restore the file") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply; restore the file") from None
+    except ValueError as error:  # not JSON, not UTF-8, or an integer of thousands of digits
+        reason = str(error).partition(";")[0]
+        raise InputError(f"{path} is not JSON ({reason}); restore the file") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; of a key that stands there twice, json would silently take the last."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return made
 
 
 def read_file(path: Path) -> bytes:
