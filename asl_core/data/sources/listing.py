@@ -73,13 +73,14 @@ class Listing:
         for entry in entries:
             path = Path(entry.path)
             hidden = entry.name.startswith(".")
-            if os.path.isdir(path):
-                ours = hidden or entry.name in _SYSTEM_FOLDERS
-                (self.skipped if ours else folders).append(path)
+            # a link in a circle is no folder either, but is_dir would raise
+            if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
+                of_system = hidden or entry.name in _SYSTEM_FOLDERS
+                (self.skipped if of_system else folders).append(path)
             elif hidden:
                 self.others.append(path)
             else:
-                self._add_file(path)
+                self._add_file(entry, path)
         return folders
 
     def walk(self, folder: Path) -> None:
@@ -115,13 +116,13 @@ class Listing:
         )  # fmt: skip
         return [note_of(paths, root, one, many) for paths, one, many in kinds if paths]
 
-    def _add_file(self, path: Path) -> None:
+    def _add_file(self, entry: os.DirEntry[str], path: Path) -> None:
         named = is_image_name(path)
-        if gone := broken_link(path):
+        if entry.is_symlink() and (gone := broken_link(path)):
             self.images.append(ImageFile(path, 0, f"is {gone}"))
             return
         try:
-            status = path.stat()
+            status = entry.stat()
         except OSError:
             status = None  # reading it will say why
         regular = status is None or stat.S_ISREG(status.st_mode)
