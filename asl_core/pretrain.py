@@ -78,11 +78,12 @@ def pretrain(
             snapshots and at the end; those of an attempt that was killed are not repeated.
 
     Raises:
-        InputError: The dataset is missing, or smaller than one batch; or the method compares the
-            images of a step, and they do not go through the network together.
+        InputError: The dataset is missing, smaller than one batch, or has no test images; or the
+            method compares the images of a step, and they do not go through the network together.
     """
     _check_forward_batch(recipe, context)
     dataset = PackedDataset(dataset_folder, "train")
+    PackedDataset(dataset_folder, "test")  # refused now and not at the first picture
     method = build_method(recipe, dataset)
     loader = training_loader(
         dataset,

@@ -34,25 +34,6 @@ def as_coco(code: bytes, height: int, width: int) -> dict[str, Any]:
     return {"size": [height, width], "counts": code}
 
 
-def segmentation_to_rle(segmentation: Any, height: int, width: int) -> bytes:
-    """Return the RLE of a COCO `segmentation`: polygons, or an RLE in either of its two forms.
-
-    Raises:
-        ValueError: It is none of these, or an RLE of another size than the image.
-    """
-    if isinstance(segmentation, list) and segmentation:
-        pieces = coco_mask.frPyObjects(segmentation, height, width)
-        return coco_mask.merge(pieces)["counts"]
-    if not isinstance(segmentation, dict) or "counts" not in segmentation:
-        raise ValueError("neither polygons nor an RLE")
-    if list(segmentation.get("size", ())) != [height, width]:
-        raise ValueError(f"RLE of size {segmentation.get('size')} for {[height, width]}")
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects(segmentation, height, width)["counts"]
-    return counts if isinstance(counts, bytes) else counts.encode("ascii")
-
-
 def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return x1, y1, x2, y2 around the True pixels, x2 and y2 exclusive; (K, H, W) -> (K, 4).
 

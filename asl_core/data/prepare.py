@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -17,6 +17,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
+from asl_core.data.exif import SIDEWAYS, UPRIGHT, orientation
 from asl_core.data.image_header import check_header
 from asl_core.data.manifest import Manifest
 from asl_core.data.packing import SHARD_BYTES, SplitWriter
@@ -46,6 +47,7 @@ class _Packed:
     annotated: int = 0
     digest: str = ""
     rejected: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    turned: list[str] = dataclasses.field(default_factory=list)
     labels: set[int | None] = dataclasses.field(default_factory=set)
     contents: "array[int]" = dataclasses.field(default_factory=partial(array, "Q"))
     """A hash of each image's file, of 64 bits."""
@@ -54,6 +56,8 @@ class _Packed:
         self.count += 1
         self.annotated += item.annotated
         self.labels.add(item.label)
+        if item.size is not None and orientation(item.image) != UPRIGHT:
+            self.turned.append(item.name)
         digest = hashlib.sha256(item.image).digest()
         self.contents.append(int.from_bytes(digest[:8], "little"))
 
@@ -103,7 +107,7 @@ def prepare(
 def _manifest(
     source: Source, recipe: Dataset, name: str, packed: dict[SplitName, _Packed]
 ) -> Manifest:
-    notes = [*_notes(source.classes, packed), *source.notes]
+    notes = [*_notes(source.classes, packed), *source.notes, *_turned_notes(packed)]
     return Manifest(
         name=name,
         source=dataclasses.asdict(recipe),
@@ -178,6 +182,20 @@ def _notes(classes: tuple[str, ...] | None, packed: dict[SplitName, _Packed]) ->
         yield f"{shared} of {len(tested)} test images are training images too, byte for byte."
 
 
+def _turned_notes(packed: Mapping[SplitName, _Packed]) -> list[str]:
+    """Say which annotations may be for a picture that is held in another way than it is read."""
+    notes = [
+        f"{len(result.turned)} annotated {split} images have an EXIF orientation, which is not "
+        f"applied: their annotations are taken to be for the pixels as stored. The first is "
+        f"{result.turned[0]}."
+        for split, result in packed.items()
+        if result.turned
+    ]
+    for note in notes:
+        _logger.warning("%s", note)
+    return notes
+
+
 def _with_progress(split: Split, title: str) -> Iterator[Checked | Rejected]:
     """Yield the checked items in order; a bar on a terminal, nothing in a log."""
     with tqdm(total=split.count, desc=title, unit="image", disable=None) as bar:
@@ -214,8 +232,19 @@ def check_item(item: Item | Rejected) -> Checked | Rejected:
         return Rejected(item.name, f"is no 8-bit still image: {list(image.shape)} {image.dtype}")
     height, width = image.shape[1:]
     if item.size is not None and item.size != (height, width):
-        return Rejected(
-            item.name,
-            f"is {width}x{height}, but its annotations are for {item.size[1]}x{item.size[0]}",
-        )
+        return Rejected(item.name, _other_size(item, item.size, (height, width)))
     return item, height, width
+
+
+def _other_size(item: Item, annotated: tuple[int, int], stored: tuple[int, int]) -> str:
+    """Say that annotations are for another size, and whether EXIF's orientation explains it."""
+    reason = (
+        f"is {stored[1]}x{stored[0]}, but its annotations are for {annotated[1]}x{annotated[0]}"
+    )
+    turn = orientation(item.image)
+    if annotated == stored[::-1] and turn in SIDEWAYS:
+        reason += (
+            f": its EXIF orientation {turn} swaps the sides, and pixels are read as stored; "
+            "rewrite it upright, for example with ImageMagick's mogrify -auto-orient"
+        )
+    return reason

@@ -31,7 +31,7 @@ class PackedDataset(Dataset[Sample]):
         image_ids: (N,), int64.
 
     Raises:
-        InputError: The folder is no packed dataset, or is damaged.
+        InputError: The folder is no packed dataset, or is damaged, or the split has no image.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -39,6 +39,11 @@ class PackedDataset(Dataset[Sample]):
         self.split = split
         if split not in self.manifest.counts:
             raise InputError(f"{folder} has no split {split!r}; it has train and test")
+        if not self.manifest.counts[split]:
+            raise InputError(
+                f"dataset {self.manifest.name} in {folder} has no image in its {split} split; "
+                "prepare it from a source that has"
+            )
         self._folder = folder
         self._index = _load(folder / layout.INDEX.format(split=split))
         self.labels: NDArray[np.int64] = self._index["label"]
@@ -65,7 +70,7 @@ class PackedDataset(Dataset[Sample]):
             image=self.read_image(index),
             label=None if label < 0 else label,
             instances=self._read_instances(index),
-            semantic=self._read_semantic(index),
+            semantic=self.read_semantic(index),
         )
 
     @property
@@ -112,7 +117,8 @@ class PackedDataset(Dataset[Sample]):
         )
         return decode_image(encoded, ImageReadMode.RGB)
 
-    def _read_semantic(self, index: int) -> Tensor | None:
+    def read_semantic(self, index: int) -> Tensor | None:
+        """Return the semantic map alone, (H, W), uint8; None where there is none."""
         size = int(self._index["semantic_size"][index])
         if not self.has_semantic or not size:
             return None

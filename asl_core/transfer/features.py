@@ -52,13 +52,19 @@ def labelled_dataset(folder: Path, split: str) -> PackedDataset:
     """Open a split that has labels.
 
     Raises:
-        InputError: The dataset has none.
+        InputError: The dataset has none, or an image of the split has none.
     """
     dataset = PackedDataset(folder, split)
     if not dataset.has_labels:
         raise InputError(
             f"dataset {dataset.manifest.name} in {folder} has no labels; "
             "choose one with labels for classification"
+        )
+    without = int((dataset.labels < 0).sum())
+    if without:
+        raise InputError(
+            f"dataset {dataset.manifest.name} in {folder} has {without} images without a label "
+            f"in its {split} split; choose one with all labels for classification"
         )
     return dataset
 

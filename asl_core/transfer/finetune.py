@@ -106,7 +106,7 @@ def finetune(
     """
     micro_batch_size = context.resources.micro_batch_size
     refuse_torn_groups("fine-tuning", recipe.batch_size, micro_batch_size, recipe.forward_multiple)
-    train = labelled_dataset(dataset_folder, "train")
+    train, test = (labelled_dataset(dataset_folder, split) for split in ("train", "test"))
     model = build_classifier(recipe, encoder_folder, train)
     loader = training_loader(
         train,
@@ -125,7 +125,6 @@ def finetune(
     )
     groups = layer_decay_groups(model, recipe, NO_DECAY)
     fit(model, loader, recipe, context, param_groups=groups)
-    test = labelled_dataset(dataset_folder, "test")
     return model, classify(model, test, recipe.precision, context.resources)
 
 

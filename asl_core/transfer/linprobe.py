@@ -149,6 +149,7 @@ def linprobe(
     refuse_single_images("the linear probe", recipe.batch_size, micro_batch_size)
     encoder = load_encoder(encoder_folder, image_size=recipe.image_size)
     train = labelled_dataset(dataset_folder, "train")
+    labelled_dataset(dataset_folder, "test")  # refused now and not after training
     heads = ProbeHeads(recipe, encoder.vit.embed_dim, train.num_classes)
     if recipe.augment:
         _fit_on_images(recipe, encoder, heads, train, context)

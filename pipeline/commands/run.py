@@ -61,7 +61,10 @@ def run(
     how = "by a job" if outcome.seconds is None else (
         f"in {outcome.seconds:.1f} s, peak memory {outcome.peak_memory_gib or 0.0:.2f} GiB"
     )  # fmt: skip
-    shown = ", ".join(f"{metric} {value:.6g}" for metric, value in outcome.metrics.items())
+    shown = ", ".join(
+        f"{metric} {'cannot be had' if value is None else format(value, '.6g')}"
+        for metric, value in outcome.metrics.items()
+    )
     logging.getLogger(__name__).info(
         "%s %s: done %s%s", stage, name, how, f"; {shown}" if shown else ""
     )

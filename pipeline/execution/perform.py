@@ -7,6 +7,7 @@ What becomes of the files is the caller's matter.
 import contextlib
 import fcntl
 import importlib
+import math
 import os
 import resource
 import shutil
@@ -112,12 +113,12 @@ class Outcome:
     """What a stage run came to. All else that is known of it is in its journal.
 
     Attributes:
-        metrics: Results by the field's names.
+        metrics: Results by the field's names; None for one that cannot be had.
         seconds: How long the attempt took; None where a job has made it.
         peak_memory_gib: Largest resident size of the process or of its largest child.
     """
 
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     seconds: float | None = None
     peak_memory_gib: float | None = None
 
@@ -209,11 +210,12 @@ def _attempt(
     began = time.monotonic()
     with SystemMetrics(request.journal, node=_node()):
         try:
-            metrics = load(request.stage)(request)
+            found = load(request.stage)(request)
         except BaseException:
             handler.quiet = True  # a signal that comes now must not take the error's place
             raise
-    results = {name: value for name, value in metrics.items() if is_result(name)}
+    metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    results = {n: value for n, value in metrics.items() if is_result(n) and value is not None}
     if results:  # the others are the ends of curves
         request.journal.metrics(0, results)
     return Outcome(

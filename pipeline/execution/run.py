@@ -141,7 +141,12 @@ def _adopt(
     cache.link(project.root, outputs, project.suite)
     path = STAGES[stage].metrics_path(key)
     content = {} if path is None else json.loads((project.suite / path).read_text("utf-8"))
-    return Outcome(metrics={k: v for k, v in content.items() if isinstance(v, int | float)})
+    metrics: dict[str, float | None] = {
+        name: value
+        for name, value in content.items()
+        if value is None or isinstance(value, int | float)
+    }
+    return Outcome(metrics=metrics)
 
 
 def _check_unchanged(cache: ResultCache, suite: Path, name: str, before: Identity) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,6 +19,7 @@ from asl_core.modules.encoder import load_encoder
 from asl_core.recipes.transfer import TokenAnalysis
 from pipeline.stages.pictures import save_figure
 from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.writing import or_null
 
 
 def run(request: StageRequest[TokenAnalysis]) -> dict[str, float]:
@@ -51,7 +51,7 @@ def run(request: StageRequest[TokenAnalysis]) -> dict[str, float]:
         _write_json(request, "contrastive.json", branches.pop("ori") | branches)
         _draw_contrast(request, reports)
         metrics = metrics | reports["ori"].metrics
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return metrics
 
 
 def reevaluate(run: StoredRun[TokenAnalysis]) -> dict[str, float]:
@@ -77,17 +77,8 @@ def _numbers(report: ContrastReport) -> dict[str, object]:
 
 
 def _write_json(request: StageRequest[object], name: str, content: dict[str, object]) -> None:
-    text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
+    text = json.dumps(or_null(content), indent=1, allow_nan=False)
     (request.out / name).write_text(text + "\n")
-
-
-def _without_nan(value: object) -> object:
-    """Return the value with null for every number that JSON has no name for."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _draw_layers(request: StageRequest[object], report: TokenReport) -> None:

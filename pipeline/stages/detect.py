@@ -44,7 +44,7 @@ def run(request: StageRequest[Detection]) -> dict[str, float]:
     if distributed.rank() > 0:
         return {}
     save_weights(request.out / WEIGHTS, model.state_dict())
-    (request.out / "detections.json").write_text(json.dumps(results) + "\n")
+    (request.out / "detections.json").write_text(json.dumps(results, allow_nan=False) + "\n")
     draw_detections(
         request.out / "pictures/detections.png", PackedDataset(dataset, "test"), results
     )

@@ -58,7 +58,7 @@ class StageRequest(Generic[Recipe_co]):
 
 StageFunction = Callable[[StageRequest[Any]], dict[str, float]]
 """Takes the recipe of its own stage, of which all that is known elsewhere is its name; writes into
-`out` and returns the metrics by the field's names."""
+`out` and returns the metrics by the field's names, nan for one that the data do not give."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def write_class_scores(path: Path, scores: SegmentationScores, classes: tuple[st
         }
         for k, name in enumerate(classes)
     }
-    path.write_text(json.dumps(by_class, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(by_class, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def picture_segmentations(

@@ -22,6 +22,8 @@ class Cell:
     """The stage runs that the suite asks for, one for each pre-training seed."""
     values: tuple[float | None, ...] = ()
     """What each of them measured; None where it left no number."""
+    undefined: tuple[bool, ...] = ()
+    """Whether the data of each of them do not give the number."""
     replicates: int = 1
     """Experiments in the row; more than runs where the task is not asked of all."""
     detail: str = ""
@@ -37,7 +39,7 @@ class Cell:
         """result; missing: the suite asks for it and no run left it; absent: not asked for."""
         if self.measured:
             return "result"
-        return "missing" if self.runs and not self.metric.optional else "absent"
+        return "missing" if self.missing else "absent"
 
     @property
     def ours(self) -> float | None:
@@ -70,10 +72,12 @@ class Cell:
 
     @property
     def missing(self) -> tuple[StageResult, ...]:
-        """The runs without a number that the suite asks for."""
+        """The runs without a number that the suite asks for, and that could give one."""
         if self.metric.optional:
             return ()
-        return tuple(run for run, value in self._pairs() if value is None)
+        undefined = self.undefined or (False,) * len(self.runs)
+        pairs = zip(self._pairs(), undefined, strict=True)
+        return tuple(run for (run, value), never in pairs if value is None and not never)
 
     @property
     def reduced(self) -> bool:

@@ -46,6 +46,8 @@ class StageResult:
     """Path -> md5 of the data and runs it was made from, as recorded in dvc.lock."""
     command: str
     """Makes this result, from the project's root."""
+    undefined: frozenset[str] = frozenset()
+    """Metrics that the run looked for and that its data do not give: null in its file."""
     vouched: bool = False
     """Made with other code than it stands for: somebody has shown that this makes the same."""
 
@@ -106,6 +108,7 @@ def collect(suite_folder: Path, params: Params) -> Suite:
                 recipe=recipe,
                 state=lock.state(name) if content is not None else "missing",
                 metrics=_numbers(content or {}),
+                undefined=frozenset(k for k, value in (content or {}).items() if value is None),
                 scale=str((content or {}).get("scale", params.scale)),
                 fingerprint=(content or {}).get("fingerprint"),
                 outputs={

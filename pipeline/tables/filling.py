@@ -36,6 +36,7 @@ def result_cell(
         paper=value,
         runs=runs,
         values=tuple(run.metrics.get(name) for run in runs),
+        undefined=tuple(name in run.undefined for run in runs),
         replicates=len(group.experiments),
     )
 

@@ -31,6 +31,9 @@ SEEDS_NOTE = (
     f"a {PLUS_MINUS} b (n = k): mean and sample standard deviation over k pre-training seeds, "
     "everything else equal; the delta is the mean's."
 )
+UNDEFINED_NOTE = (
+    f"{DASH}: a run has ended without this number, for its data do not give it; null in its file."
+)
 PARTIAL_NOTE = "n = k of m: results of the other seeds are missing."
 QUOTED_NOTE = "Rows marked (quoted): the paper takes the numbers from the cited work."
 
@@ -125,6 +128,8 @@ def notes(table: ResultTable) -> list[str]:
         ("n", SEEDS_NOTE), ("of", PARTIAL_NOTE),
     )  # fmt: skip
     found = [note for sign, note in explained if sign in marks]
+    if any(any(cell.undefined) for _, _, cell in table.cells()):
+        found.append(UNDEFINED_NOTE)
     if any(label(line) != line.label for line in table.lines):
         found.append(QUOTED_NOTE)
     sources: dict[str, list[str]] = {}

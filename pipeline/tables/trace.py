@@ -83,6 +83,8 @@ def trace_cell(
     if not cell.counted:
         makers = ", ".join(f"`{run.command}`" for run in cell.missing)
         remedy = f"{makers} makes it" if makers else "this suite does not measure it"
+        if any(cell.undefined):
+            remedy = "its run has ended, and the data do not give it"
         raise UserError(f"{line.label}, {heading.header}: we have no number; {remedy}")
     links: dict[str, Link] = {}
     for result, value in zip(cell.runs, cell.values, strict=True):

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import math
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -97,6 +98,15 @@ def test_the_ground_truth_as_detections_scores_100() -> None:
 
 def test_no_detections_score_0() -> None:
     assert set(coco_metrics(ground_truth(), []).values()) == {0.0}
+
+
+@pytest.mark.parametrize("detected", [True, False])
+def test_where_there_is_nothing_to_find_there_is_no_average_precision(detected: bool) -> None:
+    truth = ground_truth()
+    results = as_results(truth) if detected else []
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 1
+    assert all(math.isnan(value) for value in coco_metrics(truth, results).values())
 
 
 def test_the_numbers_are_those_of_pycocotools() -> None:

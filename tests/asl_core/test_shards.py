@@ -13,7 +13,7 @@ import torch
 
 from asl_core.data import layout
 from asl_core.data.manifest import read_manifest
-from asl_core.data.masks import decode_masks, encode_masks, segmentation_to_rle, tight_boxes
+from asl_core.data.masks import decode_masks, encode_masks, tight_boxes
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.errors import InputError
@@ -167,25 +167,3 @@ def test_tight_boxes_are_those_of_a_search_over_pixels() -> None:
     for mask, box in zip(masks, tight_boxes(masks), strict=True):
         rows, columns = np.nonzero(mask)
         assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-
-
-def test_the_three_forms_of_a_segmentation_give_one_mask() -> None:
-    mask = np.zeros((1, 7, 10), dtype=bool)
-    mask[0, 2:5, 3:9] = True
-    code = encode_masks(mask)[0]
-    runs = np.flatnonzero(np.diff(mask[0].T.ravel().astype(int), prepend=0, append=0))
-    counts = np.diff(np.array([0, *runs, mask.size])).tolist()
-    forms = [
-        [[3, 2, 9, 2, 9, 5, 3, 5]],
-        {"size": [7, 10], "counts": counts},
-        {"size": [7, 10], "counts": code.decode()},
-    ]
-    for form in forms:
-        decoded = decode_masks([segmentation_to_rle(form, 7, 10)], 7, 10)
-        assert np.array_equal(decoded.numpy(), mask)
-
-
-@pytest.mark.parametrize("form", [[], None, "abc", {"size": [9, 9], "counts": "0"}])
-def test_other_segmentations_are_refused(form: object) -> None:
-    with pytest.raises(ValueError, match=r"neither|RLE of size"):
-        segmentation_to_rle(form, 7, 10)

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.tables.cells import Cell
 from pipeline.tables.layout import lay_out
 from pipeline.tables.paper import load_paper
-from pipeline.tables.render import notes
+from pipeline.tables.render import UNDEFINED_NOTE, notes
 
 PAPER = load_paper()
 
@@ -70,6 +70,19 @@ def test_the_difference_is_between_the_numbers_as_printed(results: Any) -> None:
 def test_a_number_that_is_not_finite_is_missing(results: Any) -> None:
     results.result("linprobe", "mae", lp_acc1=float("nan"))
     assert cells(results)["MAE", "LP"].status == "missing"
+
+
+def test_a_number_that_the_data_do_not_give_is_a_dash_with_a_reason_and_not_missing(
+    results: Any,
+) -> None:
+    results.result("linprobe", "mae", lp_acc1=None)
+    cell = cells(results)["MAE", "LP"]
+    assert (cell.status, cell.missing, cell.ours) == ("absent", (), None)
+    (table,) = lay_out(results.suite, PAPER)
+    assert UNDEFINED_NOTE in notes(table)
+    results.result("linprobe", "mae", lp_acc1=51.0)
+    (table,) = lay_out(results.suite, PAPER)
+    assert UNDEFINED_NOTE not in notes(table)
 
 
 def test_a_result_is_current_when_dvc_lock_has_the_present_params(results: Any) -> None:

@@ -182,6 +182,22 @@ def test_a_finished_run_leaves_outputs_metrics_and_journal(
     assert named == ["config.json", "encoder.safetensors"]
 
 
+def test_a_metric_that_cannot_be_had_is_null_and_no_point_of_the_journal(project: Project) -> None:
+    def measure(request: StageRequest) -> dict[str, float]:
+        return {"cka_positions": float("nan"), "token_similarity": 0.5}
+
+    outcome = run_stage(project, "linprobe", "asl", services(measure))
+    assert outcome.metrics == {"cka_positions": None, "token_similarity": 0.5}
+    runs = project.root / "runs/linprobe"
+    for file in (runs / "asl.json", runs / "asl/metrics.json"):
+        content = json.loads(file.read_text(), parse_constant=pytest.fail)
+        assert content["cka_positions"] is None
+        assert content["token_similarity"] == 0.5
+    points = [body["values"] for body in kinds(runs / "asl/journal", "metrics")]
+    assert {"token_similarity": 0.5} in points
+    assert not any("cka_positions" in values for values in points)
+
+
 def test_a_stage_is_given_its_recipe_its_inputs_and_an_empty_folder(project: Project) -> None:
     seen: list[StageRequest] = []
 

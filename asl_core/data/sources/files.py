@@ -66,13 +66,6 @@ def broken_link(path: Path) -> str | None:
     return None
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """Return the files of a folder in sorted order, without hidden ones."""
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
-    )
-
-
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 

@@ -1,6 +1,7 @@
 """From detections to COCO's average precision."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -55,12 +56,16 @@ def coco_metrics(ground_truth: dict[str, Any], results: CocoResults) -> dict[str
 def average_precision(
     ground_truth: dict[str, Any], results: CocoResults, iou_type: IouType
 ) -> list[float]:
-    """Return AP, AP50 and AP75 in percent; zeros when nothing was detected."""
+    """Return AP, AP50 and AP75 in percent.
+
+    Zeros when nothing was detected; nan when there is nothing to find, crowd regions apart.
+    """
+    if all(each["iscrowd"] for each in ground_truth["annotations"]):
+        return [math.nan] * len(STATISTICS)
     if not results:
         return [0.0] * len(STATISTICS)
     evaluation = _evaluate(ground_truth, results, iou_type)
-    # -1 stands for a dataset without objects
-    return [100.0 * max(float(v), 0.0) for v in evaluation.stats[: len(STATISTICS)]]
+    return [100.0 * float(value) for value in evaluation.stats[: len(STATISTICS)]]
 
 
 def precision_by_recall(

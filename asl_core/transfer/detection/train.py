@@ -21,13 +21,18 @@ def instance_dataset(folder: Path, split: str) -> PackedDataset:
     """Open a split that has boxes and masks.
 
     Raises:
-        InputError: The dataset has none.
+        InputError: The dataset has none, or the split has no object but crowd regions.
     """
     dataset = PackedDataset(folder, split)
     if not dataset.has_instances:
         raise InputError(
             f"dataset {dataset.manifest.name} in {folder} has no boxes and masks; "
             "choose one with instances for detection"
+        )
+    if not dataset.instance_counts.any():
+        raise InputError(
+            f"dataset {dataset.manifest.name} in {folder} has no object in its {split} split, "
+            "crowd regions apart: there is nothing to find; choose one with objects"
         )
     return dataset
 
@@ -48,10 +53,11 @@ def train_detector(
     """Train a detector on the images that have at least one object.
 
     Raises:
-        InputError: No encoder, no instances, a size that does not fit the patches, or a batch
-            larger than the training split.
+        InputError: No encoder, no objects in one of the splits, a size that does not fit the
+            patches, or a batch larger than the training split.
     """
     train = instance_dataset(dataset_folder, "train")
+    instance_dataset(dataset_folder, "test")  # refused now and not after training
     model = build_detector(recipe, encoder_folder, train)
     model = share_batch_norm(model, context.resources)
     loader = training_loader(

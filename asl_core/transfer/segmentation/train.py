@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from asl_core.data.samples import IGNORED_LABEL
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
 from asl_core.engine.data_parallel import share_batch_norm, shares_batch_norm
@@ -21,13 +22,19 @@ def semantic_dataset(folder: Path, split: str) -> PackedDataset:
     """Open a split that has semantic maps.
 
     Raises:
-        InputError: The dataset has none.
+        InputError: The dataset has none, or no pixel of the split has a class.
     """
     dataset = PackedDataset(folder, split)
     if not dataset.has_semantic or not dataset.annotated_indices:
         raise InputError(
             f"dataset {dataset.manifest.name} in {folder} has no semantic maps in its {split} "
             "split; choose one with maps for segmentation"
+        )
+    maps = (dataset.read_semantic(index) for index in dataset.annotated_indices)
+    if not any(each is not None and bool((each != IGNORED_LABEL).any()) for each in maps):
+        raise InputError(
+            f"dataset {dataset.manifest.name} in {folder} has no labelled pixel in its {split} "
+            "split: there is nothing to segment; choose one whose maps have classes"
         )
     return dataset
 
@@ -51,10 +58,11 @@ def train_segmenter(
     them as exempt but by names that do not match.
 
     Raises:
-        InputError: No encoder, no maps, sizes that do not fit each other, or a batch larger than
-            the training split.
+        InputError: No encoder, no labelled pixel in one of the splits, sizes that do not fit each
+            other, or a batch larger than the training split.
     """
     train = semantic_dataset(dataset_folder, "train")
+    semantic_dataset(dataset_folder, "test")  # refused now and not after training
     across_processes = shares_batch_norm(context.resources)
     check_forward_passes(recipe, context.resources.micro_batch_size, across_processes)
     model = build_segmenter(recipe, encoder_folder, train)
