@@ -4,6 +4,7 @@ import io
 import struct
 
 from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import DecompressionBombError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -48,6 +49,8 @@ def check_header(content: bytes) -> None:
         image = _READERS[kind](io.BytesIO(content))
         width, height = image.size
         moves = getattr(image, "is_animated", False) and kind != "JPEG"  # there: other views
+    except DecompressionBombError as error:  # a frame, where the image itself may be small
+        raise ValueError(f"has more than {MAX_PIXELS} pixels: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         raise ValueError(f"cannot be decoded: header of the {kind}: {error}") from error
     if width * height > MAX_PIXELS:

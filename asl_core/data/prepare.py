@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import warnings
 from array import array
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,12 @@ def prepare(
         source = hold_out(source, recipe.selection, name)
     for split in SPLITS:
         _check_split(source.splits[split], recipe, f"{name} {split}", rejected_list)
-    with written_whole(folder, sum(source.splits[split].size for split in SPLITS)):
+    with (
+        warnings.catch_warnings(),
+        written_whole(folder, sum(source.splits[split].size for split in SPLITS)),
+    ):
+        # of EXIF entries and the like; what makes an image unusable is an error
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         packed: dict[SplitName, _Packed] = {
             split: _pack_split(source, split, recipe, folder, name, rejected_list, shard_bytes)
             for split in SPLITS

@@ -69,6 +69,15 @@ def turned() -> bytes:
     return encoded(Image.new("RGB", (20, 10), (9, 8, 7)), "JPEG", exif=exif)
 
 
+def gif_with_a_large_frame() -> bytes:
+    small, large = (
+        b"," + bytes(4) + side.to_bytes(2, "little") * 2 for side in (16, 65535)
+    )  # fmt: skip
+    gif = encoded(Image.new("P", (16, 16)), "GIF")
+    assert small in gif
+    return gif.replace(small, large)
+
+
 RGB = Image.new("RGB", (16, 12), (200, 100, 50))
 BLUE = Image.new("RGB", (16, 12), (0, 0, 250))
 RED = encoded(RGB, "JPEG")
@@ -167,6 +176,10 @@ CONTENT: list[Case] = [
      without(X, "is no 8-bit still image")),
     ("many pixels", add(X, png(60_000, 50_000, bytes(1000))),
      without(X, "has more than 134217728 pixels: 60000x50000")),
+    ("many pixels in a frame", add(X, gif_with_a_large_frame()),
+     without(X, "has more than 134217728 pixels")),
+    ("damaged EXIF", add(X, encoded(RGB, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\2\1\x12\0\3")),
+     fine((0, 0, 0, 1))),
     ("BMP", add("train/ape/x.bmp", encoded(RGB, "BMP")),
      without("train/ape/x.bmp", "is neither JPEG, PNG, WebP nor GIF")),
     ("TIFF", add("train/ape/x.TIF", encoded(RGB, "TIFF")),

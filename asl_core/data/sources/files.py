@@ -47,7 +47,9 @@ def require_folder(folder: Path, needed_for: str) -> Path:
             raise InputError(f"{shown(folder)} is not a folder; {needed_for}")
         empty = next(folder.iterdir(), None) is None
     except OSError as error:
-        raise InputError(f"{shown(folder)} cannot be read ({error.strerror})") from error
+        raise InputError(
+            f"{shown(folder)} cannot be read ({error.strerror}); make it readable"
+        ) from error
     if empty:
         raise InputError(f"{shown(folder)} is empty; {needed_for}")
     return folder

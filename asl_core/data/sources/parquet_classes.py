@@ -98,7 +98,7 @@ def _orders(
     silent = [path for path, own in declared.items() if own is None]
     other = [path for path, own in declared.items() if own not in (None, names)]
     notes = [
-        f"{counted(len(paths), *what)} {reference.name}, the first {paths[0].name}."
+        f"{counted(len(paths), *what)} {shown(reference.name)}, the first {shown(paths[0].name)}."
         for paths, what in (
             (silent, ("file names no classes and is read with those of",
                       "files name no classes and are read with those of")),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asl_core.data.sources.files import broken_link, counted
+from asl_core.data.sources.files import broken_link, counted, shown
 from asl_core.errors import InputError
 
 _OF = re.compile(r"-(\d+)-of-(\d+)(?:[-.].+)?\.parquet")
@@ -66,11 +66,11 @@ def open_file(path: Path) -> pq.ParquetFile:
     """
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeEncodeError) as error:  # the last: of its name
         raise damaged(path, str(error)) from error
 
 
 def damaged(path: Path, reason: str) -> InputError:
     """Return what to raise where a file cannot be read."""
     line = " ".join(reason.split())
-    return InputError(f"{path} is not a readable Parquet file ({line}); restore it")
+    return InputError(f"{shown(path)} is not a readable Parquet file ({line}); restore it")
