@@ -53,7 +53,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the file through a sibling, so that it is there whole or not at all."""
         sibling = folder / f".{FILE_NAME}.part"
-        with sibling.open("w", encoding="utf-8") as file:
+        # a name that is no valid text becomes JSON's escapes, which read back as the same name
+        with sibling.open("w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(dataclasses.asdict(self), file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()

@@ -1,25 +1,32 @@
 """Packing a source: every image is decoded once, and what cannot be used is listed."""
 
 import dataclasses
+import hashlib
 import logging
 import os
 import re
+import warnings
+from array import array
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
-from asl_core.data import layout
 from asl_core.data.exif import SIDEWAYS, UPRIGHT, orientation
+from asl_core.data.image_header import check_header
 from asl_core.data.manifest import Manifest
 from asl_core.data.packing import SHARD_BYTES, SplitWriter
+from asl_core.data.rejections import refuse_too_many
 from asl_core.data.sources.catalogue import open_source
 from asl_core.data.sources.selection import hold_out
 from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
+from asl_core.data.target import written_whole
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Dataset
 
@@ -42,10 +49,28 @@ class _Packed:
     digest: str = ""
     rejected: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     turned: list[str] = dataclasses.field(default_factory=list)
+    labels: set[int | None] = dataclasses.field(default_factory=set)
+    contents: "array[int]" = dataclasses.field(default_factory=partial(array, "Q"))
+    """A hash of each image's file, of 64 bits."""
+
+    def add(self, item: Item) -> None:
+        self.count += 1
+        self.annotated += item.annotated
+        self.labels.add(item.label)
+        if item.size is not None and orientation(item.image) != UPRIGHT:
+            self.turned.append(item.name)
+        digest = hashlib.sha256(item.image).digest()
+        self.contents.append(int.from_bytes(digest[:8], "little"))
 
 
 def prepare(
-    recipe: Dataset, data_root: Path, folder: Path, *, name: str, shard_bytes: int = SHARD_BYTES
+    recipe: Dataset,
+    data_root: Path,
+    folder: Path,
+    *,
+    name: str,
+    rejected_list: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
     """Pack what the recipe names into `folder` and return the manifest, which is written last.
 
@@ -54,23 +79,42 @@ def prepare(
         data_root: Folder from which relative paths are taken.
         folder: Target; files of an earlier or interrupted run are removed first.
         name: Name of the dataset in the project.
+        rejected_list: Where the images that cannot be used are listed if they are too many;
+            <folder>-rejected.txt beside it if absent.
         shard_bytes: Size at which a shard is closed.
 
     Raises:
-        InputError: The source is missing or broken, a split has no usable image, or its share of
-            rejected images exceeds the recipe's max_rejected_share.
+        InputError: The source is missing or broken, a split has no usable image, its share of
+            rejected images exceeds the recipe's max_rejected_share, or `folder` cannot be written
+            or has no room. What was written is removed.
     """
+    rejected_list = rejected_list or folder.with_name(f"{folder.name}-rejected.txt")
     source = open_source(recipe, data_root)
     if recipe.selection:
         source = hold_out(source, recipe.selection, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    layout.clear(folder)
-    packed = {
-        split: _pack_split(source, split, recipe, folder, f"{name} {split}", shard_bytes)
-        for split in SPLITS
-    }
-    notes = (*source.notes, *_turned_notes(packed))
-    manifest = Manifest(
+    for split in SPLITS:
+        _check_split(source.splits[split], recipe, f"{name} {split}", rejected_list)
+    with (
+        warnings.catch_warnings(),
+        written_whole(folder, sum(source.splits[split].size for split in SPLITS)),
+    ):
+        # of EXIF entries and the like; what makes an image unusable is an error
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        packed: dict[SplitName, _Packed] = {
+            split: _pack_split(source, split, recipe, folder, name, rejected_list, shard_bytes)
+            for split in SPLITS
+        }
+        manifest = _manifest(source, recipe, name, packed)
+        manifest.write(folder)
+    rejected_list.unlink(missing_ok=True)  # of an earlier try
+    return manifest
+
+
+def _manifest(
+    source: Source, recipe: Dataset, name: str, packed: dict[SplitName, _Packed]
+) -> Manifest:
+    notes = [*_notes(source.classes, packed), *source.notes, *_turned_notes(packed)]
+    return Manifest(
         name=name,
         source=dataclasses.asdict(recipe),
         licence=source.licence,
@@ -83,10 +127,19 @@ def prepare(
         annotated={split: result.annotated for split, result in packed.items()},
         digests={split: result.digest for split, result in packed.items()},
         rejected={split: result.rejected for split, result in packed.items()},
-        notes=(*notes, recipe.note) if recipe.note else notes,
+        notes=(*notes, recipe.note) if recipe.note else tuple(notes),
     )
-    manifest.write(folder)
-    return manifest
+
+
+def _check_split(split: Split, recipe: Dataset, title: str, rejected_list: Path) -> None:
+    """Refuse before the first image is read what can be known then."""
+    if not split.count:
+        raise InputError(
+            f"{title}: the source has no images; check its path and layout, or, where "
+            "val_joins_training leaves no test split, join it with a source that has one"
+        )
+    rejected = [(entry.name, entry.reason) for entry in split.rejected]
+    refuse_too_many(title, rejected, split.count, recipe.max_rejected_share, rejected_list)
 
 
 def _pack_split(
@@ -94,10 +147,11 @@ def _pack_split(
     split: SplitName,
     recipe: Dataset,
     folder: Path,
-    title: str,
+    name: str,
+    rejected_list: Path,
     shard_bytes: int,
 ) -> _Packed:
-    result = _Packed()
+    result, title = _Packed(), f"{name} {split}"
     with_instances = source.thing_classes is not None
     with SplitWriter(
         folder, split, with_instances=with_instances, shard_bytes=shard_bytes
@@ -108,17 +162,33 @@ def _pack_split(
                 continue
             item, height, width = checked
             writer.add(item, height, width)
-            result.count += 1
-            result.annotated += item.annotated
-            if item.size is not None and orientation(item.image) != UPRIGHT:
-                result.turned.append(item.name)
-        _refuse_too_many(result, recipe, title)
+            result.add(item)
+        total, rejected = result.count + len(result.rejected), result.rejected
+        if rejected:
+            first = ": ".join(rejected[0])
+            _logger.warning(
+                "%s: %d of %d images rejected, the first %s", title, len(rejected), total, first
+            )
+        refuse_too_many(title, rejected, total, recipe.max_rejected_share, rejected_list)
         result.digest = writer.finish()
     _logger.info("%s: %d images, %d rejected", title, result.count, len(result.rejected))
     return result
 
 
-def _turned_notes(packed: Mapping[str, _Packed]) -> list[str]:
+def _notes(classes: tuple[str, ...] | None, packed: dict[SplitName, _Packed]) -> Iterator[str]:
+    """Yield what only the packed images tell: classes without any, and images in both splits."""
+    for split, result in packed.items():
+        absent = [c for label, c in enumerate(classes or ()) if label not in result.labels]
+        if absent:
+            total = len(classes or ())
+            yield f"{len(absent)} of {total} classes have no {split} image, the first {absent[0]}."
+    tested = packed["test"].contents
+    shared = np.isin(tested, packed["train"].contents).sum()
+    if shared:
+        yield f"{shared} of {len(tested)} test images are training images too, byte for byte."
+
+
+def _turned_notes(packed: Mapping[SplitName, _Packed]) -> list[str]:
     """Say which annotations may be for a picture that is held in another way than it is read."""
     notes = [
         f"{len(result.turned)} annotated {split} images have an EXIF orientation, which is not "
@@ -130,24 +200,6 @@ def _turned_notes(packed: Mapping[str, _Packed]) -> list[str]:
     for note in notes:
         _logger.warning("%s", note)
     return notes
-
-
-def _refuse_too_many(result: _Packed, recipe: Dataset, title: str) -> None:
-    total, rejected = result.count + len(result.rejected), len(result.rejected)
-    if rejected:
-        first = ": ".join(result.rejected[0])
-        _logger.warning("%s: %d of %d images rejected, the first %s", title, rejected, total, first)
-        if not result.count or rejected / total > recipe.max_rejected_share:
-            raise InputError(
-                f"{title}: {rejected} of {total} images cannot be used "
-                f"(allowed share {recipe.max_rejected_share:g}), the first {first}; "
-                "restore the files or raise max_rejected_share"
-            )
-    if not total:
-        raise InputError(
-            f"{title}: the source has no images; check its path and layout, or, where "
-            "val_joins_training leaves no test split, join it with a source that has one"
-        )
 
 
 def _with_progress(split: Split, title: str) -> Iterator[Checked | Rejected]:
@@ -172,6 +224,10 @@ def check_item(item: Item | Rejected) -> Checked | Rejected:
         return item
     if not item.image:
         return Rejected(item.name, "the file is empty")
+    try:
+        check_header(item.image)
+    except ValueError as error:
+        return Rejected(item.name, str(error))
     try:
         encoded = torch.frombuffer(bytearray(item.image), dtype=torch.uint8)
         image = decode_image(encoded, ImageReadMode.RGB)

@@ -103,19 +103,21 @@ class FromDisk(Packing):
 class Parquet(FromDisk):
     """train.parquet and test.parquet as Hugging Face writes them: image bytes and a label.
 
-    Shards are read as well: train-*.parquet, test-*.parquet or validation-*.parquet.
+    Shards are read as well: train-*.parquet, test-*.parquet or validation-*.parquet. All files
+    must name the same classes; where they number them otherwise, labels follow the names.
     """
 
     source: Literal["parquet"] = "parquet"
     image_column: str = "image"
-    """Name of the column struct{bytes, path}."""
+    """Name of the column struct{bytes, path}, or of plain bytes."""
     label_column: str = "label"
-    """Name of the int64 column; class names come from the schema's metadata."""
+    """Name of the column of integers, whose class names come from the schema's metadata, or of
+    strings, which are the names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(FromDisk):
-    """train/<class>/* and val/<class>/*, as ImageNet is kept; classes in sorted order."""
+    """train/<class>/** and val/<class>/**, as ImageNet is kept; classes in sorted order."""
 
     READS: ClassVar[tuple[str, ...]] = ("train", "val")
 
@@ -139,7 +141,7 @@ class Ade20k(FromDisk):
     """ADE20K's (SceneParse150's) official layout.
 
     images/ and annotations/, each with training/ and validation/; names of the classes in
-    classes.json, if there, else "1" to "150".
+    classes.json, if there, else "1" to "150". Maps are PNGs, grey of 8 bits or with a palette.
     """
 
     READS: ClassVar[tuple[str, ...]] = ("images", "annotations", "classes.json")

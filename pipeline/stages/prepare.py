@@ -22,7 +22,10 @@ _PREVIEW_SIDE = 128
 def run(request: StageRequest[Dataset]) -> dict[str, float]:
     """Pack the dataset, draw its first images, and record its identity."""
     folder = request.outputs["dataset"]
-    manifest = prepare(request.recipe, request.inputs["data_root"], folder, name=request.key)
+    manifest = prepare(
+        request.recipe, request.inputs["data_root"], folder, name=request.key,
+        rejected_list=request.work / "rejected.txt",  # there when the stage has failed
+    )  # fmt: skip
     for split, digest in manifest.digests.items():
         request.journal.dataset(request.key, digest, request.recipe.source, split)
     dataset = PackedDataset(folder, "train")

@@ -276,7 +276,7 @@ def test_a_picture_that_exif_turns_without_another_size_is_noted(folder: Path) -
 
 def test_a_picture_of_another_size_that_exif_does_not_explain_says_no_more(folder: Path) -> None:
     (folder / "train2017/a.png").write_bytes(picture(0, WIDTH, HEIGHT))
-    with pytest.raises(InputError, match="annotations are for 16x12; restore"):
+    with pytest.raises(InputError, match="annotations are for 16x12; all of them"):
         pack(folder)
 
 
@@ -323,3 +323,19 @@ def test_no_content_makes_the_reader_fail_or_read_twice_differently() -> None:
     examples, accepted, refused = numbers[:3]
     assert examples >= EXAMPLES
     assert min(accepted, refused) > examples / 5
+
+
+def test_what_is_no_image_beside_the_images_is_noted_and_a_dangling_link_is_a_bad_image(
+    folder: Path,
+) -> None:
+    (folder / "train2017/Thumbs.db").write_bytes(b"thumbs")
+    (folder / "val2017/readme.txt").write_bytes(b"text")
+    manifest = pack(folder)
+    assert manifest.counts == {"train": 2, "test": 2}
+    assert manifest.notes == (
+        "1 file that is no image was left out, the first train2017/Thumbs.db.",
+        "1 file that is no image was left out, the first val2017/readme.txt.",
+    )
+    (folder / "train2017/c.png").symlink_to("gone.png")
+    with pytest.raises(InputError, match=r"train2017/c.png: is a link to gone.png, which does not"):
+        pack(folder)

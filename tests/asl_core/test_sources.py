@@ -146,8 +146,11 @@ def test_bad_files_are_listed_with_their_reason_and_counted(
     names, reasons = zip(*manifest.rejected["train"], strict=True)
     assert names == tuple(f"train.parquet row {row}" for row in (2, 4, 5, 6))
     assert reasons[0].startswith("cannot be decoded: ")
-    assert reasons[1].startswith("cannot be decoded: ")
-    assert reasons[2:] == ("no image bytes", "label 7 is not one of 0 to 1")
+    assert reasons[1].startswith("is neither JPEG, PNG, WebP nor GIF: it begins with 'no picture'")
+    assert reasons[2:] == (
+        "no image bytes, and no such file in the folder: x.jpg",
+        "label 7 is not one of 0 to 1",
+    )
     assert "toy train: 4 of 8 images rejected" in caplog.text
     assert packed(tmp_path, "train").image_ids.tolist() == [0, 1, 3, 7]
 
@@ -157,7 +160,7 @@ def test_too_large_a_share_of_bad_files_is_an_error(tmp_path: Path) -> None:
     put_parquet(tmp_path / "test.parquet", [picture(9)], [0], ["a"])
     message = refused(Parquet(path=".", max_rejected_share=0.66), tmp_path)
     assert "toy train: 2 of 3 images cannot be used (allowed share 0.66)" in message
-    assert "the first train.parquet row 1: cannot be decoded" in message
+    assert "is neither JPEG, PNG, WebP nor GIF (2); the first train.parquet row 1: is " in message
     assert "raise max_rejected_share" in message
 
 
@@ -202,7 +205,7 @@ def test_image_folder_labels_are_the_sorted_class_folders(tmp_path: Path) -> Non
 def test_image_folder_refuses_a_class_that_training_lacks(tmp_path: Path) -> None:
     put(tmp_path / "train/ape/b.jpg", picture(0))
     put(tmp_path / "val/yak/b.jpg", picture(0))
-    assert "1 class folders" in refused(ImageFolder(path="."), tmp_path)
+    assert "1 class folder that" in refused(ImageFolder(path="."), tmp_path)
     assert "'yak'" in refused(ImageFolder(path="."), tmp_path)
 
 
@@ -376,11 +379,11 @@ def test_ade20k_maps_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:
     put_ade20k(tmp_path, np.full((6, 8), 151, dtype=np.uint8))
     assert "has label 151, but there are 150 classes" in refused(Ade20k(path="."), tmp_path)
     put_ade20k(tmp_path, np.zeros((6, 8), dtype=np.uint8), mode="RGB")
-    assert "semantic map x.png has mode RGB" in refused(Ade20k(path="."), tmp_path)
+    assert "its semantic map is not grey: RGB" in refused(Ade20k(path="."), tmp_path)
     put(tmp_path / "annotations/training/x.png", b"\x89PNG broken")
-    assert "semantic map x.png is unreadable" in refused(Ade20k(path="."), tmp_path)
+    assert "its semantic map is no PNG" in refused(Ade20k(path="."), tmp_path)
     (tmp_path / "annotations/training/x.png").rename(tmp_path / "annotations/training/y.png")
-    assert "no semantic map x.png" in refused(Ade20k(path="."), tmp_path)
+    assert "no semantic map: x.png" in refused(Ade20k(path="."), tmp_path)
     put(tmp_path / "classes.json", b'{"2": "no first"}')
     assert "classes.json is neither" in refused(Ade20k(path="."), tmp_path)
 

@@ -472,4 +472,4 @@ def test_opening_a_source_imports_no_other() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     loaded = {name.rpartition(".")[2] for name in done.stdout.split()}
-    assert loaded == {"catalogue", "files", "imagefolder", "source"}
+    assert loaded == {"catalogue", "files", "imagefolder", "listing", "source"}

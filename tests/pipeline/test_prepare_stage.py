@@ -10,7 +10,7 @@ from torchvision.io import decode_image
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
-from asl_core.recipes.datasets import Parquet, Scenes
+from asl_core.recipes.datasets import ImageFolder, Parquet, Scenes
 from asl_core.recipes.optimisation import Resources
 from pipeline.jobs.journal import read_records
 from pipeline.stages.prepare import run
@@ -70,3 +70,16 @@ def test_a_missing_folder_is_named_under_the_data_root(request_for_scenes: Stage
     request = dataclasses.replace(request_for_scenes, recipe=Parquet(path="cifar"))
     with pytest.raises(InputError, match=r"data/cifar does not exist"):
         run(request)
+
+
+def test_images_that_cannot_be_used_are_listed_in_the_run_s_own_folder(
+    request_for_scenes: StageRequest, tmp_path: Path
+) -> None:
+    for name in ("train/ape/x.jpg", "val/ape/y.jpg"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        (tmp_path / "data" / name).write_bytes(b"no image")
+    request = dataclasses.replace(request_for_scenes, recipe=ImageFolder(path="."))
+    with pytest.raises(InputError, match=r"1 of 1 images cannot be used .*work/rejected\.txt"):
+        run(request)
+    assert (tmp_path / "work/rejected.txt").read_text().startswith("train/ape/x.jpg\tis neither")
+    assert not list(request.outputs["dataset"].iterdir())

@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from asl_core.data.sources.coco_json import CocoFile, CocoImage, read_instances
-from asl_core.data.sources.files import item_or_rejected, require_folder, visible_files
+from asl_core.data.sources.files import item_or_rejected, read_file, require_folder
+from asl_core.data.sources.listing import Listing
 from asl_core.data.sources.source import Item, Rejected, Source, Split, SplitName
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Coco
@@ -34,14 +35,17 @@ def open_coco(recipe: Coco, data_root: Path) -> Source:
         json_path = folder / "annotations" / f"instances_{images}.json"
         content = contents[split] = read_instances(json_path)
         notes += content.notes
-        unlisted = _compare_files(image_folder, json_path, content.images)
+        unlisted, more = _compare_files(image_folder, json_path, content.images)
+        notes += more
         used = list(unlisted) if split == "train" else []
         if unlisted:
             kept = split == "train" or recipe.val_joins_training
             fate = "serve pre-training only" if kept else "are not used"
             notes.append(f"{len(unlisted)} images of {images} are not in {json_path.name}: {fate}.")
         if split == "train" and recipe.val_joins_training:
-            val = visible_files(require_folder(folder / _FOLDERS["test"], _NEEDED))
+            listing = Listing()
+            listing.scan(require_folder(folder / _FOLDERS["test"], _NEEDED))
+            val = [image.path for image in listing.images]
             notes.append(f"{len(val)} images of val2017 are pre-trained on: no test set any more.")
             used += val
         count = len(content.images) + len(used)
@@ -73,21 +77,27 @@ def _licence(names: tuple[str, ...]) -> str:
     return f"each image its own: {', '.join(names)}"
 
 
-def _compare_files(folder: Path, json_path: Path, images: tuple[CocoImage, ...]) -> list[Path]:
-    """Return the files of the folder that the JSON does not name.
+def _compare_files(
+    folder: Path, json_path: Path, images: tuple[CocoImage, ...]
+) -> tuple[list[Path], list[str]]:
+    """Return the images of the folder that the JSON does not name, and notes on what is none.
 
     Raises:
         InputError: The JSON names images that are not in the folder.
     """
-    files = {path.name: path for path in visible_files(folder)}
-    listed = [image.file_name for image in images]
+    listing = Listing()
+    listing.scan(folder)
+    found = [image.path for image in listing.images]
+    files = {path.name for path in (*found, *listing.others)}
+    listed = {image.file_name: None for image in images}  # in their order
     missing = [name for name in listed if name not in files]
     if missing:
         raise InputError(
             f"{json_path} names {len(missing)} images that are not in {folder}, "
             f"the first {missing[0]}; restore them or use the matching JSON"
         )
-    return [files[name] for name in sorted(files.keys() - set(listed))]
+    listing.others = [path for path in listing.others if path.name not in listed]
+    return [path for path in found if path.name not in listed], listing.notes(folder.parent)
 
 
 def _items(
@@ -103,14 +113,14 @@ def _items(
 
 
 def _plain_item(name: str, image_id: int, path: Path) -> Item:
-    return Item(name=name, image_id=image_id, image=path.read_bytes(), annotated=False)
+    return Item(name=name, image_id=image_id, image=read_file(path), annotated=False)
 
 
 def _annotated_item(name: str, folder: Path, image: CocoImage) -> Item:
     return Item(
         name=name,
         image_id=image.image_id,
-        image=(folder / image.file_name).read_bytes(),
+        image=read_file(folder / image.file_name),
         size=(image.height, image.width),
         instances=image.instances,
     )

@@ -1,19 +1,19 @@
 """Parquet files as Hugging Face writes them: encoded images and a label."""
 
-import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from asl_core.data.sources.files import require_folder
+from asl_core.data.sources.files import item_or_rejected, read_file, require_folder, shown
+from asl_core.data.sources.parquet_classes import read_classes
+from asl_core.data.sources.parquet_columns import check_columns, distinct_labels, is_absent, rows
+from asl_core.data.sources.parquet_files import find_files, open_file
 from asl_core.data.sources.source import Item, Rejected, Source, Split, SplitName
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Parquet
 
-_ROWS_AT_A_TIME = 256
 _NEEDED = "a parquet source is a folder with train.parquet and test.parquet"
 
 
@@ -21,103 +21,85 @@ def open_parquet(recipe: Parquet, data_root: Path) -> Source:
     """Return the source.
 
     Raises:
-        InputError: A file or a column is missing, or a file is no Parquet.
+        InputError: A file, a part of it or a column is missing, a type cannot be read, a file is
+            no Parquet, or the files do not agree on the classes.
     """
     folder = require_folder(data_root / recipe.path, _NEEDED)
-    files: dict[SplitName, list[Path]] = {
-        "train": _find(folder, ("train",)),
-        "test": _find_test(folder, recipe),
-    }
-    for path in (path for paths in files.values() for path in paths):
-        _check_columns(path, recipe)
-    classes = _class_names(files["train"], recipe)
+    train, test = _find(folder, "train", recipe), _find_test(folder, recipe)
+    files: dict[SplitName, list[Path]] = {"train": train, "test": test}
+    classes = read_classes(train, test, recipe)
     return Source(
         splits={
             split: Split(
-                sum(_open(path).metadata.num_rows for path in paths),
-                lambda paths=paths: _rows(paths, recipe, len(classes)),
+                sum(open_file(path).metadata.num_rows for path in paths),
+                partial(_items, folder, paths, recipe, classes.numbers),
+                size=sum(path.stat().st_size for path in paths),
             )
             for split, paths in files.items()
         },
         licence="not stated in the files; see where they come from",
-        classes=classes,
+        classes=classes.names,
+        notes=classes.notes,
     )
 
 
-def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """Return NAME.parquet or else NAME-*.parquet, of the first name that is there."""
-    for name in names:
-        whole, parts = folder / f"{name}.parquet", sorted(folder.glob(f"{name}-*.parquet"))
-        if whole.is_file() or parts:
-            return [whole] if whole.is_file() else parts
-    raise InputError(f"{folder} has no {names[0]}.parquet and no {names[0]}-*.parquet; {_NEEDED}")
+def _find(folder: Path, split: str, recipe: Parquet) -> list[Path]:
+    """Return the files of a split, with columns that can be read."""
+    paths = find_files(folder, split)
+    if not paths:
+        raise InputError(f"{folder} has no {split}.parquet and no {split}-*.parquet; {_NEEDED}")
+    for path in paths:
+        check_columns(path, recipe)
+    return paths
 
 
 def _find_test(folder: Path, recipe: Parquet) -> list[Path]:
     """Return the test files, or those of the validation split where test labels are withheld."""
-    test = _find(folder, ("test", "validation"))
-    try:
-        validation = _find(folder, ("validation",))
-    except InputError:
-        return test
-    for path in test:
-        _check_columns(path, recipe)
-    return validation if _largest_label(test, recipe) < 0 else test
+    validation = find_files(folder, "validation")
+    if not find_files(folder, "test") and validation:
+        return _find(folder, "validation", recipe)
+    test = _find(folder, "test", recipe)
+    if validation and not distinct_labels(test, recipe):
+        return _find(folder, "validation", recipe)
+    return test
 
 
-def _largest_label(paths: list[Path], recipe: Parquet) -> int:
-    labels = [_open(path).read([recipe.label_column])[0].to_numpy() for path in paths]
-    return int(max(np.nanmax(column, initial=-1) for column in labels))
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({error}); restore it") from error
-
-
-def _check_columns(path: Path, recipe: Parquet) -> None:
-    schema = _open(path).schema_arrow
-    for column in (recipe.image_column, recipe.label_column):
-        if column not in schema.names:
-            raise InputError(
-                f"{path} has no column {column!r}; it has {', '.join(schema.names)}: "
-                "set image_column or label_column"
-            )
-    image = schema.field(recipe.image_column).type
-    if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
-        raise InputError(
-            f"{path}: column {recipe.image_column!r} is {image}, not struct with bytes"
-        )
-
-
-def _class_names(paths: list[Path], recipe: Parquet) -> tuple[str, ...]:
-    """Return the names of the schema's metadata, or else 0 to the largest label."""
-    metadata = _open(paths[0]).schema_arrow.metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get(recipe.label_column, {}).get("names")
-    if names:
-        return tuple(names)
-    return tuple(str(label) for label in range(max(_largest_label(paths, recipe), 0) + 1))
-
-
-def _rows(paths: list[Path], recipe: Parquet, num_classes: int) -> Iterator[Item | Rejected]:
-    number = 0
+def _items(
+    folder: Path,
+    paths: Sequence[Path],
+    recipe: Parquet,
+    numbers: Mapping[Path, Mapping[Any, int]],
+) -> Iterator[Item | Rejected]:
+    image_id = 0
     for path in paths:
-        columns = [recipe.image_column, recipe.label_column]
-        for batch in _open(path).iter_batches(_ROWS_AT_A_TIME, columns=columns):
-            for row in batch.to_pylist():
-                image, label = row[recipe.image_column], row[recipe.label_column]
-                yield _row(f"{path.name} row {number}", number, image, label, num_classes)
-                number += 1
+        for row, (image, label) in enumerate(rows(path, recipe)):
+            name = f"{shown(path.name)} row {row}"
+            build = partial(_item, name, image_id, folder, image, label, numbers[path])
+            yield item_or_rejected(name, build)
+            image_id += 1
 
 
-def _row(
-    name: str, number: int, image: dict[str, bytes] | None, label: int | None, num_classes: int
-) -> Item | Rejected:
-    if image is None or not image["bytes"]:
-        return Rejected(name, "no image bytes")
-    if label is None or not 0 <= label < num_classes:
-        return Rejected(name, f"label {label} is not one of 0 to {num_classes - 1}")
-    return Item(name=name, image_id=number, image=image["bytes"], label=label)
+def _item(
+    name: str, image_id: int, folder: Path, image: Any, label: Any, numbers: Mapping[Any, int]
+) -> Item:
+    content = _image_bytes(image, folder)
+    if is_absent(label):
+        raise ValueError(f"has no label: {label!r}")
+    if label not in numbers:
+        raise ValueError(f"label {label} is not one of 0 to {len(numbers) - 1}")
+    return Item(name=name, image_id=image_id, image=content, label=numbers[label])
+
+
+def _image_bytes(image: Any, folder: Path) -> bytes:
+    """Return the bytes in the row, or else those of the file that it names in the folder."""
+    path = None
+    if isinstance(image, dict):
+        image, path = image["bytes"], image.get("path")
+    if image:
+        return image
+    if not path:
+        raise ValueError("no image bytes")
+    file = Path(os.path.normpath(folder / path))
+    if not file.is_relative_to(os.path.normpath(folder)) or not os.path.lexists(file):
+        raise ValueError(f"no image bytes, and no such file in the folder: {shown(path)}")
+    return read_file(file)

@@ -35,7 +35,11 @@ def hold_out(source: Source, count: int, name: str) -> Source:
     return dataclasses.replace(
         source,
         splits={
-            "train": Split(total - count, partial(_items, source, chosen, False)),
+            "train": Split(
+                total - count,
+                partial(_items, source, chosen, False),
+                size=source.splits["train"].size,  # of both splits: they are written together
+            ),
             "test": Split(count, partial(_items, source, chosen, True)),
         },
         notes=(*source.notes, note),

@@ -57,7 +57,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An image that cannot be used, and why."""
+    """An image that cannot be used, and why.
+
+    Attributes:
+        name: Of the image, as in `Item`.
+        reason: What is wrong, then, after a colon, the particulars of this image.
+    """
 
     name: str
     reason: str
@@ -65,10 +70,19 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split: how many, and a function that goes through them in order."""
+    """The images of one split.
+
+    Attributes:
+        count: How many, with those that will be rejected.
+        items: Goes through them in order.
+        rejected: Those of them that are known to be unusable before any is read.
+        size: About how many bytes its files have; 0 if that is not known.
+    """
 
     count: int
     items: Callable[[], Iterator[Item | Rejected]]
+    rejected: tuple[Rejected, ...] = ()
+    size: int = 0
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ def open_union(recipe: Union_, data_root: Path) -> Source:
             split: Split(
                 sum(source.splits[split].count for source in sources),
                 partial(_items, members, split, blank),
+                rejected=tuple(
+                    _renamed(name, entry)
+                    for name, source in members.items()
+                    for entry in source.splits[split].rejected
+                ),
+                size=sum(source.splits[split].size for source in sources),
             )
             for split in SPLITS
         },
@@ -45,12 +51,29 @@ def open_union(recipe: Union_, data_root: Path) -> Source:
         classes=classes,
         thing_classes=things,
         semantic_classes=semantic,
-        notes=tuple(f"{name}: {note}" for name, source in members.items() for note in source.notes),
+        notes=(
+            *(f"{name}: {note}" for name, source in members.items() for note in source.notes),
+            *_dropped_notes(sources, dropped),
+        ),
     )
 
 
 def _common(names: list[tuple[str, ...] | None]) -> tuple[str, ...] | None:
     return names[0] if all(each == names[0] for each in names) else None
+
+
+def _dropped_notes(sources: list[Source], dropped: dict[str, bool]) -> list[str]:
+    """Say what was dropped although every member has it."""
+    names = {
+        "label": ("Labels", [source.classes for source in sources]),
+        "instances": ("Objects", [source.thing_classes for source in sources]),
+        "semantic": ("Semantic maps", [source.semantic_classes for source in sources]),
+    }
+    return [
+        f"{what} are not kept: the members' classes, or their order, are not the same."
+        for field, (what, classes) in names.items()
+        if dropped[field] and None not in classes
+    ]
 
 
 def _items(
@@ -59,10 +82,13 @@ def _items(
     number = 0
     for name, source in members.items():
         for entry in source.splits[split].items():
-            full_name = f"{name}/{entry.name}"
             if isinstance(entry, Item):
-                changes = {"name": full_name, "image_id": number, **blank}
+                changes = {"name": f"{name}/{entry.name}", "image_id": number, **blank}
                 yield dataclasses.replace(entry, **changes)
             else:
-                yield dataclasses.replace(entry, name=full_name)
+                yield _renamed(name, entry)
             number += 1
+
+
+def _renamed(member: str, entry: Rejected) -> Rejected:
+    return dataclasses.replace(entry, name=f"{member}/{entry.name}")
