@@ -40,6 +40,7 @@ def run(
     from pipeline.results.code import refresh_identities
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
+    from pipeline.rounding import significant
     from pipeline.tables.paper import load_paper
     from pipeline.tracking.find import find_tracker
 
@@ -61,7 +62,9 @@ def run(
     how = "by a job" if outcome.seconds is None else (
         f"in {outcome.seconds:.1f} s, peak memory {outcome.peak_memory_gib or 0.0:.2f} GiB"
     )  # fmt: skip
-    shown = ", ".join(f"{metric} {value:.6g}" for metric, value in outcome.metrics.items())
+    shown = ", ".join(
+        f"{metric} {significant(value, 6)}" for metric, value in outcome.metrics.items()
+    )
     logging.getLogger(__name__).info(
         "%s %s: done %s%s", stage, name, how, f"; {shown}" if shown else ""
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.cluster import load_resources
-from pipeline.config.params import load_params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
@@ -16,12 +15,13 @@ from pipeline.project import Project
 from pipeline.results.port import ResultCache
 from pipeline.results.vouchings import vouchings_of
 from pipeline.stages.table import STAGES
-from pipeline.tables.collect import Suite, collect
+from pipeline.tables.collect import Suite, read_suite
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.lock import read_lock
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import measured
 from pipeline.tables.trace import Link, TracedCell, trace_cell
+from pipeline.tables.uncertainty import describe_sample
 from pipeline.tracking.find import find_tracker
 
 
@@ -52,8 +52,7 @@ def trace(project: Project, table: str, row: str, metric: str) -> tuple[Suite, T
     Raises:
         UserError: There is no such table, row or metric, or no number of ours.
     """
-    paper = load_paper()
-    suite = collect(project.suite, load_params(project.params_file, paper.references()))
+    paper, suite = load_paper(), read_suite(project)
     tables = lay_out(suite, paper)
     own = {suite.name, project.suite.name, *(["demo"] if project.suite == project.root else [])}
     if table in own:
@@ -73,9 +72,10 @@ def headline(traced: TracedCell) -> str:
     if cell.spread is not None:
         ours += f", mean and deviation of {len(cell.measured)} runs"
     paper = "none" if cell.paper is None else str(cell.paper)
-    scale = "; reduced scale" if cell.reduced else ""
+    remarks = "; reduced scale" if cell.reduced else ""
+    remarks += "; not the number that dvc.lock records" if cell.differing else ""
     where = f"{traced.line.label}, {traced.heading.header}"
-    return f"{traced.table.title}\n{where}: {ours} (paper: {paper}{scale})"
+    return f"{traced.table.title}\n{where}: {ours} (paper: {paper}{remarks})"
 
 
 def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
@@ -84,6 +84,11 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     if link.value is not None:
         path = link.metrics.relative_to(suite.folder)
         yield "metrics", f"{path}: {metric} = {result.metrics.get(metric)!r}"
+        sample = describe_sample(load_paper().metrics[metric], metric, result)
+        if sample:
+            yield "tested", sample
+    if result.difference:
+        yield "DIFFERS", result.warning
     yield "DVC", f"{result.state} in dvc.lock, key {result.fingerprint or 'unknown'}"
     for path, md5 in result.outputs.items():
         yield "output", f"{path} {md5 or 'not recorded'}"
@@ -171,7 +176,8 @@ def _check_files(suite: Suite, link: Link, digest: Callable[[str], str | None]) 
         if expected is None:
             yield Check(path, False, f"{link.name} is not recorded in dvc.lock")
         elif found is None:
-            yield Check(path, False, "missing; `dvc checkout` restores it")
+            restores = link.result.command if path == metrics else "dvc checkout"
+            yield Check(path, False, f"missing; `{restores}` restores it")
         elif found != expected:
             yield Check(path, False, f"dvc.lock says {expected}, found {found}")
         else:
