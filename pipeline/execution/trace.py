@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.cluster import load_resources
+from pipeline.config.files import read_yaml
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
@@ -73,7 +74,7 @@ def headline(traced: TracedCell) -> str:
         ours += f", mean and deviation of {len(cell.measured)} runs"
     paper = "none" if cell.paper is None else str(cell.paper)
     remarks = "; reduced scale" if cell.reduced else ""
-    remarks += "; not the number that dvc.lock records" if cell.differing else ""
+    remarks += "; dvc.lock does not stand behind it" if cell.differing else ""
     where = f"{traced.line.label}, {traced.heading.header}"
     return f"{traced.table.title}\n{where}: {ours} (paper: {paper}{remarks})"
 
@@ -154,7 +155,7 @@ def verify(
 
     changed: set[str] = set()
     for link in traced.links:
-        for check in _check_files(suite, link, digest):
+        for check in (*_check_files(suite, link, digest), *_check_key(suite, link, cache)):
             if not check.holds:
                 changed.add(link.result.key)
             yield check
@@ -182,6 +183,22 @@ def _check_files(suite: Suite, link: Link, digest: Callable[[str], str | None]) 
             yield Check(path, False, f"dvc.lock says {expected}, found {found}")
         else:
             yield Check(path, True, found)
+
+
+def _check_key(suite: Suite, link: Link, cache: ResultCache) -> Iterator[Check]:
+    """Check that dvc.lock's parameters, inputs and code are those that the number was made under.
+
+    Made under is what its file says, or what somebody vouched for.
+    """
+    lock = suite.folder / "dvc.lock"
+    entry = read_yaml(lock).get("stages", {}).get(link.name) if lock.exists() else None
+    if entry is None:  # its files were found wanting already
+        return
+    made = link.result.fingerprint
+    keys = {made, *(each.filed_under for each in vouchings_of(link.metrics, made))}
+    found = cache.key(entry)
+    detail = found if found in keys else f"dvc.lock gives {found}, the metrics file has {made}"
+    yield Check(f"{link.name} key", found in keys, detail)
 
 
 def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) -> Check:

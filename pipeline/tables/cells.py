@@ -96,7 +96,7 @@ class Cell:
 
     @property
     def differing(self) -> bool:
-        """Whether a metrics file behind our number is not the one that dvc.lock records."""
+        """Whether a metrics file behind our number disagrees with dvc.lock."""
         return any(run.difference for run in (*self.counted, *self.based_on))
 
     def _pairs(self) -> Iterator[tuple[StageResult, float | None]]:

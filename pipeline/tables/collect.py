@@ -12,9 +12,10 @@ from asl_core.data.manifest import FILE_NAME, Manifest, read_manifest
 from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.params import Params, load_params
 from pipeline.project import Project, find_project
+from pipeline.results.vouchings import vouchings_of
 from pipeline.stages.table import MEASURED, STAGES, Stage
 from pipeline.tables.lock import Lock, State, read_lock
-from pipeline.tables.metrics_file import read_metrics_file
+from pipeline.tables.metrics_file import MetricsFile, read_metrics_file
 from pipeline.tables.paper import load_paper
 
 
@@ -48,7 +49,7 @@ class StageResult:
     file: str
     """The metrics file, from the project's root."""
     difference: str = ""
-    """In what that file is not the one that dvc.lock records; empty where it is that one."""
+    """In what that file disagrees with dvc.lock, and what to do; empty where it does not."""
     test_images: int | None = None
     """How many images it was measured on, where it says so."""
     vouched: bool = False
@@ -61,13 +62,8 @@ class StageResult:
 
     @property
     def warning(self) -> str:
-        """What to say of a file that is not the recorded one, and what to do; else empty."""
-        if not self.difference:
-            return ""
-        return (
-            f"{self.file} differs from dvc.lock: {self.difference}; `{self.command}` restores the "
-            "recorded one, as does `git checkout` where it is committed"
-        )
+        """What to say of a file that dvc.lock does not stand behind, and what to do; else empty."""
+        return f"{self.file} differs from dvc.lock: {self.difference}" if self.difference else ""
 
     @property
     def md5(self) -> str | None:
@@ -148,9 +144,10 @@ def _result(
     name, path = stage.run_name(key), str(stage.metrics_path(key))
     command = _command(folder, root, name)
     found = read_metrics_file(folder / path, f"`{command}` restores it")
-    recorded, stands_for = lock.digest(name, path), lock.code(name)
+    recorded = lock.digest(name, path)
     state = "unrecorded" if recorded is None else lock.state(name)
-    made_with = found.code if found else None
+    other_code = bool(found and found.code and lock.code(name) not in (None, found.code))
+    vouched = bool(found and other_code and _is_vouched(folder / path, found, lock.code(name)))
     return StageResult(
         stage=stage.name,
         key=key,
@@ -163,10 +160,35 @@ def _result(
         inputs=lock.inputs(name),
         command=command,
         file=(folder / path).relative_to(root).as_posix(),
-        difference=found.difference(recorded) if found and recorded else "",
+        difference=_difference(found, recorded, command, other_code and not vouched),
         test_images=found.test_images if found else None,
-        vouched=bool(made_with and stands_for and made_with != stands_for),
+        vouched=vouched,
     )
+
+
+def _is_vouched(path: Path, found: MetricsFile, code: str | None) -> bool:
+    """Return whether somebody has shown that a code makes the result that was made with another."""
+    return any(each.new_code == code for each in vouchings_of(path, found.fingerprint))
+
+
+def _difference(
+    found: MetricsFile | None, recorded: str | None, command: str, unknown_code: bool
+) -> str:
+    """Return in what a metrics file disagrees with dvc.lock, and what to do."""
+    if found is None or recorded is None:
+        return ""
+    if cause := found.difference(recorded):
+        return (
+            f"{cause}; `{command}` restores the recorded one, as does `git checkout` where it is "
+            "committed"
+        )
+    if unknown_code:
+        again = command.replace(" repro ", " repro -f -s ")
+        return (
+            "it was made with other code than dvc.lock says, as after `dvc commit`, and nobody "
+            f"vouched for that; `{again}` makes it with the present code"
+        )
+    return ""
 
 
 def doubts(results: Iterable[StageResult]) -> list[str]:

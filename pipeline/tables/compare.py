@@ -120,7 +120,7 @@ def _digest(suite: Suite, stage: str, name: str) -> str:
 def _state(result: StageResult | None) -> str:
     if result is None:
         return ABSENT
-    return "not what dvc.lock records" if result.difference else result.state
+    return "in doubt" if result.difference else result.state
 
 
 def _differences(

@@ -14,7 +14,9 @@ VOUCHED_NOTE = (
 )
 STALE_NOTE = "*: older than params.yaml or its inputs; `dvc repro` brings it up to date."
 UNRECORDED_NOTE = "!: not recorded in dvc.lock; `dvc repro` records it."
-DIFFERING_NOTE = "?: not the number that dvc.lock records; `dvc repro` restores that."
+DIFFERING_NOTE = (
+    "?: dvc.lock does not stand behind this number; a warning names its file and what to do."
+)
 SEEDS_NOTE = (
     f"a {PLUS_MINUS} b (n = k): mean and sample standard deviation over k pre-training seeds, "
     "everything else equal; the delta is the mean's."

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.files import read_yaml
+from pipeline.results.vouchings import Vouching, add_vouching
 from pipeline.stages.report import write_report
 from pipeline.tables.collect import doubts
 from pipeline.tables.figures.similarity import find_points
@@ -156,13 +158,30 @@ def test_a_damaged_dvc_lock_is_one_line(recorded: Any, say: Say, lock: str) -> N
     assert "dvc.lock" in said
 
 
+def test_other_code_than_dvc_lock_has_needs_a_vouching(recorded: Any, say: Say) -> None:
+    recorded.result("linprobe", "mae", lp_acc1=21.25, code="old", fingerprint="made")
+    stages = read_yaml(recorded.folder / "dvc.lock")["stages"]
+    stages["linprobe@mae"]["deps"].append({"path": "code/linprobe.txt", "md5": "new"})
+    recorded.write_lock(stages)
+    said = say("tables", code=1)
+    assert "21.3 r?" in said
+    assert f"{DIFFERS}it was made with other code than dvc.lock says" in said
+    assert "`dvc repro -f -s linprobe@mae` makes it with the present code" in said
+    vouching = Vouching(
+        made_under="made", filed_under="filed", who="", when="", steps=0, evaluated=(), device="",
+        old_code="old", new_code="new", changed=(),
+    )  # fmt: skip
+    add_vouching(recorded.folder / FILE, vouching)
+    assert "21.3 rv" in say("tables")
+
+
 def test_two_experiments_are_compared_with_the_edit_marked(recorded: Any, say: Say) -> None:
     assert "+9.5" in say("compare", "mae", "asl")
     edit(recorded, by_hand)
     said = say("compare", "mae", "asl", code=1)
     row = next(line for line in said.splitlines() if "lp_acc1" in line)
     assert row.split() == ["linprobe", "lp_acc1", "51.25", "?", "30.75", "-20.5"]
-    assert "linprobe: mae is not what dvc.lock records, asl is current" in said
+    assert "linprobe: mae is in doubt, asl is current" in said
     assert f"asl-pipe: {DIFFERS}" in said
 
 
@@ -170,7 +189,7 @@ def test_a_trace_says_it_of_the_run_and_of_the_number(recorded: Any, say: Say) -
     assert "LP: 21.3 % (paper: 46.8; reduced scale)" in say("trace", "tiny", "mae", "LP")
     edit(recorded, by_hand)
     said = say("trace", "tiny", "mae", "LP", code=1)
-    assert "51.3 % (paper: 46.8; reduced scale; not the number that dvc.lock records)" in said
+    assert "51.3 % (paper: 46.8; reduced scale; dvc.lock does not stand behind it)" in said
     assert f"  DIFFERS  {DIFFERS}" in said
     assert say("trace", "tiny", "asl", "LP").count("DIFFERS") == 0
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+
+from pipeline.config.files import read_yaml
 
 PARAMS = """
 suite: tiny
@@ -139,6 +142,18 @@ def test_a_number_that_was_written_by_hand_does_not_hold_until_dvc_restores_it(
     assert path.read_bytes() == before
     assert "20 test images, standard error" in say("trace", "demo", "asl", "FT")
     assert "FT " in say("tables").split("Standard error over the choice of test images: ")[1]
+
+
+@pytest.mark.slow
+def test_settings_that_were_changed_in_dvc_lock_too_do_not_hold(project: Path, say: Say) -> None:
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("icons, epochs: 1,", "icons, epochs: 9,"))
+    lock = read_yaml(project / "dvc.lock")
+    lock["stages"]["finetune@asl"]["params"]["params.yaml"]["finetune.asl"]["epochs"] = 9
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert "finetune@asl" in say("trace", "demo", "asl", "FT")
+    said = say("trace", "demo", "asl", "FT", "--verify", code=1)
+    assert "CHANGED  finetune@asl key: dvc.lock gives " in said
 
 
 @pytest.mark.slow
