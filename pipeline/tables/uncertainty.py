@@ -12,7 +12,7 @@ from pipeline.tables.cells import Cell, Heading, ResultTable
 from pipeline.tables.collect import StageResult
 from pipeline.tables.paper import Metric
 
-CHANCE = "Rows that differ by less than three of them may differ by chance alone."
+CHANCE = "Rows that differ by less than three standard errors may differ by chance alone."
 """Two standard errors of a difference are 2 sqrt(2) of one number's. On the same images, as here,
 differences vary less than that, by how much the predictions would tell."""
 

@@ -18,7 +18,7 @@ from pipeline.tables.paper import load_paper
 from pipeline.tables.uncertainty import error_text, standard_error
 
 PAPER = load_paper()
-CHANCE = "Rows that differ by less than three of them may differ by chance alone."
+CHANCE = "Rows that differ by less than three standard errors may differ by chance alone."
 
 
 def said(suite: Any, beginning: str) -> list[str]:
