@@ -14,7 +14,7 @@ from pipeline.execution.perform import set_threads
 from pipeline.execution.stored import stored_run
 from pipeline.project import Project
 from pipeline.results.port import ResultCache
-from pipeline.results.vouchings import vouchings_of
+from pipeline.results.vouchings import Vouching, vouchings_in
 from pipeline.stages.table import STAGES
 from pipeline.tables.collect import Suite, read_suite
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
@@ -99,7 +99,7 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     page = None if result.fingerprint is None else tracker.page_of(result.fingerprint)
     yield tracker.title, page or "not in this project's store"
     yield "code", _code(tags)
-    for vouching in vouchings_of(link.metrics, result.fingerprint):
+    for vouching in _vouchings(suite, link):
         yield "vouched", str(vouching)
     for name, digest in said.datasets.items():
         yield "data", f"{name} {digest}"
@@ -108,6 +108,11 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
         memory = "" if said.peak_memory_gib is None else f", {said.peak_memory_gib:.2f} GiB"
         attempts = f"{said.attempts} attempt{'s' if said.attempts > 1 else ''}"
         yield "effort", f"{said.seconds:.0f} s in {attempts}{memory}"
+
+
+def _vouchings(suite: Suite, link: Link) -> list[Vouching]:
+    path = link.metrics.relative_to(suite.folder).as_posix()
+    return vouchings_in(suite.root, path, link.result.fingerprint)
 
 
 def _code(tags: Mapping[str, str]) -> str:
@@ -195,7 +200,7 @@ def _check_key(suite: Suite, link: Link, cache: ResultCache) -> Iterator[Check]:
     if entry is None:  # its files were found wanting already
         return
     made = link.result.fingerprint
-    keys = {made, *(each.filed_under for each in vouchings_of(link.metrics, made))}
+    keys = {made, *(each.filed_under for each in _vouchings(suite, link))}
     found = cache.key(entry)
     detail = found if found in keys else f"dvc.lock gives {found}, the metrics file has {made}"
     yield Check(f"{link.name} key", found in keys, detail)

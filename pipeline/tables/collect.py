@@ -12,7 +12,7 @@ from asl_core.data.manifest import FILE_NAME, Manifest, read_manifest
 from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.params import Params, load_params
 from pipeline.project import Project, find_project
-from pipeline.results.vouchings import vouchings_of
+from pipeline.results.vouchings import vouchings_in
 from pipeline.stages.table import MEASURED, STAGES, Stage
 from pipeline.tables.lock import Lock, State, read_lock
 from pipeline.tables.metrics_file import MetricsFile, read_metrics_file
@@ -147,7 +147,7 @@ def _result(
     recorded = lock.digest(name, path)
     state = "unrecorded" if recorded is None else lock.state(name)
     other_code = bool(found and found.code and lock.code(name) not in (None, found.code))
-    vouched = bool(found and other_code and _is_vouched(folder / path, found, lock.code(name)))
+    vouched = bool(found and other_code and _is_vouched(root, path, found, lock.code(name)))
     return StageResult(
         stage=stage.name,
         key=key,
@@ -166,9 +166,9 @@ def _result(
     )
 
 
-def _is_vouched(path: Path, found: MetricsFile, code: str | None) -> bool:
+def _is_vouched(root: Path, path: str, found: MetricsFile, code: str | None) -> bool:
     """Return whether somebody has shown that a code makes the result that was made with another."""
-    return any(each.new_code == code for each in vouchings_of(path, found.fingerprint))
+    return any(each.new_code == code for each in vouchings_in(root, path, found.fingerprint))
 
 
 def _difference(

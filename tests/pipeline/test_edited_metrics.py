@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,10 @@ def test_other_code_than_dvc_lock_has_needs_a_vouching(recorded: Any, say: Say) 
         made_under="made", filed_under="filed", who="", when="", steps=0, evaluated=(), device="",
         old_code="old", new_code="new", changed=(),
     )  # fmt: skip
-    add_vouching(recorded.folder / FILE, vouching)
+    other = recorded.folder / "suites/other"
+    (other / FILE).parent.mkdir(parents=True)
+    shutil.copy(recorded.folder / "params.yaml", other)
+    add_vouching(other / FILE, vouching)  # the suites share the run
     assert "21.3 rv" in say("tables")
 
 
