@@ -8,7 +8,12 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.tables.compare import Comparison
+    from pipeline.tables.compare import Comparison, Pair
+
+ERRORS = (
+    "standard errors of differences are those of two sets of test images; on the same images, as "
+    "where the data are equal, a difference varies less"
+)
 
 
 def compare(
@@ -17,11 +22,13 @@ def compare(
 ) -> None:
     """Print the settings in which two experiments differ, and the differences of their numbers.
 
-    Differences are B minus A. `asl-pipe ui` shows the same as charts.
+    Differences are B minus A, with their standard error over the choice of test images where it is
+    known. `asl-pipe ui` shows the same as charts. Exit code 1 if a number is not the one that
+    dvc.lock records; it is marked with a question mark.
 
     Example: asl-pipe compare mae asl
     """
-    from pipeline.commands.printing import console, text_table
+    from pipeline.commands.printing import console, end_with_doubts, text_table
     from pipeline.tables.experiments import compare_experiments
 
     found = compare_experiments(Path.cwd(), first, second)
@@ -33,6 +40,9 @@ def compare(
     console().print(metrics_table(found, first, second))
     for stage, (one, other) in found.states.items():
         typer.echo(f"{stage}: {first} is {one}, {second} is {other}")
+    if any(pair.error is not None for pair in found.pairs):
+        typer.echo(ERRORS)
+    end_with_doubts(found.doubts)
 
 
 def metrics_table(found: "Comparison", first: str, second: str) -> "Table":
@@ -40,10 +50,23 @@ def metrics_table(found: "Comparison", first: str, second: str) -> "Table":
     from pipeline.commands.printing import text_table
 
     rows = [
-        (
-            pair.stage, pair.metric, *("-" if v is None else f"{v:.6g}" for v in pair.values),
-            "-" if pair.difference is None else f"{pair.difference:+.4g}",
-        )
+        (pair.stage, pair.metric, *map(_number, pair.values, pair.differing), _difference(pair))
         for pair in found.pairs
-    ]  # fmt: skip
+    ]
     return text_table(("stage", "metric", first, second, "difference"), rows)
+
+
+def _number(value: float | None, differing: bool) -> str:
+    from pipeline.rounding import significant
+
+    return "-" if value is None else significant(value, 6) + " ?" * differing
+
+
+def _difference(pair: "Pair") -> str:
+    from pipeline.rounding import significant
+
+    if pair.difference is None:
+        return "-"
+    sign = "+" if pair.difference >= 0 else ""
+    error = "" if pair.error is None else f" (standard error {significant(pair.error, 2)})"
+    return f"{sign}{significant(pair.difference, 4)}{error}"

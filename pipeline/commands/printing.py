@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +27,14 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell, style=STYLES.get(cell.split(" ")[0], "")) for cell in row))
     return table
+
+
+def end_with_doubts(doubts: Sequence[str]) -> None:
+    """Say on standard error why printed numbers are not those of dvc.lock, and end with 1."""
+    for doubt in doubts:
+        typer.echo(f"asl-pipe: {doubt}", err=True)
+    if doubts:
+        raise typer.Exit(1)
 
 
 def console() -> Console:

@@ -41,6 +41,7 @@ def run(
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
     from pipeline.results.sources import refresh_all_sources
+    from pipeline.rounding import significant
     from pipeline.tables.paper import load_paper
     from pipeline.tracking.find import find_tracker
 
@@ -64,7 +65,7 @@ def run(
         f"in {outcome.seconds:.1f} s, peak memory {outcome.peak_memory_gib or 0.0:.2f} GiB"
     )  # fmt: skip
     shown = ", ".join(
-        f"{metric} {'cannot be had' if value is None else format(value, '.6g')}"
+        f"{metric} {'cannot be had' if value is None else significant(value, 6)}"
         for metric, value in outcome.metrics.items()
     )
     logging.getLogger(__name__).info(

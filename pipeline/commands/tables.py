@@ -24,12 +24,17 @@ def tables(
 ) -> None:
     """Print a suite's tables: paper, ours, delta.
 
-    Reads existing results; changes nothing. A missing cell names the command that fills it. Without
-    SUITE: the suite in the current folder.
+    Reads existing results; changes nothing. A missing cell names the command that fills it. Exit
+    code 1 if a number is not the one that dvc.lock records; it is marked. Without SUITE: the suite
+    in the current folder.
 
     Example: asl-pipe tables cifar10-mini --format latex
     """
+    from pipeline.commands.printing import end_with_doubts
     from pipeline.project import find_project
+    from pipeline.tables.collect import doubts, read_suite
     from pipeline.tables.formats import render_tables
 
-    typer.echo(render_tables(find_project(Path.cwd(), suite), format.value), nl=False)
+    found = read_suite(find_project(Path.cwd(), suite))
+    typer.echo(render_tables(found, format.value), nl=False)
+    end_with_doubts(doubts(found.results.values()))

@@ -25,15 +25,17 @@ def trace(
 
     With --verify every file behind the number is hashed again and compared with dvc.lock, and the
     number is recomputed from the stored weights; nothing is trained. Exit code 1 if something no
-    longer holds.
+    longer holds, or a metrics file is not the one that dvc.lock records.
 
     Example: asl-pipe trace demo asl LP --verify
     """
+    from pipeline.commands.printing import end_with_doubts
     from pipeline.execution.trace import facts, headline
     from pipeline.execution.trace import trace as trace_number
     from pipeline.execution.trace import verify as check_again
     from pipeline.project import find_project, suite_folders
     from pipeline.results.dvc_cache import DvcCache
+    from pipeline.tables.collect import doubts
 
     here = find_project(Path.cwd(), None if _in_a_suite() else "demo")
     project = find_project(Path.cwd(), table) if table in suite_folders(here.root) else here
@@ -45,6 +47,7 @@ def trace(
         for kind, text in facts(suite, link, traced.metric):
             typer.echo(f"  {kind:8} {text}")
     if not verify:
+        end_with_doubts(doubts(link.result for link in traced.links))
         return
     typer.echo("\nverification")
     holds = True

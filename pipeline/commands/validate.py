@@ -44,7 +44,7 @@ def validate(
     lock, cache = read_lock(project.suite), DvcCache()
     refresh_sources(project, params.datasets, cache)
     for key, recipe in params.datasets.items():
-        packed = lock.stages.get(PREPARE.run_name(key))
         path = PREPARE.input_paths(key, recipe)["source"]
+        packed = lock.inputs(PREPARE.run_name(key)).get(path)
         for change in changed_source(project, path, packed, cache) if packed else ():
             typer.echo(f"datasets.{key}: {change}; dvc repro packs it anew")

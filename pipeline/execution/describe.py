@@ -76,7 +76,7 @@ def _fingerprint(encoder: Path) -> str:
     suite, key = encoder.parents[2], encoder.name
     try:
         return json.loads((suite / str(PRETRAIN.metrics_path(key))).read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
 
 

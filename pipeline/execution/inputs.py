@@ -1,10 +1,14 @@
 """What a stage reads: names checked, paths found. Reads only."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asl_core.data.manifest import read_manifest
+from asl_core.errors import InputError
 from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.transfer import TokenAnalysis
 from pipeline.config.params import Params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
@@ -103,3 +107,16 @@ def dataset_digest(folder: Path) -> str:
         return str(digests["train"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
+
+
+def count_test_images(stage: Stage, recipe: object, inputs: Mapping[str, Path]) -> int | None:
+    """Return how many images a run is measured on; None where its data do not say."""
+    try:
+        manifest = read_manifest(inputs["dataset"])
+    except (KeyError, InputError):  # an imported encoder has seen none of our data
+        return None
+    counted = manifest.annotated if stage.tested_on == "annotated" else manifest.counts
+    images = counted.get("test")
+    if images is not None and isinstance(recipe, TokenAnalysis):
+        return min(images, recipe.images)
+    return images

@@ -33,6 +33,7 @@ from pipeline.config.canonical import canonical_json
 from pipeline.config.params import Params
 from pipeline.errors import AslPipeError, NotFinishedError
 from pipeline.execution.describe import describe_run
+from pipeline.execution.inputs import count_test_images
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.jobs.fence import SupersededError
 from pipeline.jobs.folder import JobFolder
@@ -41,7 +42,7 @@ from pipeline.results.port import Identity
 from pipeline.results.running_code import check_loaded_code, check_running_code
 from pipeline.schedulers.port import NODE
 from pipeline.stages.request import StageFunction, StageRequest
-from pipeline.stages.table import REPORT, STAGES
+from pipeline.stages.table import REPORT, STAGES, TEST_IMAGES
 from pipeline.tracking.small_files import weights_in
 from pipeline.writing import write_json
 
@@ -190,6 +191,9 @@ def write_metrics(path: Path, run: StageRun, outcome: Outcome) -> None:
         "fingerprint": run.identity.fingerprint, "scale": run.params.scale,
         "code": run.identity.inputs.get(STAGES[run.stage].code_path(run.recipe), ""),
     }  # fmt: skip
+    images = count_test_images(STAGES[run.stage], run.recipe, run.inputs)
+    if images is not None:
+        content[TEST_IMAGES] = images
     write_json(path, {**outcome.metrics, **content})
 
 

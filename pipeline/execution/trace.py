@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.cluster import load_resources
-from pipeline.config.params import load_params
+from pipeline.config.files import read_yaml
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
@@ -16,14 +16,15 @@ from pipeline.project import Project
 from pipeline.results.code import packages_folder, refresh_identities
 from pipeline.results.port import ResultCache
 from pipeline.results.running_code import check_loaded_code
-from pipeline.results.vouchings import vouchings_of
+from pipeline.results.vouchings import Vouching, vouchings_in
 from pipeline.stages.table import STAGES
-from pipeline.tables.collect import Suite, collect
+from pipeline.tables.collect import Suite, read_suite
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.lock import read_lock
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import measured
 from pipeline.tables.trace import Link, TracedCell, trace_cell
+from pipeline.tables.uncertainty import describe_sample
 from pipeline.tracking.find import find_tracker
 
 
@@ -54,8 +55,7 @@ def trace(project: Project, table: str, row: str, metric: str) -> tuple[Suite, T
     Raises:
         UserError: There is no such table, row or metric, or no number of ours.
     """
-    paper = load_paper()
-    suite = collect(project.suite, load_params(project.params_file, paper.references()))
+    paper, suite = load_paper(), read_suite(project)
     tables = lay_out(suite, paper)
     own = {suite.name, project.suite.name, *(["demo"] if project.suite == project.root else [])}
     if table in own:
@@ -75,9 +75,10 @@ def headline(traced: TracedCell) -> str:
     if cell.spread is not None:
         ours += f", mean and deviation of {len(cell.measured)} runs"
     paper = "none" if cell.paper is None else str(cell.paper)
-    scale = "; reduced scale" if cell.reduced else ""
+    remarks = "; reduced scale" if cell.reduced else ""
+    remarks += "; dvc.lock does not stand behind it" if cell.differing else ""
     where = f"{traced.line.label}, {traced.heading.header}"
-    return f"{traced.table.title}\n{where}: {ours} (paper: {paper}{scale})"
+    return f"{traced.table.title}\n{where}: {ours} (paper: {paper}{remarks})"
 
 
 def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
@@ -86,6 +87,11 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     if link.value is not None:
         path = link.metrics.relative_to(suite.folder)
         yield "metrics", f"{path}: {metric} = {result.metrics.get(metric)!r}"
+        sample = describe_sample(load_paper().metrics[metric], metric, result)
+        if sample:
+            yield "tested", sample
+    if result.difference:
+        yield "DIFFERS", result.warning
     yield "DVC", f"{result.state} in dvc.lock, key {result.fingerprint or 'unknown'}"
     for path, md5 in result.outputs.items():
         yield "output", f"{path} {md5 or 'not recorded'}"
@@ -95,7 +101,7 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     page = None if result.fingerprint is None else tracker.page_of(result.fingerprint)
     yield tracker.title, page or "not in this project's store"
     yield "code", _code(tags)
-    for vouching in vouchings_of(link.metrics, result.fingerprint):
+    for vouching in _vouchings(suite, link):
         yield "vouched", str(vouching)
     for name, digest in said.datasets.items():
         yield "data", f"{name} {digest}"
@@ -104,6 +110,11 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
         memory = "" if said.peak_memory_gib is None else f", {said.peak_memory_gib:.2f} GiB"
         attempts = f"{said.attempts} attempt{'s' if said.attempts > 1 else ''}"
         yield "effort", f"{said.seconds:.0f} s in {attempts}{memory}"
+
+
+def _vouchings(suite: Suite, link: Link) -> list[Vouching]:
+    path = link.metrics.relative_to(suite.folder).as_posix()
+    return vouchings_in(suite.root, path, link.result.fingerprint)
 
 
 def _code(tags: Mapping[str, str]) -> str:
@@ -151,7 +162,7 @@ def verify(
 
     changed: set[str] = set()
     for link in traced.links:
-        for check in _check_files(suite, link, digest):
+        for check in (*_check_files(suite, link, digest), *_check_key(suite, link, cache)):
             if not check.holds:
                 changed.add(link.result.key)
             yield check
@@ -173,11 +184,28 @@ def _check_files(suite: Suite, link: Link, digest: Callable[[str], str | None]) 
         if expected is None:
             yield Check(path, False, f"{link.name} is not recorded in dvc.lock")
         elif found is None:
-            yield Check(path, False, "missing; `dvc checkout` restores it")
+            restores = link.result.command if path == metrics else "dvc checkout"
+            yield Check(path, False, f"missing; `{restores}` restores it")
         elif found != expected:
             yield Check(path, False, f"dvc.lock says {expected}, found {found}")
         else:
             yield Check(path, True, found)
+
+
+def _check_key(suite: Suite, link: Link, cache: ResultCache) -> Iterator[Check]:
+    """Check that dvc.lock's parameters, inputs and code are those that the number was made under.
+
+    Made under is what its file says, or what somebody vouched for.
+    """
+    lock = suite.folder / "dvc.lock"
+    entry = read_yaml(lock).get("stages", {}).get(link.name) if lock.exists() else None
+    if entry is None:  # its files were found wanting already
+        return
+    made = link.result.fingerprint
+    keys = {made, *(each.filed_under for each in _vouchings(suite, link))}
+    found = cache.key(entry)
+    detail = found if found in keys else f"dvc.lock gives {found}, the metrics file has {made}"
+    yield Check(f"{link.name} key", found in keys, detail)
 
 
 def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) -> Check:

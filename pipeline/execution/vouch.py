@@ -42,7 +42,7 @@ from pipeline.results.sources import refresh_sources
 from pipeline.results.vouchings import Vouching, add_vouching
 from pipeline.stages.request import StageFunction, StageRequest, StoredRun
 from pipeline.stages.table import MEASURED, Stage
-from pipeline.tables.collect import read_metrics
+from pipeline.tables.metrics_file import read_metrics_file
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,8 @@ def _evaluate(
     ) as run:
         found = reevaluate(run)
         found = {name: value for name, value in found.items() if math.isfinite(value)}
-        stored = read_metrics(project.suite / str(metrics))
+        file = read_metrics_file(project.suite / str(metrics))
+        stored = {} if file is None else file.numbers
         if others := sorted(stored.keys() ^ found.keys()):
             raise NotEqualError(
                 f"{stale.name}: the current code measures by other names: {', '.join(others)} "

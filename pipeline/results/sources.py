@@ -20,7 +20,7 @@ from asl_core.recipes.datasets import FromDisk, Union_
 from pipeline.config.files import read_yaml
 from pipeline.config.params import load_params
 from pipeline.project import Project, data_root
-from pipeline.results.documents import Document, hashes_of
+from pipeline.results.documents import hashes_of
 from pipeline.results.port import ResultCache
 from pipeline.stages.table import PREPARE
 from pipeline.writing import write_bytes, write_json
@@ -91,20 +91,21 @@ def refresh_all_sources(project: Project, cache: ResultCache) -> None:
             left.unlink(missing_ok=True)
 
 
-def changed_source(project: Project, path: str, locked: Document, cache: ResultCache) -> list[str]:
+def changed_source(
+    project: Project, path: str, recorded: str | None, cache: ResultCache
+) -> list[str]:
     """Say how a source differs from what a dataset was packed from, as far as that is known.
 
     Args:
         project: The project and the suite.
         path: `sources/coco.txt`.
-        locked: What dvc.lock has of the stage that packed it.
+        recorded: md5 of the text that it was packed under.
         cache: Where the earlier text is.
     """
-    recorded = hashes_of(locked.get("deps", [])).get(path, {}).get("md5")
     new = (project.suite / path).read_bytes()
     if recorded == hashlib.md5(new).hexdigest():
         return []
-    old = None if recorded is None else cache.read(project.root, str(recorded))
+    old = None if recorded is None else cache.read(project.root, recorded)
     return [path] if old is None else [f"source {each}" for each in changes(old, new.decode())]
 
 

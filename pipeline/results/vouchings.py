@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.project import suite_folders
 from pipeline.writing import write_json
 
 
@@ -86,6 +87,18 @@ def vouchings_of(metrics: Path, fingerprint: str | None) -> list[Vouching]:
             keys.add(each.filed_under)
             found.append(each)
     return found
+
+
+def vouchings_in(root: Path, path: str, fingerprint: str | None) -> list[Vouching]:
+    """Return those of a result in all suites: suites that share a run share its result.
+
+    Args:
+        root: The project's folder.
+        path: The run's metrics file in its suite.
+        fingerprint: The key that the result was made under.
+    """
+    suites = suite_folders(root).values()
+    return [each for suite in suites for each in vouchings_of(suite / path, fingerprint)]
 
 
 def add_vouching(metrics: Path, vouching: Vouching) -> None:

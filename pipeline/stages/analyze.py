@@ -17,6 +17,7 @@ from asl_core.data.views import normalise
 from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import load_encoder
 from asl_core.recipes.transfer import TokenAnalysis
+from pipeline.rounding import fixed
 from pipeline.stages.pictures import save_figure
 from pipeline.stages.request import StageRequest, StoredRun
 from pipeline.writing import or_null
@@ -144,7 +145,9 @@ def _draw_contrast(request: StageRequest[object], reports: dict[str, ContrastRep
 def _draw_patches(axis: Axes, report: ContrastReport) -> None:
     axis.hexbin(report.mse.numpy(), report.contrast.numpy(), gridsize=40, bins="log", mincnt=1)
     default = report.by_batch[-1]
-    axis.set_title(f"{len(report.mse)} removed patches, r = {default.pearson:.2f}", fontsize=9)
+    axis.set_title(
+        f"{len(report.mse)} removed patches, r = {fixed(default.pearson, 2)}", fontsize=9
+    )
     axis.set_xlabel("MSE of the patch (Eq. 1)")
     axis.set_ylabel("contrastive loss (Eq. 8)")
 

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 
 from asl_core.data.shards import PackedDataset
 from asl_core.transfer.classification import Predictions
+from pipeline.rounding import fixed
 from pipeline.stages.pictures import save_confusion_matrix, save_figure
 from pipeline.stages.request import StageRequest
 
@@ -41,7 +42,7 @@ def save_worst_mistakes(path: Path, predictions: Predictions, dataset: PackedDat
         label, said = int(predictions.labels[row]), int(predictions.logits[row].argmax())
         image = dataset.read_image(int(predictions.indices[row]))  # (3, H, W) uint8
         axis.imshow(image.permute(1, 2, 0).numpy())
-        title = f"{names[label]}\nas {names[said]}, {100 * shares[row, said]:.0f} %"
+        title = f"{names[label]}\nas {names[said]}, {fixed(100 * shares[row, said].item(), 0)} %"
         axis.set_title(title, fontsize=7)
     figure.suptitle("worst mistakes" if rows else "no mistakes", fontsize=8)
     save_figure(figure, path)

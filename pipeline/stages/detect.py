@@ -23,6 +23,7 @@ from asl_core.transfer.detection.train import (
     instance_dataset,
     train_detector,
 )
+from pipeline.rounding import fixed
 from pipeline.stages.pictures import save_figure, save_image_grid
 from pipeline.stages.request import StageRequest, StoredRun
 from pipeline.stages.stored import load_stored
@@ -70,7 +71,7 @@ def draw_precision(path: Path, dataset: Path, results: CocoResults) -> None:
     kinds: tuple[tuple[IouType, str, str], ...] = (("bbox", "box", "-"), ("segm", "mask", "--"))
     for kind, name, style in kinds:
         for threshold, curve in precision_by_recall(truth, results, kind).items():
-            label = f"{name}, IoU {threshold:.2f}: {100 * curve.mean():.1f}"
+            label = f"{name}, IoU {threshold:.2f}: {fixed(100 * curve.mean().item(), 1)}"
             axis.plot(torch.linspace(0, 1, 101), curve, style, label=label)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)

@@ -1,15 +1,18 @@
 """The report of a suite: tables beside the paper's, figures, one page."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config.params import Params
 from pipeline.stages.request import StageRequest
-from pipeline.tables.collect import collect
+from pipeline.tables.collect import collect, doubts
 from pipeline.tables.html import page
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import markdown
+
+logger = logging.getLogger(__name__)
 
 
 def run(request: StageRequest[Params]) -> dict[str, float]:
@@ -28,6 +31,8 @@ def write_report(
 ) -> None:
     """Write index.html, which needs no network, and tables.md.
 
+    Numbers that are not those of dvc.lock are marked, and a warning is logged.
+
     Args:
         suite_folder: Folder with params.yaml, dvc.lock and runs/.
         params: The suite's resolved params.yaml.
@@ -38,6 +43,8 @@ def write_report(
         UserError: A metrics file is damaged, or params.yaml names an unknown table.
     """
     suite, paper = collect(suite_folder, params), load_paper()
+    for doubt in doubts(suite.results.values()):
+        logger.warning("%s", doubt)
     analyses = filter(None, (similarity_table(suite, paper), contrastive_table(suite, paper)))
     tables = markdown([*lay_out(suite, paper), *analyses])
     contents = {

@@ -8,7 +8,7 @@ imported by name, for it loads torch and this table does not.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from asl_core.recipes.knn import NearestNeighbours
 from asl_core.recipes.transfer import (
@@ -27,6 +27,8 @@ that datasets are packed from. It is no run of a suite."""
 CODE_FOLDER = "code"
 SOURCES_FOLDER = "sources"
 """What is known of the files that datasets are packed from; written by the stage `code` too."""
+TEST_IMAGES = "test_images"
+"""What a metrics file calls the number of images that a run was measured on."""
 REPORT_KEY = "suite"
 """The report has one run in a suite; this is its key."""
 
@@ -46,6 +48,7 @@ class Stage:
         variant: Field of an entry that chooses among code loaded by name: its code is its own.
         input_side: Field with the side of the pictures that the encoder gets, in pixels.
         whole_patches: That side must be a multiple of so many patches.
+        tested_on: The test images that its numbers come from: all, or those somebody annotated.
         trains: Whether it takes optimiser steps, of which its journal bears witness.
         layer_decay: Whether rates may decay by layer.
         captions: Picture under `pictures/` -> what the report says of it.
@@ -62,6 +65,7 @@ class Stage:
     variant: str | None = None
     input_side: str | None = None
     whole_patches: int = 1
+    tested_on: Literal["all", "annotated"] = "all"
     trains: bool = False
     layer_decay: bool = False
     captions: Mapping[str, str] = field(default_factory=dict)
@@ -142,6 +146,7 @@ FINETUNE = _evaluation(
 )  # fmt: skip
 DETECT = _evaluation(
     "detect", Detection, trains=True, input_side="image_size", whole_patches=2,
+    tested_on="annotated",
     captions={
         "detections": "Detections on test images.",
         "precision_recall": "Precision by recall of boxes and masks, mean over classes.",
@@ -150,6 +155,7 @@ DETECT = _evaluation(
 )  # fmt: skip
 SEGMENT = _evaluation(
     "segment", Segmentation, trains=True, input_side="crop_size", layer_decay=True,
+    tested_on="annotated",
     captions={"segmentations": "Semantic segmentation of test images."},
     headline={"miou": "mIoU"},
 )  # fmt: skip

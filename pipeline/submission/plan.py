@@ -18,7 +18,7 @@ from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.project import Project
 from pipeline.results.closure import changed_modules
 from pipeline.results.code import Code, read_code
-from pipeline.results.documents import Document, code_of, differences, missing_deps
+from pipeline.results.documents import Document, code_of, differences, hashes_of, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
 from pipeline.results.sources import changed_source
 from pipeline.schedulers.port import JobPhase, Scheduler
@@ -293,7 +293,8 @@ def _why(project: Project, facts: StageFacts, cache: ResultCache) -> tuple[str, 
         if text == code:
             changed.append(_changed_code(project, facts, facts.locked, cache))
         elif text.startswith(f"{SOURCES_FOLDER}/"):
-            changed += changed_source(project, text, facts.locked, cache)
+            recorded = hashes_of(facts.locked["deps"]).get(text, {}).get("md5")
+            changed += changed_source(project, text, recorded, cache)
         elif text not in missing:
             changed.append(text)
     return (*changed, *made) or ("--force, or its result is not in DVC's cache",)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+from pipeline.rounding import fixed
 from pipeline.tables.collect import StageResult
 from pipeline.tables.paper import Metric
 
@@ -24,6 +25,10 @@ class Cell:
     """What each of them measured; None where it left no number."""
     undefined: tuple[bool, ...] = ()
     """Whether the data of each of them do not give the number."""
+    errors: tuple[float | None, ...] = ()
+    """Standard error of each over the choice of test images; None where it is not known."""
+    based_on: tuple[StageResult, ...] = ()
+    """Runs whose numbers ours is a multiple of."""
     replicates: int = 1
     """Experiments in the row; more than runs where the task is not asked of all."""
     detail: str = ""
@@ -63,7 +68,7 @@ class Cell:
         """Ours minus the paper's, both as printed, so that the row adds up for a reader."""
         if self.ours is None or not isinstance(self.paper, float):
             return None
-        return round(round(self.ours, self.decimals) - self.paper, self.decimals)
+        return float(fixed(float(fixed(self.ours, self.decimals)) - self.paper, self.decimals))
 
     @property
     def counted(self) -> tuple[StageResult, ...]:
@@ -92,6 +97,11 @@ class Cell:
     def vouched(self) -> bool:
         """Whether a counted run was made with other code than it stands for."""
         return any(run.vouched for run in self.counted)
+
+    @property
+    def differing(self) -> bool:
+        """Whether a metrics file behind our number disagrees with dvc.lock."""
+        return any(run.difference for run in (*self.counted, *self.based_on))
 
     def _pairs(self) -> Iterator[tuple[StageResult, float | None]]:
         return zip(self.runs, self.values, strict=True)
@@ -126,6 +136,11 @@ class Line:
     given: tuple[str, ...]
     source: Literal["run", "quoted", "own"]
     cells: tuple[Cell, ...]
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the row has nothing but what the paper takes from other work."""
+        return self.source == "quoted" and not self.keys
 
 
 @dataclass(frozen=True)

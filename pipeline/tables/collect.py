@@ -3,20 +3,20 @@
 Never from a glob: an experiment that was removed leaves its files behind. Reads only.
 """
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from asl_core.data.manifest import FILE_NAME, Manifest, read_manifest
 from asl_core.recipes.imported import ImportedRecipe
-from pipeline.config.params import Params
-from pipeline.errors import UserError
-from pipeline.project import find_project
-from pipeline.stages.table import MEASURED, STAGES
-from pipeline.tables.lock import State, read_lock
+from pipeline.config.params import Params, load_params
+from pipeline.project import Project, find_project
+from pipeline.results.vouchings import vouchings_in
+from pipeline.stages.table import MEASURED, STAGES, Stage
+from pipeline.tables.lock import Lock, State, read_lock
+from pipeline.tables.metrics_file import MetricsFile, read_metrics_file
+from pipeline.tables.paper import load_paper
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,14 @@ class StageResult:
     """Path -> md5 of the data and runs it was made from, as recorded in dvc.lock."""
     command: str
     """Makes this result, from the project's root."""
+    file: str
+    """The metrics file, from the project's root."""
     undefined: frozenset[str] = frozenset()
     """Metrics that the run looked for and that its data do not give: null in its file."""
+    difference: str = ""
+    """In what that file disagrees with dvc.lock, and what to do; empty where it does not."""
+    test_images: int | None = None
+    """How many images it was measured on, where it says so."""
     vouched: bool = False
     """Made with other code than it stands for: somebody has shown that this makes the same."""
 
@@ -55,6 +61,11 @@ class StageResult:
     def short_fingerprint(self) -> str:
         """First eight characters, enough to find the run."""
         return (self.fingerprint or "")[:8]
+
+    @property
+    def warning(self) -> str:
+        """What to say of a file that dvc.lock does not stand behind, and what to do; else empty."""
+        return f"{self.file} differs from dvc.lock: {self.difference}" if self.difference else ""
 
     @property
     def md5(self) -> str | None:
@@ -96,28 +107,11 @@ def collect(suite_folder: Path, params: Params) -> Suite:
     folder = suite_folder.resolve()
     root = find_project(folder).root
     lock = read_lock(folder)
-    results = {}
-    for stage in MEASURED:
-        for key, recipe in params.section(stage.name).items():
-            name = stage.run_name(key)
-            content = _metrics(folder / str(stage.metrics_path(key)))
-            made_with, stands_for = (content or {}).get("code"), lock.code(name)
-            results[stage.name, key] = StageResult(
-                stage=stage.name,
-                key=key,
-                recipe=recipe,
-                state=lock.state(name) if content is not None else "missing",
-                metrics=_numbers(content or {}),
-                undefined=frozenset(k for k, value in (content or {}).items() if value is None),
-                scale=str((content or {}).get("scale", params.scale)),
-                fingerprint=(content or {}).get("fingerprint"),
-                outputs={
-                    path: lock.digest(name, path) for path in stage.output_paths(key).values()
-                },
-                inputs=lock.inputs(name),
-                vouched=bool(made_with and stands_for and made_with != stands_for),
-                command=_command(folder, root, name),
-            )
+    results = {
+        (stage.name, key): _result(folder, root, lock, stage, key, recipe, params.scale)
+        for stage in MEASURED
+        for key, recipe in params.section(stage.name).items()
+    }
     return Suite(
         folder=folder,
         root=root,
@@ -133,6 +127,81 @@ def collect(suite_folder: Path, params: Params) -> Suite:
             if (folder / "data" / name / FILE_NAME).is_file()
         },
     )
+
+
+def read_suite(project: Project) -> Suite:
+    """Read the results of a project's suite.
+
+    Raises:
+        UserError: See `collect`; or params.yaml names a table that the paper does not have.
+    """
+    params = load_params(project.params_file, load_paper().references())
+    return collect(project.suite, params)
+
+
+def _result(
+    folder: Path, root: Path, lock: Lock, stage: Stage, key: str, recipe: Any, scale: str
+) -> StageResult:
+    """Return what a run left, or that it left nothing."""
+    name, path = stage.run_name(key), str(stage.metrics_path(key))
+    command = _command(folder, root, name)
+    found = read_metrics_file(folder / path, f"`{command}` restores it")
+    recorded = lock.digest(name, path)
+    state = "unrecorded" if recorded is None else lock.state(name)
+    other_code = bool(found and found.code and lock.code(name) not in (None, found.code))
+    vouched = bool(found and other_code and _is_vouched(root, path, found, lock.code(name)))
+    return StageResult(
+        stage=stage.name,
+        key=key,
+        recipe=recipe,
+        state=state if found else "missing",
+        metrics=found.numbers if found else {},
+        undefined=found.undefined if found else frozenset(),
+        scale=(found and found.scale) or scale,
+        fingerprint=found.fingerprint if found else None,
+        outputs={each: lock.digest(name, each) for each in stage.output_paths(key).values()},
+        inputs=lock.inputs(name),
+        command=command,
+        file=(folder / path).relative_to(root).as_posix(),
+        difference=_difference(found, recorded, command, other_code and not vouched),
+        test_images=found.test_images if found else None,
+        vouched=vouched,
+    )
+
+
+def _is_vouched(root: Path, path: str, found: MetricsFile, code: str | None) -> bool:
+    """Return whether somebody has shown that a code makes the result that was made with another."""
+    return any(each.new_code == code for each in vouchings_in(root, path, found.fingerprint))
+
+
+def _difference(
+    found: MetricsFile | None, recorded: str | None, command: str, unknown_code: bool
+) -> str:
+    """Return in what a metrics file disagrees with dvc.lock, and what to do."""
+    if found is None or recorded is None:
+        return ""
+    if cause := found.difference(recorded):
+        return (
+            f"{cause}; `{command}` restores the recorded one, as does `git checkout` where it is "
+            "committed"
+        )
+    if unknown_code:
+        again = command.replace(" repro ", " repro -f -s ")
+        return (
+            "it was made with other code than dvc.lock says, as after `dvc commit`, and nobody "
+            f"vouched for that; `{again}` makes it with the present code"
+        )
+    return ""
+
+
+def doubts(results: Iterable[StageResult]) -> list[str]:
+    """Return a line for each file that is not the recorded one, and one for all not recorded."""
+    found = list(results)
+    unrecorded = [result.file for result in found if result.state == "unrecorded"]
+    lines = [result.warning for result in found if result.difference]
+    if unrecorded:
+        lines.append(f"not in dvc.lock: {', '.join(unrecorded)}; `dvc repro` records what it makes")
+    return lines
 
 
 def experiments_of(params: Params) -> tuple[Experiment, ...]:
@@ -152,32 +221,3 @@ def _command(folder: Path, root: Path, name: str) -> str:
     if folder == root:
         return f"dvc repro {name}"
     return f"dvc --cd {folder.relative_to(root).as_posix()} repro {name}"
-
-
-def _metrics(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and run its stage") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; delete it and run its stage")
-    return content
-
-
-def read_metrics(path: Path) -> dict[str, float]:
-    """Return the numbers of a metrics file, none where there is none.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    return _numbers(_metrics(path) or {})
-
-
-def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in content.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }

@@ -1,6 +1,7 @@
 """Two experiments side by side: which settings differ, and by how much their numbers do."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,9 @@ from pipeline.config.canonical import as_dict
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.stages.table import MEASURED
-from pipeline.tables.collect import StageResult, Suite
+from pipeline.tables.collect import StageResult, Suite, doubts
+from pipeline.tables.paper import Metric, load_paper
+from pipeline.tables.uncertainty import standard_error
 
 ABSENT = "-"
 
@@ -29,12 +32,22 @@ class Pair:
     stage: str
     metric: str
     values: tuple[float | None, float | None]
+    errors: tuple[float | None, float | None] = (None, None)
+    """Standard error of each over the choice of test images, where it is known."""
+    differing: tuple[bool, bool] = (False, False)
+    """Whether each comes from a file that is not the one that dvc.lock records."""
 
     @property
     def difference(self) -> float | None:
         """The second minus the first."""
         first, second = self.values
         return None if first is None or second is None else second - first
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the difference, as if both had been measured on different images."""
+        first, second = self.errors
+        return None if first is None or second is None else math.hypot(first, second)
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,13 @@ class Comparison:
         differences: Settings, stage by stage, in the order of their names.
         pairs: Numbers, in the order of the metrics files.
         states: Stage -> states of both results; only where one is not current.
+        doubts: A line for each reason why not all numbers are those of dvc.lock.
     """
 
     differences: tuple[Difference, ...]
     pairs: tuple[Pair, ...]
     states: Mapping[str, tuple[str, str]]
+    doubts: Sequence[str] = ()
 
 
 Side = tuple[Suite, str]
@@ -67,17 +82,18 @@ def compare(first: Side, second: Side) -> Comparison:
         if name not in keys:
             raise UserError(unknown_name(f"experiment of suite {suite.name}:", name, keys))
     differences: list[Difference] = [*_of_suites(first, second)]
-    pairs, states = [], {}
+    pairs, states, results = [], {}, []
     for stage in (each.name for each in MEASURED):
         one, other = (suite.results.get((stage, name)) for suite, name in (first, second))
         if one is None and other is None:
             continue
+        results += filter(None, (one, other))
         differences += _differences(stage, one, other)
         pairs += _pairs(stage, one, other)
         both = (_state(one), _state(other))
         if both != ("current", "current"):
             states[stage] = both
-    return Comparison(tuple(differences), tuple(pairs), states)
+    return Comparison(tuple(differences), tuple(pairs), states, doubts(results))
 
 
 def _of_suites(first: Side, second: Side) -> Iterator[Difference]:
@@ -102,7 +118,9 @@ def _digest(suite: Suite, stage: str, name: str) -> str:
 
 
 def _state(result: StageResult | None) -> str:
-    return ABSENT if result is None else result.state
+    if result is None:
+        return ABSENT
+    return "in doubt" if result.difference else result.state
 
 
 def _differences(
@@ -126,6 +144,27 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
 
 
 def _pairs(stage: str, one: StageResult | None, other: StageResult | None) -> Iterator[Pair]:
-    numbers = [{} if result is None else result.metrics for result in (one, other)]
-    for name in dict.fromkeys([*numbers[0], *numbers[1]]):
-        yield Pair(stage, name, (numbers[0].get(name), numbers[1].get(name)))
+    metrics = load_paper().metrics
+    names = dict.fromkeys(name for result in (one, other) if result for name in result.metrics)
+    for name in names:
+        yield Pair(
+            stage,
+            name,
+            (_value(one, name), _value(other, name)),
+            (_error(one, name, metrics), _error(other, name, metrics)),
+            (_differs(one), _differs(other)),
+        )
+
+
+def _value(result: StageResult | None, name: str) -> float | None:
+    return result.metrics.get(name) if result else None
+
+
+def _error(result: StageResult | None, name: str, metrics: Mapping[str, Metric]) -> float | None:
+    if result is None or name not in metrics:
+        return None
+    return standard_error(metrics[name], name, result)
+
+
+def _differs(result: StageResult | None) -> bool:
+    return bool(result and result.difference)

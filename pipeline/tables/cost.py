@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipeline.rounding import fixed, significant
 from pipeline.tables.cells import Cell, Heading
 from pipeline.tables.collect import StageResult, Suite
 from pipeline.tables.paper import FLOPS, Paper, Table
@@ -56,17 +57,19 @@ def cost_cell(
     metric = paper.metrics[name]
     if group is None:
         return Cell(metric, paper=printed)
-    values = []
+    values, bases = [], []
     for experiment in group.experiments:
         value = _counted(suite, experiment.key, name)
         if name != PARAMETERS:
             value = flops_ratio(suite, experiment.key, experiment.recipe, name)
+            bases.append(baseline(suite, experiment.recipe, name))
         values.append(value)
     return Cell(
         metric,
         paper=printed,
         runs=tuple(suite.results["pretrain", key] for key in group.keys),
         values=tuple(values),
+        based_on=tuple(base for base in bases if base is not None),
         replicates=len(group.experiments),
         detail=_detail(suite, group, name),
     )
@@ -137,7 +140,9 @@ def _detail(suite: Suite, group: Replicates, name: str) -> str:
     value = _of_group(suite, group, ENCODER_PARAMETERS if name == PARAMETERS else name)
     if value is None:
         return ""
-    return f"encoder {value:.2f} M" if name == PARAMETERS else f"{_digits(value)} GMAC an image"
+    return (
+        f"encoder {fixed(value, 2)} M" if name == PARAMETERS else f"{_digits(value)} GMAC an image"
+    )
 
 
 def _of_group(suite: Suite, group: Replicates, name: str) -> float | None:
@@ -168,4 +173,4 @@ def _own_mask_ratios(mae: Any, recipe: Any) -> bool:
 
 def _digits(value: float) -> str:
     """Return three significant digits, and no exponent above a thousand."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return significant(value, 3) if value < 1000 else fixed(value, 0)

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.config.params import load_params
-from pipeline.project import Project, find_project
-from pipeline.tables.collect import Suite, collect
+from pipeline.project import find_project
+from pipeline.tables.collect import Suite, read_suite
 from pipeline.tables.compare import Comparison, compare
-from pipeline.tables.paper import load_paper
 
 
 def compare_experiments(here: Path, first: str, second: str) -> Comparison:
@@ -26,6 +24,4 @@ def compare_experiments(here: Path, first: str, second: str) -> Comparison:
 def _find(here: Path, name: str) -> tuple[Suite, str]:
     folder, slash, experiment = name.rpartition("/")
     present = None if (here / "params.yaml").is_file() else "demo"
-    project: Project = find_project(here, folder if slash else present)
-    suite = collect(project.suite, load_params(project.params_file, load_paper().references()))
-    return suite, experiment
+    return read_suite(find_project(here, folder if slash else present)), experiment

@@ -9,6 +9,7 @@ from pipeline.tables.cost import cost_remarks
 from pipeline.tables.health import find_branches, watched_remark
 from pipeline.tables.paper import Paper
 from pipeline.tables.replicates import Replicates
+from pipeline.tables.uncertainty import describe_sample, standard_error
 
 
 def result_cell(
@@ -31,20 +32,31 @@ def result_cell(
         for key in group.keys
         if (metric.stage, key) in suite.results
     )
+    samples = (describe_sample(metric, name, run) for run in runs)
     return Cell(
         metric,
         paper=value,
         runs=runs,
         values=tuple(run.metrics.get(name) for run in runs),
         undefined=tuple(name in run.undefined for run in runs),
+        errors=tuple(standard_error(metric, name, run) for run in runs),
         replicates=len(group.experiments),
+        detail="; ".join(dict.fromkeys(filter(None, samples))),
     )
 
 
 def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
-    """Return what a reader must know of these rows first: branches that have collapsed."""
+    """Return what a reader must know of these rows first.
+
+    That is which numbers are not those of dvc.lock, and which branches have collapsed.
+    """
+    keys = {key for group in groups for key in group.keys}
+    runs = (run for (_, key), run in suite.results.items() if key in keys)
     branches = find_branches(suite, groups)
-    return tuple(branch.warning for branch in branches if branch.collapsed)
+    return (
+        *(run.warning for run in runs if run.difference),
+        *(branch.warning for branch in branches if branch.collapsed),
+    )
 
 
 def remarks(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ not compare with each other.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.rounding import fixed, significant
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import flops_ratio
 from pipeline.tables.replicates import Replicates
@@ -53,7 +54,8 @@ class Branch:
         return (
             f"Collapsed branch: {self.label}, experiment {self.key}: "
             "|fea_aug - fea_ori| / |fea_ori| is "
-            f"{self.distance:.2g} at the end of pre-training, below {COLLAPSED_BELOW:g}; {meaning}."
+            f"{significant(self.distance, 2)} at the end of pre-training, "
+            f"below {COLLAPSED_BELOW:g}; {meaning}."
         )
 
 
@@ -69,7 +71,7 @@ def find_branches(suite: Suite, groups: Sequence[Replicates]) -> list[Branch]:
             if distance is None or design not in _MEANING or silent:
                 continue
             ratio = flops_ratio(suite, experiment.key, experiment.recipe)
-            cost = _COST_AT_VIT_B[design] if ratio is None else f"{ratio:.1f}"
+            cost = _COST_AT_VIT_B[design] if ratio is None else fixed(ratio, 1)
             found.append(Branch(group.label, experiment.key, design, distance, cost))
     return found
 
@@ -79,7 +81,7 @@ def watched_remark(branches: Sequence[Branch]) -> tuple[str, ...]:
     fine: dict[str, list[str]] = {}
     for branch in branches:
         if not branch.collapsed:
-            fine.setdefault(branch.label, []).append(f"{branch.distance:.2g}")
+            fine.setdefault(branch.label, []).append(significant(branch.distance, 2))
     if not fine:
         return ()
     rows = "; ".join(f"{label} {', '.join(distances)}" for label, distances in fine.items())

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from asl_core.data.manifest import Manifest
 from pipeline.stages.table import MEASURED
-from pipeline.tables import render
+from pipeline.tables import notes, render
 from pipeline.tables.cells import Cell, ResultTable
 from pipeline.tables.collect import Suite
 from pipeline.tables.contrastive import read_contrastive
@@ -39,6 +39,8 @@ RunLink = Callable[[str], str | None]
 PACKAGE_DATA = ("templates/*.j2", "templates/*.css")
 
 _STATES = {"outdated": "out of date", "unrecorded": "not in dvc.lock"}
+_DIFFERS = "differs from dvc.lock"
+_MARKS = {"*": _STATES["outdated"], "!": _STATES["unrecorded"], "?": _DIFFERS}
 
 _CAPTIONS = {
     (stage.name, picture): caption
@@ -93,7 +95,7 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
         contrastive_table=contrastive,
         labels=experiment_labels(groups),
         missing=render.missing_commands([*tables, *filter(None, (similarity, contrastive))]),
-        reduced_note=render.REDUCED_NOTE.removeprefix("r: reduced scale. "),
+        reduced_note=notes.REDUCED_NOTE.removeprefix("r: reduced scale. "),
         scale_rows=_scale_rows(suite, paper, groups),
         finding=paper.figure1.finding,
         left_out=left_out,
@@ -110,6 +112,7 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
         ],
         origins=found,
         states=_STATES,
+        differs=_DIFFERS,
         link=link,
         linked=any(link(origin.result.fingerprint or "") for origin in found),
     )  # fmt: skip
@@ -138,7 +141,7 @@ def _environment() -> Environment:
         "measured": partial(_typeset, render.measured),
         "papers_number": partial(_typeset, render.papers_number),
         "difference": partial(_typeset, render.difference),
-        "seed_count": render.seed_count,
+        "seed_count": notes.seed_count,
         "heading_text": render.headings_text,
         "line_label": render.label,
         "remarks": _remarks,
@@ -154,12 +157,17 @@ def _typeset(form: Callable[[Cell], str], cell: Cell) -> str:
 
 
 def _remarks(table: ResultTable) -> list[str]:
-    """Return a table's notes without the one on the scale, which stands above it."""
-    return [
-        note.replace("*: ", "out of date: ").replace("!: ", "not in dvc.lock: ").replace("`", "")
-        for note in render.notes(table)
-        if note != render.REDUCED_NOTE
-    ]
+    """Return a table's notes without the one on the scale, which stands above it.
+
+    A mark is called what the cells of this page have in its place.
+    """
+    found = (note for note in notes.notes(table) if note != notes.REDUCED_NOTE)
+    return [_in_words(note).replace("`", "") for note in found]
+
+
+def _in_words(note: str) -> str:
+    sign, colon, text = note.partition(": ")
+    return f"{_MARKS[sign]}: {text}" if colon and sign in _MARKS else note
 
 
 def _caption(stage: str, file_name: str) -> str:

@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 
 from pipeline.tables.cells import Cell, Line, ResultTable
+from pipeline.tables.notes import PLUS_MINUS, mark, notes, seed_count
 from pipeline.tables.render import (
     MISSING,
-    PLUS_MINUS,
     difference,
     fingerprints,
     label,
-    mark,
     measured,
     missing_commands,
-    notes,
     ours_header,
     papers_number,
-    seed_count,
 )
 
 _SPECIAL = {
@@ -53,7 +50,7 @@ def _table(table: ResultTable) -> str:
         *(_row(table, line) for line in table.lines),
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par\textbf{{{tex(warning)}}}" for warning in table.warnings),
+        *(rf"\par\textbf{{{tex(warning.replace('`', ''))}}}" for warning in table.warnings),
         *(rf"\par\footnotesize {tex(note.replace('`', ''))}" for note in notes(table)),
         r"\end{table}",
     ]

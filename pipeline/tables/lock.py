@@ -9,17 +9,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
 from pipeline.config.files import read_yaml
-from pipeline.stages.table import CODE_FOLDER
+from pipeline.errors import UserError
+from pipeline.stages.table import CODE_FOLDER, SOURCES_FOLDER
 
 State = Literal["current", "outdated", "unrecorded"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Item(_Record):
+    """An input or an output of a stage."""
+
+    path: str
+    md5: str | None = None
+
+
+class Entry(_Record):
+    """What dvc.lock has for one stage."""
+
+    params: Mapping[str, Mapping[str, Any]] = {}
+    """File -> dotted path -> value."""
+    deps: tuple[Item, ...] = ()
+    outs: tuple[Item, ...] = ()
+
+
+_STAGES = TypeAdapter(dict[str, Entry])
 
 
 @dataclass(frozen=True)
 class Lock:
     """The stages of a dvc.lock and the params.yaml beside it."""
 
-    stages: Mapping[str, Any]
+    stages: Mapping[str, Entry]
     params: Mapping[str, Any]
 
     def state(self, name: str) -> State:
@@ -38,56 +64,64 @@ class Lock:
         entry = self.stages.get(name)
         if entry is None:
             return "unrecorded"
-        recorded = entry.get("params", {}).get("params.yaml", {})
+        recorded = entry.params.get("params.yaml", {})
         if any(_at(self.params, path) != value for path, value in recorded.items()):
             return "outdated"
-        for dependency in entry.get("deps", []):
-            maker, output = self._maker(dependency["path"])
+        for dependency in entry.deps:
+            maker, output = self._maker(dependency.path)
             if output is None or maker == name or maker in above:
                 continue
-            if output.get("md5") != dependency.get("md5"):
+            if output.md5 != dependency.md5:
                 return "outdated"
             if self._state(maker, above | {name}) == "outdated":
                 return "outdated"
         return "current"
 
-    def _maker(self, path: str) -> tuple[str, Mapping[str, Any] | None]:
+    def _maker(self, path: str) -> tuple[str, Item | None]:
         for name, entry in self.stages.items():
-            for output in entry.get("outs", []):
-                if output["path"] == path:
+            for output in entry.outs:
+                if output.path == path:
                     return name, output
         return "", None
 
     def digest(self, name: str, path: str) -> str | None:
         """Return the md5 that DVC recorded for an output of a stage."""
-        outputs = self.stages.get(name, {}).get("outs", [])
-        return next((out.get("md5") for out in outputs if out["path"] == path), None)
+        return next((out.md5 for out in self._entry(name).outs if out.path == path), None)
 
     def code(self, name: str) -> str | None:
         """Return the md5 of the text that stands for the code of a stage's result."""
-        dependencies = self.stages.get(name, {}).get("deps", [])
-        found = (d.get("md5") for d in dependencies if d["path"].startswith(f"{CODE_FOLDER}/"))
+        dependencies = self._entry(name).deps
+        found = (d.md5 for d in dependencies if d.path.startswith(f"{CODE_FOLDER}/"))
         return next(found, None)
 
     def inputs(self, name: str) -> dict[str, str]:
         """Return path -> md5 of the data that a stage was made from."""
-        dependencies = self.stages.get(name, {}).get("deps", [])
         return {
-            dependency["path"]: dependency.get("md5", "")
-            for dependency in dependencies
-            if dependency["path"].startswith(("data/", "runs/"))
+            dependency.path: dependency.md5 or ""
+            for dependency in self._entry(name).deps
+            if dependency.path.startswith((f"{SOURCES_FOLDER}/", "data/", "runs/"))
         }
+
+    def _entry(self, name: str) -> Entry:
+        return self.stages.get(name, Entry())
 
 
 def read_lock(suite_folder: Path) -> Lock:
     """Read dvc.lock (absent before the first run) and params.yaml of a suite.
 
     Raises:
-        UserError: One of them is no YAML mapping.
+        UserError: One of them is no YAML mapping, or dvc.lock is not as DVC writes it.
     """
     path = suite_folder / "dvc.lock"
-    stages = read_yaml(path).get("stages") if path.exists() else None
-    return Lock(stages=stages or {}, params=read_yaml(suite_folder / "params.yaml"))
+    content = read_yaml(path) if path.exists() else {}
+    try:
+        stages = _STAGES.validate_python(content.get("stages") or {})
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "stages"
+        raise UserError(
+            f"{path} is not as DVC writes it: {where}; restore it with git checkout"
+        ) from error
+    return Lock(stages=stages, params=read_yaml(suite_folder / "params.yaml"))
 
 
 def _at(content: Any, path: str) -> Any:

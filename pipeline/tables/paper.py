@@ -37,6 +37,9 @@ class Metric(_Record):
     """A run may rightly leave it out; then a dash stands in the cell, not "missing"."""
     exact: bool = False
     """Counted, not measured: the same for every seed, and no better for being more or less."""
+    tested: Literal["share", "mean", "whole"] | None = None
+    """What it is of the test images: the share that is right, a mean over them, or one number of
+    all together, whose standard error their number does not give."""
 
 
 class Column(_Record):

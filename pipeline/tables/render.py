@@ -12,44 +12,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from pipeline import rounding
 from pipeline.tables.cells import Cell, Heading, Line, ResultTable
+from pipeline.tables.notes import PLUS_MINUS, mark, notes, seed_count
 
 DASH = "-"
 MISSING = "missing"
-PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
-REDUCED_NOTE = (
-    "r: reduced scale. Our number comes from a smaller model, less data and a shorter training "
-    "than the paper's and is not a reproduction of it; compare our rows with each other."
-)
-VOUCHED_NOTE = (
-    "v: vouched for. Made with earlier code; the current code was shown to compute the same: "
-    "`asl-pipe trace` says by whom and how."
-)
-STALE_NOTE = "*: older than params.yaml or its inputs; `dvc repro` brings it up to date."
-UNRECORDED_NOTE = "!: not recorded in dvc.lock; `dvc repro` records it."
-SEEDS_NOTE = (
-    f"a {PLUS_MINUS} b (n = k): mean and sample standard deviation over k pre-training seeds, "
-    "everything else equal; the delta is the mean's."
-)
-UNDEFINED_NOTE = (
-    f"{DASH}: a run has ended without this number, for its data do not give it; null in its file."
-)
-PARTIAL_NOTE = "n = k of m: results of the other seeds are missing."
-QUOTED_NOTE = "Rows marked (quoted): the paper takes the numbers from the cited work."
 
 
 def number(value: float | str | None, decimals: int) -> str:
     """Return a value as printed in a table, a dash for none; a text stays as it is."""
     if value is None or isinstance(value, str):
         return value or DASH
-    return f"{value:.{decimals}f}"
+    return rounding.fixed(value, decimals)
 
 
 def signed(value: float | None, decimals: int) -> str:
     """Return a difference with its sign; zero has none."""
-    if value is None:
-        return DASH
-    return f"{value:+.{decimals}f}" if value else f"{0:.{decimals}f}"
+    return DASH if value is None else rounding.signed(value, decimals)
 
 
 def measured(cell: Cell) -> str:
@@ -59,22 +39,9 @@ def measured(cell: Cell) -> str:
     if cell.ours is None:
         return DASH
     mean = number(cell.ours, cell.decimals) + cell.metric.suffix
-    return mean if cell.spread is None else f"{mean} {PLUS_MINUS} {cell.spread:.{cell.decimals}f}"
-
-
-def seed_count(cell: Cell) -> str:
-    """Return how many of the row's seeds our number comes from: `n = 2`, `n = 1 of 2`."""
-    if cell.status != "result" or cell.replicates == 1 or cell.metric.exact:
-        return ""
-    found, asked = len(cell.measured), len(cell.runs)
-    return f"n = {found}" if found == asked else f"n = {found} of {asked}"
-
-
-def mark(cell: Cell) -> str:
-    """Return what a number's own cell must say about it: r, v, *, !."""
-    states = (("outdated", "*"), ("unrecorded", "!"))
-    signs = "".join(sign for state, sign in states if state in cell.states)
-    return "r" * cell.reduced + "v" * cell.vouched + signs
+    if cell.spread is None:
+        return mean
+    return f"{mean} {PLUS_MINUS} {rounding.fixed(cell.spread, cell.decimals)}"
 
 
 def ours(cell: Cell) -> str:
@@ -106,7 +73,7 @@ def fingerprints(cell: Cell) -> list[str]:
 
 def label(line: Line) -> str:
     """Return a row's name; quoted rows say so."""
-    return f"{line.label} (quoted)" if line.source == "quoted" and not line.keys else line.label
+    return f"{line.label} (quoted)" if line.quoted else line.label
 
 
 def headings_text(heading: Heading) -> str:
@@ -118,30 +85,6 @@ def headings_text(heading: Heading) -> str:
 def ours_header(table: ResultTable) -> str:
     """Return the header of our column, with the scale."""
     return "ours (reduced)" if table.reduced else "ours"
-
-
-def notes(table: ResultTable) -> list[str]:
-    """Return the lines that explain a table: its marks and seeds, the paper's numbers, its runs."""
-    marks = "".join(mark(cell) + seed_count(cell) for _, _, cell in table.cells())
-    explained = (
-        ("r", REDUCED_NOTE), ("v", VOUCHED_NOTE), ("*", STALE_NOTE), ("!", UNRECORDED_NOTE),
-        ("n", SEEDS_NOTE), ("of", PARTIAL_NOTE),
-    )  # fmt: skip
-    found = [note for sign, note in explained if sign in marks]
-    if any(any(cell.undefined) for _, _, cell in table.cells()):
-        found.append(UNDEFINED_NOTE)
-    if any(label(line) != line.label for line in table.lines):
-        found.append(QUOTED_NOTE)
-    sources: dict[str, list[str]] = {}
-    for heading in table.headings:
-        if heading.paper_table:
-            source = f"{heading.paper_table} ({heading.paper_data})"
-            name = f"{heading.group} {heading.header}".strip()
-            sources.setdefault(source, []).append(name)
-    if sources:
-        parts = (f"{', '.join(names)} from {source}" for source, names in sources.items())
-        found.append(f"The paper's numbers: {'; '.join(parts)}.")
-    return [*found, *table.remarks]
 
 
 def missing_commands(tables: Sequence[ResultTable]) -> dict[str, str]:

@@ -284,7 +284,7 @@ def outputs_of(job: JobFolder, root: Path) -> Path:
     if metrics is None:
         return details
     try:
-        shown = json.loads((suite / metrics).read_text(encoding="utf-8")).get("fingerprint")
-    except (OSError, ValueError):
+        shown = json.loads((suite / metrics).read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):  # a file that somebody has edited
         return job.details
     return details if shown == run.fingerprint else job.details

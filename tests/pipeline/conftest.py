@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -103,19 +104,28 @@ class ResultSuite:
         self.write(text.replace(old, new))
 
     def result(self, stage: str, key: str, **metrics: Any) -> None:
-        """Leave a metrics file, as a finished stage run does."""
+        """Leave a metrics file, as a finished stage run does, recorded if the others are."""
         path = self.folder / "runs" / stage / f"{key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         fixed = {"scale": "reduced", "fingerprint": f"{stage}-{key}".ljust(64, "0")}
         path.write_text(json.dumps({**fixed, **metrics}))
+        if (self.folder / "dvc.lock").exists():
+            stages = read_yaml(self.folder / "dvc.lock")["stages"]
+            outs = stages.get(f"{stage}@{key}", {}).get("outs", [])
+            outs[:] = [out for out in outs if out["path"] != f"runs/{stage}/{key}.json"]
+            outs += self.recorded(stage, key)
+            self.write_lock(stages)
 
     def lock(self) -> None:
-        """Record every stage run of the present params.yaml in dvc.lock."""
+        """Record every stage run of the present params.yaml, and its metrics file, in dvc.lock."""
         raw = read_yaml(self.folder / "params.yaml")
         stages = {
             f"pretrain@{key}": {
                 "params": {"params.yaml": {f"experiments.{key}": recipe}},
-                "outs": [{"path": f"runs/encoder/{key}", "md5": f"weights of {key}"}],
+                "outs": [
+                    {"path": f"runs/encoder/{key}", "md5": f"weights of {key}"},
+                    *self.recorded("pretrain", key),
+                ],
             }
             for key, recipe in raw["experiments"].items()
         }
@@ -124,11 +134,22 @@ class ResultSuite:
                 f"{stage}@{key}": {
                     "params": {"params.yaml": {f"{stage}.{key}": recipe}},
                     "deps": [{"path": f"runs/encoder/{key}", "md5": f"weights of {key}"}],
-                    "outs": [{"path": f"runs/{stage}/{key}", "md5": f"{stage} of {key}"}],
+                    "outs": [
+                        {"path": f"runs/{stage}/{key}", "md5": f"{stage} of {key}"},
+                        *self.recorded(stage, key),
+                    ],
                 }
                 for key, recipe in raw[stage].items()
             }
         self.write_lock(stages)
+
+    def recorded(self, stage: str, key: str) -> list[dict[str, str]]:
+        """Return what dvc.lock has for a metrics file; nothing where there is none."""
+        path = f"runs/{stage}/{key}.json"
+        file = self.folder / path
+        if not file.exists():
+            return []
+        return [{"path": path, "md5": hashlib.md5(file.read_bytes()).hexdigest()}]
 
     def write_lock(self, stages: dict[str, Any]) -> None:
         text = yaml.safe_dump({"schema": "2.0", "stages": stages})

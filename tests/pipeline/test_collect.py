@@ -110,7 +110,10 @@ def test_a_probe_is_outdated_when_the_weights_were_made_anew(results: Any) -> No
     results.write_lock(
         {
             "pretrain@mae": {"outs": [{"path": "runs/encoder/mae", "md5": "new"}]},
-            "linprobe@mae": {"deps": [{"path": "runs/encoder/mae", "md5": "old"}]},
+            "linprobe@mae": {
+                "deps": [{"path": "runs/encoder/mae", "md5": "old"}],
+                "outs": results.recorded("linprobe", "mae"),
+            },
         }
     )
     assert cells(results)["MAE", "LP"].states == {"outdated"}
@@ -142,7 +145,9 @@ def test_a_damaged_metrics_file_is_named_in_one_line(results: Any) -> None:
     path: Path = results.folder / "runs" / "linprobe" / "mae.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"lp_acc1": ')
-    with pytest.raises(UserError, match=r"mae\.json is not JSON .* delete it and run its stage"):
+    with pytest.raises(
+        UserError, match=r"mae\.json is not JSON .*; `dvc repro linprobe@mae` restores it"
+    ):
         _ = results.suite
 
 

@@ -43,6 +43,7 @@ def test_experiments_of_two_suites(
 ) -> None:
     results.result("linprobe", "mae", lp_acc1=50.25)
     results.result("linprobe", "asl", lp_acc1=48.0)
+    results.lock()
     other = results.folder / "suites/other"
     other.mkdir(parents=True)
     params = (results.folder / "params.yaml").read_text()

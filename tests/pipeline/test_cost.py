@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.project import find_project
 from pipeline.tables.formats import render_tables
 from pipeline.tables.html import page
 from pipeline.tables.layout import lay_out
@@ -137,7 +136,7 @@ def test_at_the_papers_scale_ours_stands_beside_the_papers_column(counted: Any) 
 
 
 def test_latex_rows_have_as_many_cells_as_the_tabular_has_columns(counted: Any) -> None:
-    content = render_tables(find_project(counted.folder), "latex")
+    content = render_tables(counted.suite, "latex")
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", content)
     assert columns is not None
     rows = [line.split("%")[0] for line in content.splitlines() if r" \\" in line]

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.project import find_project
 from pipeline.tables.formats import render_tables
 from pipeline.tables.health import COLLAPSED_BELOW
 from pipeline.tables.html import page
@@ -92,13 +91,13 @@ def test_mae_has_no_branch_to_watch(seeds: Any) -> None:
 
 
 def test_every_format_gives_the_warning_under_the_table(seeds: Any) -> None:
-    project = find_project(end(seeds, aee=0.004).folder)
-    table, _, below = render_tables(project, "md").partition("\n> **Collapsed branch: ASL (AEE)")
+    suite = end(seeds, aee=0.004).suite
+    table, _, below = render_tables(suite, "md").partition("\n> **Collapsed branch: ASL (AEE)")
     assert "| ASL (AEE) |" in table
     assert "the identity" in below
-    assert "Collapsed branch: ASL (AEE), experiment aee" in render_tables(project, "text", 200)
+    assert "Collapsed branch: ASL (AEE), experiment aee" in render_tables(suite, "text", 200)
     assert r"\par\textbf{Collapsed branch: ASL (AEE), experiment aee: $|$fea\_aug" in (
-        render_tables(project, "latex")
+        render_tables(suite, "latex")
     )
     content = page(seeds.suite, PAPER)
     notice = content.split('<p class="notice" role="alert">')[1].split("</p>")[0]

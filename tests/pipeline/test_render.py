@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.project import find_project
 from pipeline.tables.formats import render_tables
 from pipeline.tables.latex import tex
 from pipeline.tables.layout import lay_out
@@ -112,18 +111,18 @@ def test_latex_escapes_what_latex_would_read(half_done: Any) -> None:
     assert tex("a_b & 5% #1 {x} ~3 \\ ^2") == (
         r"a\_b \& 5\% \#1 \{x\} $\sim$3 \textbackslash{} \^{}2"
     )
-    content = render_tables(find_project(half_done.folder), "latex")
+    content = render_tables(half_done.suite, "latex")
     assert r"\caption{Tiny \& small. \textbf{Reduced scale.}" in content
 
 
 def test_latex_does_not_take_a_label_for_the_argument_of_the_row_before(half_done: Any) -> None:
     half_done.edit("asl: {method: asl,", 'asl: {row: "[cls] align", method: asl,')
-    content = render_tables(find_project(half_done.folder), "latex")
+    content = render_tables(half_done.suite, "latex")
     assert lines_with(content, "[cls] align")[0].startswith("{}[cls] align & ")
 
 
 def test_latex_rows_have_as_many_cells_as_the_tabular_has_columns(half_done: Any) -> None:
-    content = render_tables(find_project(half_done.folder), "latex")
+    content = render_tables(half_done.suite, "latex")
     columns = lines_with(content, r"\begin{tabular}")[0].rpartition("{")[2].rstrip("}")
     rows = [line for line in lines_with(content, r" \\") if "multicolumn" not in line]
     assert columns == "lrrrrrrr"

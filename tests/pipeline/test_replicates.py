@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from pipeline.config.params import load_params
-from pipeline.project import find_project
 from pipeline.tables.cells import Cell, Line
 from pipeline.tables.collect import collect
 from pipeline.tables.formats import render_tables
@@ -148,7 +147,7 @@ def test_every_run_behind_a_mean_is_named(probed: Any) -> None:
     probed.result("linprobe", "mae-s1", lp_acc1=28.0, fingerprint="bbbbbbbb2")
     suite = probed.suite
     assert "| MAE | mae, mae-s1 | `aaaaaaaa`, `bbbbbbbb` |" in markdown(lay_out(suite, PAPER))
-    latex = render_tables(find_project(probed.folder), "latex")
+    latex = render_tables(probed.suite, "latex")
     assert "% linprobe aaaaaaaa, linprobe bbbbbbbb" in latex
     content = page(suite, PAPER)
     cell = content.split("27.50 \N{PLUS-MINUS SIGN} 0.71")[1].split("</td>")[0]
@@ -159,16 +158,16 @@ def test_every_run_behind_a_mean_is_named(probed: Any) -> None:
 
 
 def test_each_format_has_mean_deviation_and_count(probed: Any) -> None:
-    project = find_project(probed.folder)
+    suite = probed.suite
     row = "| MAE | 46.8 | 27.50 \N{PLUS-MINUS SIGN} 0.71 (n = 2) r | -19.30 |"
-    assert row in render_tables(project, "md")
-    assert "27.50 \N{PLUS-MINUS SIGN} 0.71 (n = 2) r" in render_tables(project, "text", 200)
+    assert row in render_tables(suite, "md")
+    assert "27.50 \N{PLUS-MINUS SIGN} 0.71 (n = 2) r" in render_tables(suite, "text", 200)
     assert r"27.50 $\pm$ 0.71 (n = 2)\textsuperscript{r} & $-19.30$" in (
-        render_tables(project, "latex")
+        render_tables(suite, "latex")
     )
-    cell = render_tables(project, "html").split("27.50 \N{PLUS-MINUS SIGN} 0.71")[1]
+    cell = render_tables(suite, "html").split("27.50 \N{PLUS-MINUS SIGN} 0.71")[1]
     assert cell.startswith('<span class="seeds">n = 2</span>')
-    assert "30.0 (n = 1 of 2)" in render_tables(project, "latex")
+    assert "30.0 (n = 1 of 2)" in render_tables(suite, "latex")
 
 
 def test_a_row_whose_probe_is_not_of_cls_is_named(probed: Any) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+
+from pipeline.config.files import read_yaml
 
 PARAMS = """
 suite: tiny
@@ -124,13 +127,33 @@ def test_a_changed_byte_of_the_encoder_is_found_though_its_size_and_time_are_the
 
 
 @pytest.mark.slow
-def test_a_number_that_was_written_by_hand_does_not_hold(project: Path, say: Say) -> None:
+def test_a_number_that_was_written_by_hand_does_not_hold_until_dvc_restores_it(
+    project: Path, say: Say, repro: Callable[..., None]
+) -> None:
     path = project / "runs/finetune/asl.json"
+    before = path.read_bytes()
     number = say("trace", "demo", "asl", "FT").split("ft_acc1 = ")[1].split("\n")[0]
     path.chmod(0o644)
     path.write_text(path.read_text().replace(f'"ft_acc1": {number}', '"ft_acc1": 99.9'))
     said = say("trace", "demo", "asl", "FT", "--verify", code=1)
     assert "CHANGED  runs/finetune/asl.json: dvc.lock says" in said
+    assert "runs/finetune/asl.json differs from dvc.lock" in say("tables", code=1)
+    repro(project, "finetune@asl")
+    assert path.read_bytes() == before
+    assert "20 test images, standard error" in say("trace", "demo", "asl", "FT")
+    assert "FT " in say("tables").split("Standard error over the choice of test images: ")[1]
+
+
+@pytest.mark.slow
+def test_settings_that_were_changed_in_dvc_lock_too_do_not_hold(project: Path, say: Say) -> None:
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("icons, epochs: 1,", "icons, epochs: 9,"))
+    lock = read_yaml(project / "dvc.lock")
+    lock["stages"]["finetune@asl"]["params"]["params.yaml"]["finetune.asl"]["epochs"] = 9
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert "finetune@asl" in say("trace", "demo", "asl", "FT")
+    said = say("trace", "demo", "asl", "FT", "--verify", code=1)
+    assert "CHANGED  finetune@asl key: dvc.lock gives " in said
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Figure 1: token similarity against linear probing, and the similarity layer by layer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -31,7 +31,10 @@ class Point:
 
 
 def find_points(suite: Suite, groups: Sequence[Replicates]) -> tuple[list[Point], dict[str, str]]:
-    """Return the points of Figure 1, and experiment -> what it lacks for those without one."""
+    """Return the points of Figure 1, and experiment -> what it lacks for those without one.
+
+    A point has no room for a mark: numbers that are not those of dvc.lock are left out.
+    """
     points, left_out = [], {}
     names = experiment_labels(groups)
     for place, group in enumerate(groups):
@@ -98,15 +101,19 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def _metric(suite: Suite, stage: str, key: str, name: str) -> float | None:
-    result = suite.results.get((stage, key))
-    return result.metrics.get(name) if result else None
+    return _metrics(suite, stage, key).get(name)
 
 
 def _layers(suite: Suite, key: str) -> dict[int, float]:
     """Return block -> mean token cosine after it."""
-    result = suite.results.get(("analyze", key))
     return {
         int(match[1]): value
-        for name, value in (result.metrics if result else {}).items()
+        for name, value in _metrics(suite, "analyze", key).items()
         if (match := _LAYER.fullmatch(name))
     }
+
+
+def _metrics(suite: Suite, stage: str, key: str) -> Mapping[str, float]:
+    """Return what a run measured, nothing where dvc.lock records something else."""
+    result = suite.results.get((stage, key))
+    return {} if result is None or result.difference else result.metrics
