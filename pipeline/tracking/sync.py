@@ -16,6 +16,7 @@ from pipeline.jobs.liveness import has_succeeded, is_under_way
 from pipeline.project import suite_folders
 from pipeline.stages.table import STAGES
 from pipeline.tracking.port import StoreRefusedError, Tracker
+from pipeline.tracking.pulled import take_pulled_journals
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def sync_journals(
 ) -> int:
     """Bring all stage runs up to their journals, in the order in which they began.
 
-    Says a line for each run that is there in whole since, and for each that cannot be shown.
+    Those too whose results were pulled and not made here. Says a line for each run that is there in whole since, and for each that cannot be shown.
 
     Args:
         root: Folder that has `.dvc`.
@@ -47,6 +48,7 @@ def sync_journals(
     Raises:
         NotFinishedError: The store cannot be reached; nothing is lost, try later.
     """
+    take_pulled_journals(root)
     jobs = sorted(_all_jobs(root), key=lambda job: first_time(job.journal) or 0)
     count = 0
     for number, job in enumerate(jobs):
@@ -167,12 +169,20 @@ def follow_run(
 def follow_all(
     root: Path,
     tracker: Tracker,
+    settle: Callable[[], None] = lambda: None,
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Bring all journals into the store again and again, until somebody ends it.
 
     The longer that takes, the longer it rests.
+
+    Args:
+        root: Folder that has `.dvc`.
+        tracker: The store.
+        settle: Called after each time; raises NotFinishedError if the store does not answer.
+        pause: Waits so many seconds.
+        clock: Seconds since some moment.
     """
     delay, told, first = FOLLOW_S, False, True
     shown: set[Path] = set()
@@ -183,6 +193,7 @@ def follow_all(
         settled = shown if shown == before else set()
         try:
             sync_journals(root, tracker, those=partial(_is_none_of, settled))
+            settle()
             # the first time there may be a backlog
             taken = 0.0 if first else clock() - began
             delay, told, first = min(max(FOLLOW_S, REST * taken), LONGEST_S), False, False
