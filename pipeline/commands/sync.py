@@ -26,9 +26,9 @@ def sync(
 
     In a suite's folder, results that jobs have filed are checked out and written to dvc.lock, as
     dvc repro would do; no stage runs and nothing is committed: the git command is printed. Then all
-    journals that the tracker lacks are sent: of live jobs, of runs that were killed, and of runs
-    that ended while it was unreachable, and of results that came by dvc pull. What the tracker
-    shows as current is what dvc.lock names from then on. Running it twice adds nothing. Stages start it in the
+    journals that the tracker lacks are sent: of live jobs, of runs that were killed, of runs that
+    ended while it was unreachable, and of results that came by dvc pull. What the tracker shows as
+    current is then what dvc.lock names. Running it twice adds nothing. Stages start it in the
     background for their own run. With --follow it looks every half minute; if the login node
     forbids long processes, run it from cron.
 

@@ -11,8 +11,8 @@ def ui(
 ) -> None:
     """Open the tracker's pages on the project's runs.
 
-    What they show as current is what dvc.lock names now. Stop it with Ctrl-C. It serves this machine only; from another one, tunnel the port:
-    ssh -L 5000:localhost:5000 HOST
+    What they show as current is what dvc.lock names now. Stop it with Ctrl-C. It serves this
+    machine only; from another one, tunnel the port: ssh -L 5000:localhost:5000 HOST
 
     Example: asl-pipe ui --port 5001
     """

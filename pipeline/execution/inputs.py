@@ -96,7 +96,7 @@ def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> 
 
 def data_root(project: Project) -> Path:
     """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
-    return Path(os.environ.get("ASL_DATA") or project.root.parent / "shared" / "data")
+    return Path(os.environ.get("ASL_DATA") or project.home.parent / "shared" / "data")
 
 
 def dataset_digest(folder: Path) -> str:

@@ -110,7 +110,7 @@ class EncoderModels:
         self._choose_best()
 
     def _rate_anew(self, version: ModelVersion, results: Collection[CurrentResult]) -> None:
-        """Let a version have the results that count; where some are not known, what it has stays."""
+        """Let a version have the results that count; what it has stays where some are unknown."""
         known = {n: v for each in results for n, v in (each.metrics or {}).items() if n in RANKING}
         ranked = known if any(each.metrics is None for each in results) else RANKING
         now = str(int(time.time() * 1000))
@@ -161,8 +161,8 @@ class EncoderModels:
 
     def _register(self, model: LoggedModel, run: TrackedRun) -> None:
         note = (
-            f"Encoders of suite {self._suite}. Alias `{BEST}`: among those that dvc.lock names, the "
-            f"one with most of the first of {', '.join(RANKING)} that was measured."
+            f"Encoders of suite {self._suite}. Alias `{BEST}`: of those in dvc.lock the one "
+            f"with most of the first of {', '.join(RANKING)} that was measured."
         )
         try:
             self._client.create_registered_model(self._name, description=note)
