@@ -54,8 +54,8 @@ class BackgroundTracker:
         # -P: the code that runs now, whatever `pipeline` the current folder may have.
         command = [sys.executable, "-P", "-m", "pipeline", "sync", fingerprint, *options]
         try:
-            # A session of its own: Ctrl-C at the next stage does not reach it. Only standard error is
-            # shared: who reads our output waits for its end.
+            # A session of its own: Ctrl-C at the next stage does not reach it. Only standard error
+            # is shared: who reads our output waits for its end.
             process = subprocess.Popen(
                 command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 start_new_session=True,

@@ -187,17 +187,26 @@ class EncoderModels:
         )
 
     def _choose_best(self) -> None:
-        versions = self._versions()
-        counting = [version for version in versions if version.tags.get(CURRENT) != "false"]
+        versions = [v for v in self._versions() if v.tags.get(CURRENT) != "false"]
         for name in RANKING:
-            ranked = [version for version in counting if name in version.tags]
+            ranked = [version for version in versions if name in version.tags]
             if ranked:
                 best = max(ranked, key=lambda version: float(version.tags[name]))
-                if BEST not in best.aliases:
+                if self._best() != str(best.version):
                     self._client.set_registered_model_alias(self._name, BEST, best.version)
                 return
-        if any(BEST in version.aliases for version in versions):
+        if self._best() is not None:
             self._client.delete_registered_model_alias(self._name, BEST)
+
+    def _best(self) -> str | None:
+        """Return the version that is the best so far; a search for versions says no aliases."""
+        try:
+            aliases = self._client.get_registered_model(self._name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return None if BEST not in aliases else str(aliases[BEST])
 
 
 def _inputs(run: Run) -> set[str]:

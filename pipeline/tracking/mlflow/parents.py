@@ -118,7 +118,7 @@ class ParentRuns:
                 if known and parent is not chosen:
                     self._tag(parent, CURRENT, "false")
                 elif wanted is not None and parent is chosen:
-                    self._put_right(parent, children, wanted)
+                    self._put_right(parent, wanted)
 
     def _mark(self, children: Sequence[Run], named: frozenset[str], wanted: Results) -> None:
         """Say of each run of a stage whether its result counts; of those ahead nothing yet."""
@@ -128,11 +128,12 @@ class ParentRuns:
             if fingerprint not in ahead:
                 self._tag(child, CURRENT, "true" if fingerprint in named else "false")
 
-    def _put_right(self, parent: Run, children: Sequence[Run], wanted: Results) -> None:
+    def _put_right(self, parent: Run, wanted: Results) -> None:
         """Let a row have the numbers that count: MLflow shows the newest point of each.
 
         It deletes none, so that what no longer counts becomes no number.
         """
+        children = self._children(parent.info.run_id)  # as they are marked now
         right = {
             name: value
             for result in wanted.values()
