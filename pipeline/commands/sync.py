@@ -47,6 +47,7 @@ def sync(
             follow_run(project.root, fingerprint, tracker, outputs)
         else:
             sync_run(project.root, fingerprint, tracker, outputs)
+        follow_locks(project.root, trusting=True)
         return
     problem = None
     try:

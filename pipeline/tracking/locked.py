@@ -1,9 +1,10 @@
 """Which results the suites' dvc.lock name now, and which runs are ahead of it. Reads only.
 
-An experiment has results as long as `params.yaml` has it. What runs now, and what a job has made
-since dvc.lock was written, is ahead of it: the next `dvc repro` takes that over.
+An experiment has results as long as `params.yaml` has it. What runs now, and what has ended since
+dvc.lock was written, is ahead of it: DVC writes it in a moment, or the next `dvc repro` does.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -73,6 +74,11 @@ def _results_of(folder: Path, root: Path, ahead: list[_Ahead]) -> SuiteResults:
         named.add(result.fingerprint)
         if key in experiments and _is_of_present_encoder(entry, lock, key):
             experiments[key][stage.name] = result
+    for key, results in experiments.items():
+        for stage in MEASURED:
+            result = _shown_result(folder / str(stage.metrics_path(key)), written)
+            if result is not None and result.fingerprint not in named:
+                _put(results, stage.name, result)
     for each in ahead:
         run = each.run
         if run.suite == suite and run.key in experiments and run.fingerprint not in named:
@@ -98,15 +104,30 @@ def _named_result(folder: Path, root: Path, name: str, entry: Mapping[str, Any])
 
     Its metrics file says which run made it: one that was vouched for is filed under other keys too.
     """
-    path = stage_of(name).metrics_path(key_of(name))
-    hashed = hashes_of(entry.get("outs", [])).get(path or "")
-    text = None if hashed is None or path is None else _text(root, folder / path, hashed["md5"])
+    path = str(stage_of(name).metrics_path(key_of(name)))
+    hashed = hashes_of(entry.get("outs", [])).get(path)
+    text = None if hashed is None else _text(root, folder / path, hashed["md5"])
+    return _parsed(text) or CurrentResult(DvcCache().key(dict(entry)), None)
+
+
+def _shown_result(metrics: Path, written: float) -> CurrentResult | None:
+    """Return what a metrics file says that is newer than dvc.lock, which is written after it."""
     try:
-        said: dict[str, Any] = {} if text is None else json.loads(text)
+        is_news = metrics.stat().st_mtime > written
+        found = _parsed(metrics.read_text(encoding="utf-8")) if is_news else None
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if found is None else dataclasses.replace(found, ahead=True)
+
+
+def _parsed(text: str | None) -> CurrentResult | None:
+    """Return the result that a metrics file has; None where it is damaged or not there."""
+    try:
+        said: dict[str, Any] = json.loads(text or "")
         numbers = {name: float(value) for name, value in said.items() if _is_number(value)}
         return CurrentResult(str(said["fingerprint"]), numbers)
-    except (ValueError, KeyError, AttributeError):
-        return CurrentResult(DvcCache().key(dict(entry)), None)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def _text(root: Path, path: Path, md5: str) -> str | None:
@@ -153,6 +174,10 @@ def _add_ahead(results: dict[str, CurrentResult], ahead: _Ahead, written: float)
     run, goes_on = ahead.run, ahead.until == math.inf
     if not goes_on and (run.stage in results or ahead.until <= written):
         return
-    if run.stage == PRETRAIN.name:
+    _put(results, run.stage, CurrentResult(run.fingerprint, None, ahead=True))
+
+
+def _put(results: dict[str, CurrentResult], stage: str, result: CurrentResult) -> None:
+    if stage == PRETRAIN.name:
         results.clear()  # measured of another encoder
-    results[run.stage] = CurrentResult(run.fingerprint, None, ahead=True)
+    results[stage] = result

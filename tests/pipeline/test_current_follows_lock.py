@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from asl_core.engine.journal import Journal
+from pipeline import cli
+from pipeline.commands.run import find_presenter
 from pipeline.errors import NotFinishedError
 from pipeline.jobs.folder import JobFolder
 from pipeline.results.dvc_experiment import ASIDE, NAME
 from pipeline.tracking.current import follow_locks
+from pipeline.tracking.find import find_tracker
 from pipeline.tracking.locked import current_results
 from pipeline.tracking.mlflow.link import run_link
 from pipeline.tracking.mlflow.store import MlflowStore
@@ -87,6 +91,7 @@ class Workspace:
             file = blob if cached else self.root / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(text)
+            os.utime(file, (1, 1))  # DVC writes dvc.lock after it
             weights = {"path": f"runs/encoder/{key}", "md5": f"{encoder}.dir", "hash": "md5"}
             outs = [{"path": path, "md5": md5, "hash": "md5"}]
             stages[f"{stage}@{key}"] = (
@@ -242,6 +247,7 @@ def test_an_experiment_that_params_yaml_lost_has_nothing_current(tried: Workspac
 
 def test_without_dvc_lock_nothing_is_current_but_what_goes_on(tried: Workspace) -> None:
     (tried.root / "dvc.lock").unlink()
+    shutil.rmtree(tried.root / "runs")  # metrics files are in git with it
     tried.sync()
     assert (tried.current, tried.best) == ([], None)
     tried.run("pretrain", "f" * 64, end=None)
@@ -390,3 +396,33 @@ def test_an_experiment_of_dvc_in_its_own_folder_takes_nothing_over_until_it_is_a
     tried.lock(pretrain("2" * 64), probe("3" * 64, 98.0, "2" * 64))  # dvc exp apply
     tried.sync()
     assert (tried.current, tried.best) == (["2" * 64], "2" * 64)
+
+
+def test_what_has_just_ended_is_current_before_dvc_has_written_its_lock(tried: Workspace) -> None:
+    tried.run("linprobe", "1" * 64, encoder=NEW, lp_acc1=50.0)
+    file = tried.root / "runs/linprobe/asl.json"
+    file.write_text(json.dumps({"fingerprint": "1" * 64, "lp_acc1": 50.0}))
+    os.utime(file, ((tried.root / "dvc.lock").stat().st_mtime + 1,) * 2)
+    tried.sync()
+    assert tried.row(NEW)["lp_acc1"] == 50.0
+    assert tried.mark("1" * 64) is None
+    os.utime(file, (1, 1))  # dvc.lock went back, and dvc checkout leaves metrics files alone
+    tried.lock(pretrain(NEW), probe(TUNED, 60.0, NEW), cached=True)
+    tried.sync()
+    assert tried.row(NEW)["lp_acc1"] == 60.0
+    assert tried.mark("1" * 64) == "false"
+
+
+@pytest.mark.parametrize("command", ["sync", "sync of one run", "ui", "report"])
+def test_each_way_into_the_store_follows_dvc_lock(
+    tried: Workspace, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tried.root)
+    monkeypatch.setattr("pipeline.tracking.mlflow.kind.serve", lambda *_: None)
+    tried.lock(pretrain(OLD), probe(PROBE, 40.0))
+    if command == "report":
+        assert find_presenter(find_tracker(tried.root), tried.root, "report") is not None
+    else:
+        ways = {"sync": ["sync"], "sync of one run": ["sync", OLD], "ui": ["ui"]}
+        assert cli.run_command(ways[command]) == 0
+    assert (tried.current, tried.best) == ([OLD], OLD)
