@@ -65,7 +65,7 @@ class ParentRuns:
                 continue
             if run.encoder is None:
                 return parent.info.run_id
-            if "asl.encoder" not in parent.data.tags:
+            if run.aside is None and "asl.encoder" not in parent.data.tags:
                 self._tag(parent, "asl.encoder", run.encoder)
                 return parent.info.run_id
         if run.aside is None:

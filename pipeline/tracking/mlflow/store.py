@@ -101,7 +101,7 @@ def follow(root: Path, suites: Sequence[SuiteResults], trusting: bool) -> None:
         TrackingError: The store cannot be reached or refuses.
     """
     address, note = StoreAddress.of(root), root / ".asl" / FOLLOWED
-    if address.database is not None and not address.database.exists():
+    if not suites or (address.database is not None and not address.database.exists()):
         return
     with tracking_lock(root):
         links = all_links(root)
