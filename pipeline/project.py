@@ -18,10 +18,15 @@ class Project:
     Attributes:
         root: Folder that has `.dvc`.
         suite: Folder with the suite's `params.yaml`: the root (the demo) or `suites/<name>`.
+        origin: Root of the project of which this is a copy that will be deleted, made for an
+            experiment of DVC; its scratch is used, which stays.
+        own_scratch: That is not used: somebody works there on the same run.
     """
 
     root: Path
     suite: Path
+    origin: Path | None = None
+    own_scratch: bool = False
 
     @property
     def name(self) -> str:
@@ -39,7 +44,12 @@ class Project:
     @property
     def scratch(self) -> Path:
         """Folder of everything that is neither committed nor an output."""
-        return self.root / ".asl"
+        return (self.root if self.own_scratch else self.home) / ".asl"
+
+    @property
+    def home(self) -> Path:
+        """Root of the project that stays."""
+        return self.origin or self.root
 
     def shown(self, path: Path) -> str:
         """Return a path as a person in the suite's folder would type it."""
@@ -48,7 +58,7 @@ class Project:
 
 def data_root(project: Project) -> Path:
     """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
-    return Path(os.environ.get("ASL_DATA") or project.root.parent / "shared" / "data")
+    return Path(os.environ.get("ASL_DATA") or project.home.parent / "shared" / "data")
 
 
 def suite_folders(root: Path) -> dict[str, Path]:

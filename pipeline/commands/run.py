@@ -1,5 +1,6 @@
 """asl-pipe run."""
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -35,10 +36,12 @@ def run(
     Example: asl-pipe run pretrain asl
     """
     from pipeline.execution.gpus import find_gpus
+    from pipeline.execution.perform import BusyError
     from pipeline.execution.run import RunServices, run_stage
     from pipeline.project import find_project
     from pipeline.results.code import refresh_identities
     from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.dvc_experiment import find_dvc_experiment
     from pipeline.results.git import Git
     from pipeline.results.sources import refresh_all_sources
     from pipeline.rounding import significant
@@ -51,14 +54,27 @@ def run(
         refresh_all_sources(project, DvcCache())
         return
     first = int(os.environ.get("RANK", "0")) == 0
-    tracker = find_tracker(project.root)
-    presenter = find_presenter(tracker, project.root, stage) if first else None
+    experiment = find_dvc_experiment(project, os.environ)
+    if experiment is not None:
+        project = dataclasses.replace(project, origin=experiment.origin)
+    tracker = find_tracker(project.home)
+    presenter = find_presenter(tracker, project.home, stage) if first else None
     jobs = find_attendance(project.scratch) if first else None
     services = RunServices(
         cache=DvcCache(), code=Git(), presenter=presenter, page_of=tracker.page_of,
-        gpus=find_gpus, find_job_result=None if jobs is None else jobs.result_of,
+        gpus=find_gpus, tags={} if experiment is None else experiment.tags,
+        find_job_result=None if jobs is None else jobs.result_of,
     )  # fmt: skip
-    outcome = run_stage(project, stage, name, services, load_paper().references())
+    tables = load_paper().references()
+    try:
+        outcome = run_stage(project, stage, name, services, tables)
+    except BusyError:
+        if project.origin is None:
+            raise
+        # another experiment makes the same: it is shown already, and DVC wants this folder's own
+        project = dataclasses.replace(project, own_scratch=True)
+        services = dataclasses.replace(services, presenter=None)
+        outcome = run_stage(project, stage, name, services, tables)
     if not first:
         return  # the first process speaks for all
     how = "by a job" if outcome.seconds is None else (
@@ -102,5 +118,5 @@ def find_presenter(tracker: "Tracker", root: Path, stage: str) -> "Presenter | N
     from pipeline.tracking.sync import catch_up
 
     if stage != REPORT.name:
-        return BackgroundTracker()
+        return BackgroundTracker(root)
     return ForegroundTracker(tracker) if catch_up(root, tracker) else None

@@ -1,5 +1,6 @@
 """asl-pipe sync."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +26,9 @@ def sync(
 
     In a suite's folder, results that jobs have filed are checked out and written to dvc.lock, as
     dvc repro would do; no stage runs and nothing is committed: the git command is printed. Then all
-    journals that the tracker lacks are sent: of live jobs, of runs that were killed, and of runs
-    that ended while it was unreachable. Running it twice adds nothing. Stages start it in the
+    journals that the tracker lacks are sent: of live jobs, of runs that were killed, of runs that
+    ended while it was unreachable, and of results that came by dvc pull. What the tracker shows as
+    current is then what dvc.lock names. Running it twice adds nothing. Stages start it in the
     background for their own run. With --follow it looks every half minute; if the login node
     forbids long processes, run it from cron.
 
@@ -34,6 +36,7 @@ def sync(
     """
     from pipeline.errors import AslPipeError
     from pipeline.project import find_project
+    from pipeline.tracking.current import follow_locks
     from pipeline.tracking.find import find_kind, find_tracker
     from pipeline.tracking.sync import follow_all, follow_run, sync_journals, sync_run
 
@@ -44,6 +47,7 @@ def sync(
             follow_run(project.root, fingerprint, tracker, outputs)
         else:
             sync_run(project.root, fingerprint, tracker, outputs)
+        follow_locks(project.root, trusting=True)
         return
     problem = None
     try:
@@ -53,9 +57,11 @@ def sync(
     if follow:
         if problem is not None:
             typer.echo(f"nothing was adopted: {problem}", err=True)
-        follow_all(project.root, find_tracker(project.root))
+        settle = partial(follow_locks, project.root, trusting=True)
+        follow_all(project.root, find_tracker(project.root), settle)
     kind = find_kind(project.root)
     count = sync_journals(project.root, kind.connect(project.root, False))
+    follow_locks(project.root)
     how = "; asl-pipe ui shows them" if kind.serve is not None else ""
     typer.echo(f"{count} runs are in {kind.title}{how}")
     if problem is not None:

@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class RunServices:
         page_of: Finds the address at which a run is shown, by its fingerprint.
         load: Finds a stage's function.
         gpus: Finds this process's GPUs.
+        tags: What else the run's journal says of it.
         find_job_result: Returns what a job has made of a run, None where there is no job; absent:
             there are no jobs.
     """
@@ -65,6 +66,7 @@ class RunServices:
     page_of: Callable[[str], str | None] = lambda _: None
     load: Callable[[str], StageFunction] = load_stage
     gpus: Callable[[], Gpus] = Gpus
+    tags: Mapping[str, str] = field(default_factory=dict)
     find_job_result: Callable[[Project, str, Identity], Hashes | None] | None = None
 
 
@@ -103,7 +105,7 @@ def run_stage(
     run = StageRun(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
         identity=identity, code_root=packages_folder(project.suite), job=job,
-        tags=services.code.tags(project.root) | services.gpus().tags() if rank == 0 else {},
+        tags=_tags(project, services) if rank == 0 else {},
         begun=partial(
             _begin_to_show, services.presenter, job, row.details(project.suite, key)
         ),
@@ -134,6 +136,10 @@ def _identify(
     if stage == PREPARE.name:
         refresh_sources(project, {key: recipe}, cache)
     return cache.identify(project.suite, STAGES[stage].run_name(key))
+
+
+def _tags(project: Project, services: RunServices) -> dict[str, str]:
+    return services.code.tags(project.root) | services.gpus().tags() | dict(services.tags)
 
 
 def _adopt(
@@ -178,11 +184,13 @@ def _publish(project: Project, run: StageRun, outcome: Outcome) -> None:
     """Bring the outputs home.
 
     The checkpoints stay until DVC has them too: it may yet fail to, on a full disk for instance.
+    From a folder that will be deleted the run is shown from its scratch.
     """
     stage = STAGES[run.stage]
     for role, path in stage.output_paths(run.key).items():
-        publish(run.job.out / role, project.suite / path)
-    run.job.out.rmdir()
+        publish(run.job.out / role, project.suite / path, keep=project.origin is not None)
+    if project.origin is None:
+        run.job.out.rmdir()
     metrics = stage.metrics_path(run.key)
     if metrics is not None:
         write_metrics(project.suite / metrics, run, outcome)

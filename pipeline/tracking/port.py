@@ -3,7 +3,7 @@
 A tracker is a `TrackerKind`, named by cluster.yaml: see `pipeline.config.trackers`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,37 @@ from pipeline.errors import TrackingError
 
 class StoreRefusedError(TrackingError):
     """Raised when the store cannot be reached or refuses: other runs would fare no better."""
+
+
+@dataclass(frozen=True)
+class CurrentResult:
+    """A stage's result that counts now.
+
+    Attributes:
+        fingerprint: Of the run that made it.
+        metrics: Its numbers by name; None where they are not known (yet).
+        ahead: dvc.lock does not have it yet.
+    """
+
+    fingerprint: str
+    metrics: Mapping[str, float] | None
+    ahead: bool = False
+
+
+@dataclass(frozen=True)
+class SuiteResults:
+    """What counts in a suite now.
+
+    Attributes:
+        suite: Its name, as `params.yaml` says.
+        experiments: Of each experiment by stage: its pre-training, and what was measured of that
+            very encoder.
+        named: Fingerprints of all results that dvc.lock has, those of earlier encoders too.
+    """
+
+    suite: str
+    experiments: Mapping[str, Mapping[str, CurrentResult]]
+    named: frozenset[str]
 
 
 class Tracker(Protocol):
@@ -60,11 +91,15 @@ class TrackerKind:
         serve: For `asl-pipe ui`: shows its pages on the runs of the project, given the same folder,
             a port of this machine and who prints a line, until a signal to stop; None where it has
             no pages of its own.
+        follow: Shows as current what these results of the suites are and nothing else, given the
+            same folder; last, whether the store need not be asked where nothing has changed since.
+            Raises TrackingError as long as that cannot be done. None where nothing is current.
     """
 
     title: str
     connect: Callable[[Path, bool], Tracker]
     serve: Callable[[Path, int, Callable[[str], None]], None] | None = None
+    follow: Callable[[Path, Sequence[SuiteResults], bool], None] | None = None
 
 
 class Presenter(Protocol):

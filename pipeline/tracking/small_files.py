@@ -20,13 +20,14 @@ def texts_beside(out: Path, root: Path) -> dict[str, str]:
     Weights are DVC's to keep: a text says where they are, how large, and their sha256.
     """
     sources = {
-        "config.json": out / "config.json",
-        "metrics.json": out.with_name(f"{out.name}.json"),
+        "config.json": [out / "config.json"],
+        "metrics.json": [out / "metrics.json", out.with_name(f"{out.name}.json")],
     }
     texts: dict[str, str] = {}
-    for name, path in sources.items():
-        with contextlib.suppress(FileNotFoundError):
-            texts[name] = path.read_text()
+    for name, paths in sources.items():
+        for path in paths:  # the metrics of the suite last: in a run's scratch there are none
+            with contextlib.suppress(FileNotFoundError):
+                texts[name] = path.read_text()
     lines = []
     for path in weights_in(out):
         # a file may be gone again: DVC links outputs anew when a stage has ended

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -15,7 +16,10 @@ from pipeline.jobs.journal import read_run_name
 from pipeline.jobs.liveness import has_succeeded, is_under_way
 from pipeline.project import suite_folders
 from pipeline.stages.table import STAGES
+from pipeline.tracking.current import follow_locks
+from pipeline.tracking.locked import is_aside
 from pipeline.tracking.port import StoreRefusedError, Tracker
+from pipeline.tracking.pulled import take_pulled_journals
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,8 @@ def sync_journals(
 ) -> int:
     """Bring all stage runs up to their journals, in the order in which they began.
 
-    Says a line for each run that is there in whole since, and for each that cannot be shown.
+    Those too whose results were pulled and not made here. Says a line for each run that is there in
+    whole since, and for each that cannot be shown.
 
     Args:
         root: Folder that has `.dvc`.
@@ -47,6 +52,7 @@ def sync_journals(
     Raises:
         NotFinishedError: The store cannot be reached; nothing is lost, try later.
     """
+    take_pulled_journals(root)
     jobs = sorted(_all_jobs(root), key=lambda job: first_time(job.journal) or 0)
     count = 0
     for number, job in enumerate(jobs):
@@ -65,6 +71,7 @@ def sync_journals(
             logger.warning("%s: skipped: %s", job.folder.name[:12], error)
             continue
         count += 1
+        _drop_kept(job, tracker)
         run = read_run_name(job.journal)
         if run is not None and not before and tracker.is_shown(job.folder):
             logger.info("%s: %s@%s: sent", run.suite, run.stage, run.key)
@@ -167,12 +174,20 @@ def follow_run(
 def follow_all(
     root: Path,
     tracker: Tracker,
+    settle: Callable[[], None] = lambda: None,
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Bring all journals into the store again and again, until somebody ends it.
 
     The longer that takes, the longer it rests.
+
+    Args:
+        root: Folder that has `.dvc`.
+        tracker: The store.
+        settle: Called after each time; raises NotFinishedError if the store does not answer.
+        pause: Waits so many seconds.
+        clock: Seconds since some moment.
     """
     delay, told, first = FOLLOW_S, False, True
     shown: set[Path] = set()
@@ -183,6 +198,7 @@ def follow_all(
         settled = shown if shown == before else set()
         try:
             sync_journals(root, tracker, those=partial(_is_none_of, settled))
+            settle()
             # the first time there may be a backlog
             taken = 0.0 if first else clock() - began
             delay, told, first = min(max(FOLLOW_S, REST * taken), LONGEST_S), False, False
@@ -209,11 +225,14 @@ def _is_none_of(folders: Collection[Path], job: JobFolder) -> bool:
 def catch_up(root: Path, tracker: Tracker) -> bool:
     """Bring all stage runs up to their journals before something refers to them.
 
+    What is current follows dvc.lock, which has all of them then.
+
     Returns:
         Whether the store could be reached; if not, one warning has said so.
     """
     try:
         sync_journals(root, tracker)
+        follow_locks(root, trusting=True)
     except NotFinishedError as error:
         logger.warning("not sent to %s: %s", tracker.title, error)
         return False
@@ -255,12 +274,19 @@ def _unknown_before(job: JobFolder, root: Path, tracker: Tracker) -> list[JobFol
     return [other for _, other in sorted(earlier, key=lambda pair: pair[0])]
 
 
+def _drop_kept(job: JobFolder, tracker: Tracker) -> None:
+    """Delete what was kept to be shown of a run whose own folder is gone."""
+    if job.out.exists() and tracker.is_shown(job.folder) and is_aside(job.journal):
+        shutil.rmtree(job.out, ignore_errors=True)
+
+
 def _bring(job: JobFolder, out: Path | None, root: Path, tracker: Tracker) -> bool:
     """Bring a run into the store and say whether it is whole there, as far as it has got.
 
     Where its files are is asked each time: a stage that has just ended moves them.
     """
     tracker.ingest(job.journal, _where(job, out, root))
+    _drop_kept(job, tracker)
     return tracker.is_shown(job.folder) or not has_succeeded(job.journal)
 
 

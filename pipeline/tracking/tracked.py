@@ -17,7 +17,11 @@ from pipeline.jobs.journal import (
 )
 from pipeline.jobs.liveness import find_status
 from pipeline.jobs.state import RunStatus
-from pipeline.stages.table import MEASURED, STAGES
+from pipeline.results.dvc_experiment import ASIDE, NAME
+from pipeline.stages.table import MEASURED, PRETRAIN, STAGES
+
+UNKNOWN = "unknown"
+"""What a journal says of an encoder that no metrics file is beside."""
 
 _UNUSUAL = re.compile(r"[^\w\-. :/]", re.ASCII)
 
@@ -73,6 +77,19 @@ class TrackedRun:
     def experiment(self) -> str | None:
         """Name of the experiment it belongs to."""
         return self.key if STAGES.get(self.stage) in MEASURED else None
+
+    @property
+    def encoder(self) -> str | None:
+        """Fingerprint of the run that made the encoder it is about, None where nobody knows."""
+        if self.stage == PRETRAIN.name:
+            return self.fingerprint
+        said = self.tags.get("asl.encoder_fingerprint", UNKNOWN)
+        return None if said == UNKNOWN else said
+
+    @property
+    def aside(self) -> str | None:
+        """Name of the DVC experiment that it was made for outside the workspace."""
+        return self.tags.get(NAME) if self.tags.get(ASIDE) == "true" else None
 
     @property
     def lines(self) -> dict[str, int]:

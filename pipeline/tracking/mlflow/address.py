@@ -44,6 +44,14 @@ class StoreAddress:
         return Path(self.uri.removeprefix(prefix)) if self.uri.startswith(prefix) else None
 
     @property
+    def place(self) -> Path | None:
+        """Where the database is in the project, with which it moves; None where it is outside."""
+        if self.database is None or self.artifacts is None:
+            return None
+        root = self.artifacts.parent
+        return self.database.relative_to(root) if root in self.database.parents else None
+
+    @property
     def shown(self) -> str:
         return redact(self.uri)
 
@@ -54,5 +62,6 @@ class StoreAddress:
 
     @property
     def digest(self) -> str:
-        """Tells stores apart; a changed password is no other store."""
-        return hashlib.sha256(self.shown.encode()).hexdigest()[:12]
+        """Tells stores apart; a changed password is no other store, nor is a project that moved."""
+        shown = self.shown if self.place is None else f"project:{self.place}"
+        return hashlib.sha256(shown.encode()).hexdigest()[:12]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import getpass
 import json
 import logging
 import math
@@ -10,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
-    Metric,
-    Param,
     Run,
-    RunTag,
 )
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -31,33 +27,25 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from asl_core.engine.journal import redact
 from pipeline.errors import TrackingError
-from pipeline.jobs.journal import is_result
 from pipeline.jobs.state import RunStatus
 from pipeline.tracking.mlflow.address import StoreAddress
 from pipeline.tracking.mlflow.charts import VIEW_TAG, comparison_view
 from pipeline.tracking.mlflow.link import RunLink, read_link, write_link
 from pipeline.tracking.mlflow.models import EncoderModels
-from pipeline.tracking.mlflow.notes import experiment_note, parent_note, run_note
+from pipeline.tracking.mlflow.moved import mend_locations
+from pipeline.tracking.mlflow.notes import experiment_note, run_note
+from pipeline.tracking.mlflow.parents import ParentRuns, log, set_status, user
 from pipeline.tracking.mlflow.pictures import draw_curves
 from pipeline.tracking.mlflow.tables import make_tables
-from pipeline.tracking.port import StoreRefusedError
+from pipeline.tracking.port import StoreRefusedError, SuiteResults
 from pipeline.tracking.small_files import WEIGHTS, WEIGHTS_TEXT, texts_beside
 from pipeline.tracking.tracked import Point, TrackedRun
 
 logger = logging.getLogger(__name__)
 
-BATCH = 1000  # MLflow's limit for metrics in one call
 PART = 20_000  # points, some ten seconds of a server
 LARGEST = 1.7976931348623157e308  # what MLflow's databases have for infinity
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
-
-MLFLOWS_WORDS = {
-    RunStatus.RUNNING: "RUNNING",
-    RunStatus.SUCCEEDED: "FINISHED",
-    RunStatus.FAILED: "FAILED",
-    RunStatus.INTERRUPTED: "KILLED",
-}
-"""How MLflow calls what became of a run."""
 
 SERIES = re.compile(r"pictures/(\w+)/step-(\d+)\.png")
 """Artifacts that show the same at several steps of training."""
@@ -69,7 +57,7 @@ def refusals(address: StoreAddress) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError, SQLAlchemyError, ImportError) as error:
-        line = next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
+        line = _first_line(error)
         if " failed with exception " in line:  # requests names hosts, objects and retries
             line = "the server does not answer"
         if isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE":
@@ -77,6 +65,10 @@ def refusals(address: StoreAddress) -> Iterator[None]:
         if isinstance(error, requests.HTTPError) and _is_about_one_run(error.response):
             raise TrackingError(f"{address.shown}: {line}") from error
         raise StoreRefusedError(f"{address.shown}: {line}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
 
 
 def _is_about_one_run(response: requests.Response | None) -> bool:
@@ -96,6 +88,7 @@ class RunUploader:
         self._address = address
         self._root = root
         make_tables(address.uri)
+        mend_locations(address)
         self._client = MlflowClient(tracking_uri=address.uri)
 
     def ingest(self, run: TrackedRun, *, job: Path, out: Path) -> RunLink:
@@ -116,14 +109,33 @@ class RunUploader:
         link = _note(job, link, begun=run.lines, complete=False, credited=False)
         link = self._fill(run, link, job)
         missing = self._store_artifacts(run, link.run_id, out)
-        self._set_status(link.run_id, run.status, run.end_ms)
-        self._fill_parent(run, link)
+        set_status(self._client, link.run_id, run.status, run.end_ms)
+        if link.parent_run_id is not None:
+            ParentRuns(self._client, link.experiment_id).fill(run, link.run_id, link.parent_run_id)
         lacks_files = bool(missing) and run.status is RunStatus.SUCCEEDED
         complete = run.status is not RunStatus.RUNNING and not lacks_files
         credited = self._credit_encoder(run, link, out, missing)
         return _note(
             job, link, done=run.lines, status=run.status, complete=complete, credited=credited
         )
+
+    def follow(self, results: SuiteResults, is_ours: Callable[[str], bool]) -> bool:
+        """Make current what counts of a suite that has runs here, see `ParentRuns.follow`.
+
+        Returns:
+            Whether that was all: not of a store without models, or without a registry.
+        """
+        experiment = self._client.get_experiment_by_name(experiment_name(results.suite))
+        if experiment is None or experiment.lifecycle_stage != "active":
+            return True
+        ParentRuns(self._client, experiment.experiment_id).follow(results, is_ours)
+        models = EncoderModels(self._client, experiment.experiment_id, results.suite)
+        try:
+            models.follow(results, is_ours)
+        except MlflowException as error:
+            logger.warning("%s: MLflow's models: %s", results.suite, _first_line(error))
+            return False
+        return True
 
     # -- which run ------------------------------------------------------------------------------
 
@@ -171,7 +183,7 @@ class RunUploader:
             "mlflow.source.name": f"asl-pipe run {run.stage} {run.key}",
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": run.tags.get("git.commit", ""),
-            "mlflow.user": _user(),
+            "mlflow.user": user(),
         }
         name = f"{run.stage}/{run.key}"
         experiment_id = self._experiment_id(run.suite)
@@ -198,34 +210,10 @@ class RunUploader:
         """Put the run below the run of its experiment, if it has none."""
         if run.experiment is None or link.parent_run_id is not None:
             return link
-        parent_id = self._parent_id(link.experiment_id, run)
+        parent_id = ParentRuns(self._client, link.experiment_id).of(run)
         self._client.set_tag(link.run_id, "mlflow.parentRunId", parent_id)
         self._client.set_tag(link.run_id, "asl.experiment", run.experiment)
         return dataclasses.replace(link, parent_run_id=parent_id)
-
-    def _parent_id(self, experiment_id: str, run: TrackedRun) -> str:
-        """Find or create the run of an experiment: one for each encoder that was pre-trained.
-
-        Its row then never mixes results of two encoders, and MLflow, where params cannot be
-        changed and points cannot be deleted, has to do neither.
-        """
-        identity = {"asl.stage": "experiment", "asl.experiment": run.key, "asl.current": "true"}
-        encoder = {"asl.encoder": run.fingerprint} if run.stage == "pretrain" else {}
-        for parent in self._search(experiment_id, identity):
-            known = parent.data.tags.get("asl.encoder")
-            if not encoder or known in (None, run.fingerprint):
-                if encoder:
-                    self._client.set_tag(parent.info.run_id, "asl.encoder", run.fingerprint)
-                return parent.info.run_id
-            self._client.set_tag(parent.info.run_id, "asl.current", "false")
-        shared = {k: v for k, v in run.tags.items() if k in ("asl.suite", "asl.scale")}
-        note = {"mlflow.note.content": parent_note(run), "mlflow.user": _user()}
-        return self._client.create_run(
-            experiment_id,
-            start_time=run.start_ms,
-            tags={**identity, **encoder, **shared, **note},
-            run_name=run.key,
-        ).info.run_id
 
     def _experiment_id(self, suite: str) -> str:
         name = experiment_name(suite)
@@ -284,36 +272,17 @@ class RunUploader:
         present = self._client.get_run(link.run_id).data.params
         params = {name: value for name, value in run.params.items() if name not in present}
         tags = {**run.tags, "mlflow.note.content": run_note(run)}
-        self._log(link.run_id, set(), params, tags)
+        log(self._client, link.run_id, set(), params, tags)
         counting, sent = run.points(), run.points(link.done)
         parts = max(1, math.ceil(len(counting - sent) / PART))
         for lines in run.milestones(link.done, parts):
             reached = counting if lines == run.lines else counting & run.points(lines)
-            self._log(link.run_id, reached - sent, {}, {})
+            log(self._client, link.run_id, reached - sent, {}, {})
             sent |= reached
             link = _note(job, link, done=lines)
         if run.datasets:
             self._client.log_inputs(link.run_id, datasets=[_dataset(d) for d in run.datasets])
         return link
-
-    def _fill_parent(self, run: TrackedRun, link: RunLink) -> None:
-        """Copy results to the experiment's run: one row, and one page of charts, has them all."""
-        if link.parent_run_id is None:
-            return
-        parent = self._client.get_run(link.parent_run_id).data
-        points = {point for point in run.points() if is_result(point[0])}
-        params: dict[str, str] = {}
-        tags: dict[str, str] = {}
-        if run.stage == "pretrain":
-            params = {k: v for k, v in run.params.items() if k not in parent.params}
-            # Curves once they are final: what a resume voids could not be taken back.
-            if run.status is RunStatus.SUCCEEDED and "asl.curves" not in parent.tags:
-                points |= {p for p in run.points() if p[0].startswith("pretrain/")}
-                tags["asl.curves"] = link.run_id
-        self._log(link.parent_run_id, points, params, {})
-        for name, value in tags.items():  # after the points: a crash in between repeats them
-            self._client.set_tag(link.parent_run_id, name, value)
-        self._sum_up(link.experiment_id, link.parent_run_id)
 
     def _credit_encoder(
         self, run: TrackedRun, link: RunLink, out: Path, missing: list[str]
@@ -336,41 +305,9 @@ class RunUploader:
             )
             return models.credit(run, link.run_id) or not made_here.is_dir()
         except MlflowException as error:
-            reason = next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
+            reason = _first_line(error)
             logger.warning("%s@%s: not among MLflow's models: %s", run.stage, run.key, reason)
             return False
-
-    def _sum_up(self, experiment_id: str, parent_id: str) -> None:
-        """Give an experiment's run the state of the newest run of each of its stages."""
-        children = self._search(experiment_id, {"mlflow.parentRunId": parent_id})
-        by_age = sorted(children, key=lambda child: child.info.start_time)
-        newest = {child.data.tags["asl.stage"]: child.info for child in by_age}.values()
-        words = {info.status for info in newest}
-        worst = (RunStatus.RUNNING, RunStatus.FAILED, RunStatus.INTERRUPTED)
-        status = next((s for s in worst if MLFLOWS_WORDS[s] in words), RunStatus.SUCCEEDED)
-        self._set_status(parent_id, status, max((i.end_time or 0 for i in newest), default=0))
-
-    def _log(
-        self, run_id: str, points: set[Point], params: dict[str, str], tags: dict[str, str]
-    ) -> None:
-        metrics = [Metric(key, float(text), ms, step) for key, step, text, ms in sorted(points)]
-        if not (metrics or params or tags):
-            return
-        self._client.log_batch(
-            run_id,
-            metrics[:BATCH],
-            [Param(name, value) for name, value in params.items()],
-            [RunTag(name, value) for name, value in tags.items()],
-        )
-        for start in range(BATCH, len(metrics), BATCH):
-            self._client.log_batch(run_id, metrics[start : start + BATCH])
-
-    def _set_status(self, run_id: str, status: RunStatus, end_ms: int | None) -> None:
-        word = MLFLOWS_WORDS[status]
-        if status is RunStatus.RUNNING:
-            self._client.update_run(run_id, status=word)
-        else:
-            self._client.set_terminated(run_id, status=word, end_time=end_ms)
 
     def _store_artifacts(self, run: TrackedRun, run_id: str, out: Path) -> list[str]:
         missing = []
@@ -435,13 +372,6 @@ def _as_stored(point: Point) -> Point:
     if math.isinf(value):
         value = math.copysign(LARGEST, value)
     return key, step, repr(value), time_ms
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # in a container the number may have no name
-        return str(os.getuid())
 
 
 def experiment_name(suite: str) -> str:

@@ -5,6 +5,8 @@ model. Weights are not copied: the model holds the text that says where DVC keep
 """
 
 import tempfile
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -12,6 +14,10 @@ from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput, Me
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from pipeline.results.dvc_experiment import NAME
+from pipeline.stages.table import PRETRAIN
+from pipeline.tracking.mlflow.parents import CURRENT
+from pipeline.tracking.port import CurrentResult, SuiteResults
 from pipeline.tracking.small_files import WEIGHTS_TEXT
 from pipeline.tracking.tracked import TrackedRun
 
@@ -81,6 +87,44 @@ class EncoderModels:
         self._score(model, run, run_id)
         return True
 
+    def follow(self, results: SuiteResults, is_ours: Callable[[str], bool]) -> None:
+        """Rank the encoders that count by the numbers that count, and no others.
+
+        Args:
+            results: What counts.
+            is_ours: See `ParentRuns.follow`.
+        """
+        current = {
+            stages[PRETRAIN.name].fingerprint: stages
+            for stages in results.experiments.values()
+            if PRETRAIN.name in stages
+        }
+        for version in self._versions():
+            stages = current.get(version.tags.get("asl.fingerprint", ""))
+            known = version.tags.get("asl.experiment") in results.experiments
+            if not known and not is_ours(version.run_id or ""):
+                continue
+            self._tag(version, CURRENT, "false" if stages is None else "true")
+            if stages is not None:
+                self._rate_anew(version, stages.values())
+        self._choose_best()
+
+    def _rate_anew(self, version: ModelVersion, results: Collection[CurrentResult]) -> None:
+        """Let a version have the results that count; what it has stays where some are unknown."""
+        known = {n: v for each in results for n, v in (each.metrics or {}).items() if n in RANKING}
+        ranked = known if any(each.metrics is None for each in results) else RANKING
+        now = str(int(time.time() * 1000))
+        for name in ranked:
+            if name not in known and name in version.tags:
+                self._client.delete_model_version_tag(self._name, version.version, name)
+            elif name in known and version.tags.get(name) != repr(known[name]):
+                self._tag(version, name, repr(known[name]))
+                self._tag(version, f"{name}.time_ms", now)
+
+    def _tag(self, version: ModelVersion, name: str, value: str) -> None:
+        if version.tags.get(name) != value:
+            self._client.set_model_version_tag(self._name, version.version, name, value)
+
     def _score(self, model: LoggedModel, run: TrackedRun, run_id: str) -> None:
         """Add results that the model lacks, even those of a run that was deleted."""
         data = run.datasets[-1] if run.datasets else {}
@@ -96,8 +140,9 @@ class EncoderModels:
         if new:
             self._client.log_batch(run_id, new)
         version = self._version(model)
+        rates = version is not None and run.aside in (None, version.tags.get(NAME))
         for metric in found:  # known ones too: whoever added them may have got no further
-            if version is not None and metric.key in RANKING:
+            if version is not None and rates and metric.key in RANKING:
                 self._rate(version, metric.key, metric)
         self._choose_best()
 
@@ -116,19 +161,20 @@ class EncoderModels:
 
     def _register(self, model: LoggedModel, run: TrackedRun) -> None:
         note = (
-            f"Encoders of suite {self._suite}. Alias `{BEST}`: the one with most of the first of "
-            f"{', '.join(RANKING)} that was measured."
+            f"Encoders of suite {self._suite}. Alias `{BEST}`: of those in dvc.lock the one "
+            f"with most of the first of {', '.join(RANKING)} that was measured."
         )
         try:
             self._client.create_registered_model(self._name, description=note)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        aside = {} if run.aside is None else {NAME: run.aside, CURRENT: "false"}
         if self._version(model) is None:
             self._client.create_model_version(
                 self._name, model.artifact_location, run_id=model.source_run_id,
                 model_id=model.model_id, await_creation_for=0,
-                tags={"asl.fingerprint": run.fingerprint, "asl.experiment": run.key},
+                tags={"asl.fingerprint": run.fingerprint, "asl.experiment": run.key, **aside},
             )  # fmt: skip
 
     def _versions(self) -> list[ModelVersion]:
@@ -141,14 +187,26 @@ class EncoderModels:
         )
 
     def _choose_best(self) -> None:
-        versions = self._versions()
+        versions = [v for v in self._versions() if v.tags.get(CURRENT) != "false"]
         for name in RANKING:
             ranked = [version for version in versions if name in version.tags]
             if ranked:
                 best = max(ranked, key=lambda version: float(version.tags[name]))
-                if BEST not in best.aliases:
+                if self._best() != str(best.version):
                     self._client.set_registered_model_alias(self._name, BEST, best.version)
                 return
+        if self._best() is not None:
+            self._client.delete_registered_model_alias(self._name, BEST)
+
+    def _best(self) -> str | None:
+        """Return the version that is the best so far; a search for versions says no aliases."""
+        try:
+            aliases = self._client.get_registered_model(self._name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return None if BEST not in aliases else str(aliases[BEST])
 
 
 def _inputs(run: Run) -> set[str]:

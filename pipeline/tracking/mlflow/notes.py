@@ -14,11 +14,12 @@ def experiment_note(suite: str, experiment_id: str) -> str:
 - One run per experiment (tag `asl.stage` = `experiment`), named like its entry in `params.yaml`:
   its results (`lp_acc1`, ...) are the experiment's row in the suite's table (`reports/index.html`),
   its `pretrain/*` metrics the curves of its pre-training. When it is trained again, it gets a new
-  run; the newest has the tag `asl.current` = `true`.
+  run; the one with the tag `asl.current` = `true` is what `dvc.lock` names, or what runs now.
 - Below it one run per stage, `detect/asl`, with its own curves, pictures, dataset and system
   metrics. `asl.fingerprint` is DVC's key of the stage: the same key, the same result.
 - Each encoder is a [model](/#/experiments/{experiment_id}/models) with the results of all stages
-  that were made from it, and a version of [asl-{suite}](/#/models/asl-{suite}); alias `best`.
+  that were made from it, and a version of [asl-{suite}](/#/models/asl-{suite}); alias `best`, of
+  those that are current.
 - To compare: select rows, *Compare*. Weights stay with DVC; a run's `weights.txt` says where.
 """
 

@@ -1,22 +1,29 @@
 """Shows stage runs in MLflow. Loads MLflow on first use only, for that takes two seconds."""
 
+import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asl_core.errors import InputError
 from pipeline.errors import TrackingError
 from pipeline.tracking.mlflow.address import StoreAddress
-from pipeline.tracking.mlflow.link import RunLink, is_shown, read_link, write_link
+from pipeline.tracking.mlflow.link import RunLink, all_links, is_shown, read_link, write_link
 from pipeline.tracking.mlflow.lock import tracking_lock
 from pipeline.tracking.mlflow.run_page import run_page
+from pipeline.tracking.port import SuiteResults
 from pipeline.tracking.tracked import read_tracked_run
+from pipeline.writing import write_bytes
 
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow.client import RunUploader
 
 TITLE = "MLflow"
+
+FOLLOWED = "mlflow-current.txt"
+"""In `.asl`: digest of what the store's current runs follow."""
 
 BOUNDED = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # default 7: a refused server costs 247 s a call
@@ -63,8 +70,6 @@ class MlflowStore:
         Raises:
             TrackingError: The store cannot be reached or refuses, or the journal is not readable.
         """
-        for name, value in BOUNDED.items():
-            os.environ.setdefault(name, value)
         address = StoreAddress.of(self._root)
         # Within the lock: who had it before may have brought this run, or a newer attempt of it.
         with tracking_lock(self._root):
@@ -77,17 +82,61 @@ class MlflowStore:
                 if not is_shown(journal.parent):  # a journal that was copied looks like a new one
                     write_link(journal.parent, link)
                 return link
+            _prepare_mlflow()
             from pipeline.tracking.mlflow.client import RunUploader, refusals
 
-            _quieten()
             with refusals(address):
                 if self._uploader is None:
                     self._uploader = RunUploader(address, self._root)
                 return self._uploader.ingest(run, job=journal.parent, out=out)
 
 
-def _quieten() -> None:
-    """Keep MLflow's messages off the terminal: what goes wrong comes as an exception."""
+def follow(root: Path, suites: Sequence[SuiteResults], trusting: bool) -> None:
+    """Let what is current in the store be what counts, see `TrackerKind`.
+
+    What it has been made from is noted, so that a store which is up to date costs nothing. A store
+    that does not exist yet stays so.
+
+    Raises:
+        TrackingError: The store cannot be reached or refuses.
+    """
+    address, note = StoreAddress.of(root), root / ".asl" / FOLLOWED
+    if not suites or (address.database is not None and not address.database.exists()):
+        return
+    with tracking_lock(root):
+        links = all_links(root)
+        digest = _digest(address, root, suites, links)
+        if trusting and note.is_file() and note.read_text("utf-8") == digest:
+            return
+        _prepare_mlflow()
+        from pipeline.tracking.mlflow.client import RunUploader, refusals
+
+        ours = {run_id for link in links for run_id in (link.run_id, link.parent_run_id)}
+
+        def is_ours(run_id: str) -> bool:
+            return address.place is not None or run_id in ours
+
+        with refusals(address):
+            uploader = RunUploader(address, root)
+            whole = [uploader.follow(suite, is_ours) for suite in suites]
+            write_bytes(note, digest.encode() if all(whole) else b"")
+
+
+def _digest(
+    address: StoreAddress, root: Path, suites: Sequence[SuiteResults], links: Sequence[RunLink]
+) -> str:
+    """Tell one state of dvc.lock, and of the runs that the store has, from others."""
+    runs = sorted((link.run_id, link.parent_run_id or "", link.status) for link in links)
+    counting = [
+        (s.suite, sorted(s.named), sorted(map(repr, s.experiments.items()))) for s in suites
+    ]
+    return hashlib.sha256(repr((str(root), address.digest, runs, counting)).encode()).hexdigest()
+
+
+def _prepare_mlflow() -> None:
+    """Bound its waiting and keep its messages off the terminal: errors come as exceptions."""
+    for name, value in BOUNDED.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
