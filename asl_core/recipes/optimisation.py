@@ -93,13 +93,14 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Where a stage runs. Nothing here changes a result or is part of its identity."""
+    """Where a stage runs. Not part of a result's identity: it changes rounding at most."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_workers: int = 0
     """Loader processes."""
     threads: int | None = None
-    """Compute threads of this process; absent: cores minus loader workers, at least 1."""
+    """Compute threads of this process; absent: one on CPUs, so that sums are rounded alike on all
+    machines; beside a GPU the cores that loader workers leave."""
     micro_batch_size: int | None = None
     """Samples per forward pass and process; absent: the whole share of the global batch."""
     checkpoint_minutes: float = 10.0

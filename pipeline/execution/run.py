@@ -90,7 +90,8 @@ def run_stage(
     recipe = recipe_of(params, stage, key)
     resources = load_resources(project.cluster_file, stage)
     inputs = find_inputs(project, stage, key, recipe)
-    set_threads(resources)
+    gpus = services.gpus()
+    set_threads(resources, gpus)
     row = STAGES[stage]
     name = row.run_name(key)
     identity = _identify(services.cache, project, stage, key, recipe)
@@ -105,7 +106,7 @@ def run_stage(
     run = StageRun(
         stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
         identity=identity, code_root=packages_folder(project.suite), job=job,
-        tags=_tags(project, services) if rank == 0 else {},
+        tags=_tags(project, services, gpus) if rank == 0 else {},
         begun=partial(
             _begin_to_show, services.presenter, job, row.details(project.suite, key)
         ),
@@ -138,8 +139,8 @@ def _identify(
     return cache.identify(project.suite, STAGES[stage].run_name(key))
 
 
-def _tags(project: Project, services: RunServices) -> dict[str, str]:
-    return services.code.tags(project.root) | services.gpus().tags() | dict(services.tags)
+def _tags(project: Project, services: RunServices, gpus: Gpus) -> dict[str, str]:
+    return services.code.tags(project.root) | gpus.tags() | dict(services.tags)
 
 
 def _adopt(

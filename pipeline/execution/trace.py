@@ -10,6 +10,7 @@ from pipeline.config.cluster import load_resources
 from pipeline.config.files import read_yaml
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
+from pipeline.execution.gpus import find_gpus
 from pipeline.execution.perform import set_threads
 from pipeline.execution.stored import stored_run
 from pipeline.project import Project
@@ -135,6 +136,10 @@ def _machine(tags: Mapping[str, str], host: str) -> str:
     elif "gpu.uuids" in tags:
         model, driver = (tags.get(name, "unknown") for name in ("gpu.model", "gpu.driver"))
         parts.append(f"GPUs {tags['gpu.uuids']} ({model}), driver {driver}")
+    if "threads" in tags:
+        count = int(tags["threads"])
+        where = f"computed on {tags['device']} with {count} thread{'s' if count > 1 else ''}"
+        parts.append(f"{where}, {tags['kernels']} kernels")
     parts += [f"{name} {tags[name]}" for name in ("torch", "python") if name in tags]
     return ", ".join(parts)
 
@@ -210,7 +215,7 @@ def _check_key(suite: Suite, link: Link, cache: ResultCache) -> Iterator[Check]:
 
 def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) -> Check:
     resources = load_resources(project.cluster_file, link.result.stage)
-    set_threads(resources)
+    set_threads(resources, find_gpus())
     stage, key, recipe = STAGES[link.result.stage], link.result.key, link.result.recipe
     inputs = {r: suite.folder / path for r, path in stage.input_paths(key, recipe).items()}
     what = f"{link.name} {traced.metric}"

@@ -28,6 +28,7 @@ from asl_core.recipes.optimisation import Resources
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
+from pipeline.execution.gpus import find_gpus
 from pipeline.execution.inputs import find_inputs, find_stage, recipe_of
 from pipeline.execution.perform import set_threads
 from pipeline.execution.stored import scratch, stored_run
@@ -112,7 +113,7 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
     resources = load_resources(project.cluster_file, stage_name)
     if trains:
         resources = _as_it_was(resources, witness.circumstances, stale.name)
-    set_threads(resources)  # before torch is loaded
+    set_threads(resources, find_gpus())  # before torch is loaded
     inputs = find_inputs(project, stage_name, key, recipe)
     try:
         module = importlib.import_module(stage.module)

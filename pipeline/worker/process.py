@@ -191,7 +191,7 @@ class JobProcess(ABC):
         params = load_params(self.paths.params)
         recipe = recipe_of(params, self.job.stage, self.job.key)
         resources = granted(self.attempt.terms, os.environ)
-        set_threads(resources)
+        set_threads(resources, self.services.gpus())
         project = Project(self.paths.inputs, self.paths.inputs)
         inputs = find_inputs(project, self.job.stage, self.job.key, recipe)
         if "data_root" in inputs:  # said by the environment of whoever submitted the job
@@ -217,7 +217,7 @@ def granted(terms: Terms, environment: Mapping[str, str]) -> Resources:
     if terms.asked.get("gpus") and resources.device == "auto":
         resources = dataclasses.replace(resources, device="cuda")
     cpus = environment.get(JOB_CPUS)
-    if cpus and resources.threads is None:
+    if resources.device == "cuda" and cpus and resources.threads is None:
         threads = max(1, int(cpus) - resources.num_workers)
         resources = dataclasses.replace(resources, threads=threads)
     return resources

@@ -74,12 +74,15 @@ def make_attempt(number: int, **changes) -> Attempt:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "asked", "device"), [(0, "auto", "auto"), (8, "auto", "cuda"), (8, "cpu", "cpu")]
+    ("gpus", "asked", "device", "threads"),
+    [(0, "auto", "auto", None), (8, "auto", "cuda", 4), (8, "cpu", "cpu", None)],
 )
-def test_a_job_that_asked_for_gpus_computes_on_no_cpu(gpus: int, asked: str, device: str) -> None:
+def test_a_job_that_asked_for_gpus_computes_on_no_cpu(
+    gpus: int, asked: str, device: str, threads: int | None
+) -> None:
     terms = replace(TERMS, asked={"gpus": gpus}, resources={"device": asked, "num_workers": 2})
     resources = granted(terms, {"ASL_JOB_CPUS": "6"})
-    assert (resources.device, resources.threads) == (device, 4)
+    assert (resources.device, resources.threads) == (device, threads)
 
 
 # Records

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from asl_core.recipes.optimisation import Resources
 from pipeline import stages
 from pipeline.config.cluster import STAGES
 from pipeline.errors import NotFinishedError, TrackingError, UserError
+from pipeline.execution.gpus import Gpus
 from pipeline.execution.perform import set_threads
 from pipeline.execution.publish import publish
 from pipeline.execution.run import RunServices, run_stage
@@ -375,22 +378,40 @@ def test_relative_data_paths_start_at_asl_data_or_beside_the_project(
 
 
 @pytest.mark.parametrize(
-    ("resources", "before", "expected"),
+    ("resources", "gpus", "expected"),
     [
-        (Resources(threads=3), "1", "3"),
-        (Resources(), "5", "5"),
-        (Resources(num_workers=10_000), None, "1"),
+        (Resources(threads=3), (), 3),
+        (Resources(), (), 1),
+        (Resources(device="cpu"), ("GPU-1",), 1),
+        (Resources(), ("GPU-1",), len(os.sched_getaffinity(0))),
+        (Resources(device="cuda", num_workers=10_000), ("GPU-1",), 1),
     ],
 )
-def test_threads_are_the_configured_ones_or_what_loader_workers_leave(
-    monkeypatch: pytest.MonkeyPatch, resources: Resources, before: str | None, expected: str
+def test_threads_depend_neither_on_the_shell_nor_on_cores_where_they_round(
+    monkeypatch: pytest.MonkeyPatch, resources: Resources, gpus: tuple[str, ...], expected: int
 ) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    if before:
-        monkeypatch.setenv("OMP_NUM_THREADS", before)
-    set_threads(resources)
-    assert os.environ["OMP_NUM_THREADS"] == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    set_threads(resources, Gpus(gpus))
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == str(expected)
     assert os.environ["GOMP_SPINCOUNT"] == "3000"
+
+
+def test_what_rounding_depends_on_is_recorded(stub_project: Path, call: Any) -> None:
+    """By a stage that loads torch; the shell's number of threads is not the one that is used."""
+    root = Path(__file__).parents[2]
+    shutil.copy(root / "pipeline/stages/prepare.py", stub_project / "pipeline/stages/prepare.py")
+    done = call(
+        "asl-pipe", "run", "prepare", "icons", cwd=stub_project, OMP_NUM_THREADS="2",
+        PYTHONPATH=str(stub_project),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = read_records(stub_project / "runs/prepare/icons/journal")
+    tags = {
+        name: value for r in records if r.kind == "tags" for name, value in r.body["values"].items()
+    }
+    assert (tags["device"], tags["threads"]) == ("cpu", "1")
+    assert tags["kernels"]
 
 
 def test_publishing_replaces_a_folder_whole(tmp_path: Path) -> None:
