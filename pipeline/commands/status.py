@@ -8,8 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.project import Project
-    from pipeline.schedulers.port import Scheduler
+    from pipeline.submission.job_reports import JobReport
     from pipeline.submission.status import Explanations
 
 SECONDS = 5.0
@@ -36,40 +35,47 @@ def status(
 
     from pipeline.commands.printing import console
     from pipeline.project import find_project
+    from pipeline.results.dvc_cache import DvcCache
     from pipeline.schedulers.find import find_scheduler
+    from pipeline.submission.job_reports import job_reports
+    from pipeline.submission.put_back import unadopted
     from pipeline.submission.status import Explanations
 
     project = find_project(Path.cwd(), "demo")
     scheduler = find_scheduler(project.scratch)
     explanations = Explanations(scheduler.explain)
 
-    def look() -> "Table | None":
-        return _table(project, scheduler, explanations, everything)
+    def look() -> "tuple[Table | None, list[str]]":
+        reports = job_reports(project.root, scheduler, DvcCache())
+        table = _table(reports, explanations, everything)
+        return table, unadopted(project.root, reports)
 
     if not watch:
-        table = look()
+        table, left = look()
         if table is None:
             typer.echo("no jobs; asl-pipe submit creates them")
         else:
             console().print(table)
+        if left:
+            typer.echo(
+                f"in no dvc.lock yet: {', '.join(left)}; before dvc push or dvc gc, which know "
+                "only what is in one, run dvc repro or asl-pipe sync in the suite's folder"
+            )
         return
     with Live(console=console(), auto_refresh=False) as live:
         while True:
-            live.update(look() or "no jobs", refresh=True)
+            live.update(look()[0] or "no jobs", refresh=True)
             time.sleep(SECONDS)
 
 
 def _table(
-    project: "Project", scheduler: "Scheduler", explanations: "Explanations", everything: bool
+    reports: "list[JobReport]", explanations: "Explanations", everything: bool
 ) -> "Table | None":
     import time
 
     from pipeline.commands.printing import text_table
-    from pipeline.results.dvc_cache import DvcCache
-    from pipeline.submission.job_reports import job_reports
     from pipeline.submission.status import HEADINGS, recent, status_rows
 
-    reports = job_reports(project.root, scheduler, DvcCache())
     now = time.time()
     shown = explanations.added_to(reports if everything else recent(reports, now))
     return text_table(HEADINGS, status_rows(shown, now)) if shown else None

@@ -113,7 +113,7 @@ class DvcCache:
     def add(self, root: Path, paths: Mapping[str, Path]) -> Hashes:
         """Put files and folders into the cache and return their hashes under the same names."""
         with _repo(root) as repo:
-            return {name: _put(repo, path, path) for name, path in paths.items()}
+            return {name: _put(repo, path, root / name) for name, path in paths.items()}
 
     def digest(self, root: Path, path: Path) -> str | None:
         """Hash a file or folder anew as DVC does, whatever it remembers; None where there is none.

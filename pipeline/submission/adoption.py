@@ -9,6 +9,7 @@ from pipeline.errors import NotFinishedError
 from pipeline.project import Project
 from pipeline.results.port import ResultCache, StageFacts
 from pipeline.stages.table import key_of, stage_of
+from pipeline.submission.put_back import put_back_results
 from pipeline.submission.selection import Wanted, survey
 
 
@@ -24,6 +25,7 @@ def adopt(project: Project, cache: ResultCache) -> list[str]:
         UserError: params.yaml or dvc.yaml is wrong.
         NotFinishedError: DVC did not do it, for it is busy or files change meanwhile.
     """
+    put_back_results(project.root, cache)
     facts = survey(project, load_params(project.params_file), Wanted(), cache)
     new = [name for name, known in facts.items() if _is_new(known, cache)]
     if not new:

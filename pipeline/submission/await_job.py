@@ -18,6 +18,7 @@ from pipeline.results.documents import Hashes
 from pipeline.results.port import Identity
 from pipeline.submission.job_reports import JobReport, Queue, report_on
 from pipeline.submission.plan import SubmissionServices
+from pipeline.submission.put_back import put_back_results
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Attendance:
             NotFinishedError: A job lives, or it is not known what became of it.
             AslPipeError: The job failed or was lost.
         """
+        put_back_results(project.home, self.services.cache)
         report = self._find(project, name, identity)
         if report is None:
             return None

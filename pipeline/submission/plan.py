@@ -24,6 +24,7 @@ from pipeline.results.sources import changed_source
 from pipeline.schedulers.port import JobPhase, Scheduler
 from pipeline.stages.table import SOURCES_FOLDER
 from pipeline.submission.job_reports import JobReport, Queue, report_on
+from pipeline.submission.put_back import put_back_results
 from pipeline.submission.selection import Wanted, choose, survey
 
 TRIES = 3
@@ -139,6 +140,7 @@ def make_plan(project: Project, wanted: Wanted, services: SubmissionServices) ->
     Raises:
         UserError: A name or a file is wrong, or files change all the time.
     """
+    put_back_results(project.root, services.cache)
     for _ in range(TRIES):
         code, files = read_code(project.root), _read_files(project)
         params = load_params(project.params_file)

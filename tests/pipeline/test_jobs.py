@@ -15,7 +15,9 @@ from pipeline.errors import UserError
 from pipeline.jobs.journal import effective_points, read_records
 from pipeline.jobs.state import RunStatus
 from pipeline.jobs.verdict import Verdict
+from pipeline.results.dvc_cache import DvcCache
 from pipeline.submission.plan import Action
+from pipeline.submission.put_back import put_back_results, unadopted
 from pipeline.submission.submit import Outcome
 
 DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
@@ -53,6 +55,28 @@ def test_a_dag_submitted_from_nothing_is_adopted_by_dvc(site) -> None:
     assert metrics["fingerprint"] == site.cache.identify(site.root, "linprobe@asl").fingerprint
     assert outcomes(site.submit()) == dict.fromkeys(DAG, Outcome.DONE)
     assert len(site.cluster.all()) == 3
+
+
+def test_dvc_gc_before_adoption_loses_no_result(site) -> None:
+    """It keeps what dvc.lock names; the jobs' folders still have the files."""
+    site.stub(steps=7)
+    site.submit()
+    site.run()
+    assert unadopted(site.root, list(site.reports().values())) == DAG
+    site.dvc("gc", "-w", "-f")
+    fresh = DvcCache()
+    manifests = {name: site.state(name).manifest for name in DAG}
+    assert not any(fresh.holds(site.root, manifest) for manifest in manifests.values())
+    encoder = site.work("pretrain@asl") / "out/encoder/encoder.safetensors"
+    right = encoder.read_bytes()
+    encoder.unlink()  # the cache may share it
+    encoder.write_bytes(b"something else")
+    assert put_back_results(site.root, fresh) == ["linprobe@asl", "prepare@icons"]
+    encoder.write_bytes(right)
+    assert put_back_results(site.root, fresh) == ["pretrain@asl"]
+    assert site.dvc("repro", "linprobe@asl").count("is cached - skipping run") == 3
+    assert (site.root / "runs/encoder/asl/encoder.safetensors").read_text() == SEVEN_STEPS
+    assert unadopted(site.root, list(site.reports().values())) == []
 
 
 def test_a_job_says_how_far_it_is_and_where(site) -> None:
