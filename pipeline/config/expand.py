@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.files import each, read_yaml
+from pipeline.config.files import each
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import EVALUATIONS
 

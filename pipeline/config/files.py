@@ -1,4 +1,4 @@
-"""Read YAML as DVC reads it, and turn what Pydantic finds into one line per problem."""
+"""Check what a configuration file holds, and turn what Pydantic finds into one line per problem."""
 
 import contextlib
 import json
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.config.suggest import hint, one_of
 from pipeline.errors import UserError
@@ -17,26 +15,6 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 """No unknown keys; a string is no number, though 12 is a float."""
 
 Location = tuple[str | int, ...]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 mapping with the parser DVC uses, so that both see the same values.
-
-    Raises:
-        UserError: The file is missing, is not YAML or is not a mapping.
-    """
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; go to a folder that has one") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{path}{where}: not valid YAML: {reason}; fix that line") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: got {type(content).__name__}, expected a mapping of sections")
-    return content
 
 
 class Problems:

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 100
+"""Characters of a value that are quoted."""
+
 
 def nearest(name: object, valid: Iterable[str]) -> str | None:
     """Return the valid name closest to the given one, if any is close."""
@@ -21,7 +24,18 @@ def one_of(valid: Iterable[str]) -> str:
     return ", ".join(valid) or "none"
 
 
+def printable(text: str) -> str:
+    """Return a text without line ends and other control characters: they are written out."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def shown(value: object) -> str:
+    """Return a value as it is quoted in one line."""
+    text = printable(repr(value))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> str:
     """Return the line for a name that does not exist."""
     names = list(valid)
-    return f"unknown {kind} '{name}'{hint(name, names)} (valid: {one_of(names)})"
+    return f"unknown {kind} {shown(str(name))}{hint(name, names)} (valid: {one_of(names)})"

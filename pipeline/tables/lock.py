@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.files import read_yaml
+from pipeline.config.yaml_files import read_yaml, read_yaml_if_any
 from pipeline.stages.table import CODE_FOLDER
 
 State = Literal["current", "outdated", "unrecorded"]
@@ -86,7 +86,7 @@ def read_lock(suite_folder: Path) -> Lock:
         UserError: One of them is no YAML mapping.
     """
     path = suite_folder / "dvc.lock"
-    stages = read_yaml(path).get("stages") if path.exists() else None
+    stages = read_yaml_if_any(path).get("stages")
     return Lock(stages=stages or {}, params=read_yaml(suite_folder / "params.yaml"))
 
 
