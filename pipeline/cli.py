@@ -31,6 +31,7 @@ from pipeline.commands.ui import ui
 from pipeline.commands.validate import validate
 from pipeline.commands.vouch import vouch
 from pipeline.errors import AslPipeError
+from pipeline.loading import import_failure
 
 _ROOM = "earlier results are intact; free some space and run the same command"
 OF_THE_MACHINE = {
@@ -97,8 +98,10 @@ def run_command(arguments: list[str]) -> int:
         return _say(str(error), _SCIENCE[type(error)])
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
+    except Exception as error:
+        if (line := import_failure(error)) is not None:
+            return _say(line, 2)
+        if not isinstance(error, OSError) or error.errno not in OF_THE_MACHINE:
             raise
         remedy, code = OF_THE_MACHINE[error.errno]
         return _say(f"{error.strerror}: {error.filename or 'while writing'}; {remedy}", code)

@@ -1,5 +1,6 @@
 """Where the project is and which suite a command is for."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def suite_folders(root: Path) -> dict[str, Path]:
 
 
 def _is_suite(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("params.yaml", SUITE_FILE))
+    return any(os.path.lexists(folder / name) for name in ("params.yaml", SUITE_FILE))
 
 
 def _find_root(start: Path) -> Path | None:

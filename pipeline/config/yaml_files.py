@@ -7,13 +7,13 @@ from typing import Any
 from ruamel.yaml import YAML, MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.error import YAMLError
 
-from pipeline.config.suggest import printable
+from pipeline.config.suggest import printable, shown
 from pipeline.errors import UserError
 
 MOST_VALUES = 1_000_000
 """A file of a few aliases that refer to each other can stand for more than any memory holds."""
 DEEPEST = 50
-LONGEST_NUMBER = 100
+LONGEST_NUMBER = 18
 PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 """Kinds of values that JSON has too; DVC and the recipes know no others."""
 KEYS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}
@@ -57,7 +57,10 @@ def _load(path: Path) -> dict[str, Any] | None:
     except (ValueError, LookupError) as error:  # `!!int x`
         raise _not_valid(path, str(error).split("\n")[0]) from error
     if not isinstance(content, dict | None):
-        raise UserError(f"{path}: got a {type(content).__name__}, expected a mapping of sections")
+        kind = "a list" if isinstance(content, list) else shown(content)
+        raise UserError(
+            f"{path}: got {kind}, expected a mapping of sections; write `name: value` lines"
+        )
     return content
 
 
@@ -124,12 +127,12 @@ class _Check:
             if any("\ud800" <= sign <= "\udfff" for sign in node.value):
                 raise self._refusal(node, "half of a surrogate pair is no character")
         if node.tag not in PLAIN:
-            raise self._refusal(node, f"a value of the kind {kind}; in quotes it is a text")
+            raise self._refusal(node, f"a value of the kind {kind} (in quotes it would be a text)")
         if not isinstance(node, MappingNode):
             return node.value if isinstance(node, SequenceNode) else []
         for key, _ in node.value:
             if key.tag not in KEYS:
-                raise self._refusal(key, "a key that is no text; put it into quotes")
+                raise self._refusal(key, "a key that is no text (put it in quotes)")
         return [value for _, value in node.value]
 
     def _refusal(self, node: Node, reason: str) -> UserError:
