@@ -42,7 +42,7 @@ def start(project: Path, *arguments: str, **environment: str) -> tuple[int, list
         ("asl_core/recipes/asl.py", "x = (", "'(' was never closed"),
         ("asl_core/recipes/imported.py", "x = nothing", "NameError: name 'nothing' is not defined"),
         ("asl_core/recipes/mae.py", "x: list[int] = field(1, 2)", "NameError"),
-        ("asl_core/errors.py", " x = 1", "unexpected indent"),
+        ("asl_core/errors.py", " x = 1", "unindent does not match"),
         ("pipeline/stages/table.py", "from pipeline.errors import nothing", "ImportError"),
         ("pipeline/commands/plan.py", "x = 1 +", "invalid syntax"),
     ],
