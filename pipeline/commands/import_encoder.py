@@ -30,6 +30,10 @@ def import_encoder(
         Branch | None,
         typer.Option(help="Which of two encoders; default: the one its authors evaluate."),
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Where the encoder stands in the file, if there are several."),
+    ] = None,
     positions: Annotated[
         Convention | None,
         typer.Option(help="For a checkpoint without positions: MAE x, MoCo v3 y."),
@@ -50,8 +54,9 @@ def import_encoder(
     from pipeline.project import find_project
 
     options = ImportOptions(
-        branch=branch, num_heads=num_heads, image_size=image_size, positions=positions
-    )
+        branch=branch, prefix=prefix, num_heads=num_heads, image_size=image_size,
+        positions=positions,
+    )  # fmt: skip
     imported = import_checkpoint(find_project(Path.cwd()), file, name, options, force)
     Console().print(describe(imported))
     typer.echo("Paste into params.yaml, then name it under linprobe, finetune, ... as well:\n")

@@ -14,7 +14,9 @@ MOST_VALUES = 1_000_000
 """A file of a few aliases that refer to each other can stand for more than any memory holds."""
 DEEPEST = 50
 LONGEST_NUMBER = 18
-PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+PLAIN = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")
+}
 """Kinds of values that JSON has too; DVC and the recipes know no others."""
 KEYS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}
 """Kinds of keys: texts, and `<<`."""
@@ -82,7 +84,9 @@ def _read_text(path: Path) -> str:
 
 
 def _not_valid(path: Path, reason: str, mark: Any = None) -> UserError:
-    where, remedy = ("", "correct it") if mark is None else (f" line {mark.line + 1}", "fix that line")
+    where, remedy = (
+        ("", "correct it") if mark is None else (f" line {mark.line + 1}", "fix that line")
+    )
     return UserError(f"{path}{where}: not valid YAML: {printable(reason)[:200]}; {remedy}")
 
 

@@ -173,7 +173,9 @@ class Paper(_Record):
     def _names_exist(self) -> "Paper":
         for key, table in self.tables.items():
             unknown = {column.metric for column in table.columns} - set(self.metrics)
-            unknown |= {str(row.match.get("method", "no method")) for row in table.rows} - set(self.methods)
+            unknown |= {str(row.match.get("method", "no method")) for row in table.rows} - set(
+                self.methods
+            )
             if unknown:
                 raise ValueError(f"{key} names {sorted(unknown)}, which is not defined")
         for names in (self.headline, self.similarity, self.contrastive):

@@ -81,7 +81,11 @@ MISTAKES = [
         "epochs: two",
         "experiments.mae.epochs (and asl): got 'two', expected a whole number",
     ),
-    ("epochs: 2", "epochs: '2'", "experiments.mae.epochs (and asl): got '2', expected a whole number"),
+    (
+        "epochs: 2",
+        "epochs: '2'",
+        "experiments.mae.epochs (and asl): got '2', expected a whole number",
+    ),
     (
         "epochs: 2",
         "epochs: true",

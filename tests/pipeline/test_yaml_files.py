@@ -120,7 +120,9 @@ def test_a_dangling_link_is_no_missing_file(tmp_path: Path) -> None:
 
 def test_aliases_merges_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_bytes(b"\xef\xbb\xbfa: &a {x: 1, y: [1, 2.5, ~, true]}\nb: {<<: *a, x: off}\nc: *a\n")
+    path.write_bytes(
+        b"\xef\xbb\xbfa: &a {x: 1, y: [1, 2.5, ~, true]}\nb: {<<: *a, x: off}\nc: *a\n"
+    )
     assert read_yaml(path) == {
         "a": {"x": 1, "y": [1, 2.5, None, True]},
         "b": {"x": "off", "y": [1, 2.5, None, True]},
