@@ -1,6 +1,7 @@
-"""Why the program's own modules cannot be imported, in one line. Imports nothing that can be hidden.
+"""Why the program's own modules cannot be imported, in one line.
 
-`sys` and `os` are loaded before any folder of the user's is looked into.
+Imports nothing that can be hidden: Python loads `sys` and `os` before it looks into any folder of
+the user's.
 """
 
 import os

@@ -162,7 +162,9 @@ def _image_size(content: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return what a file, or the arguments stored in it, say of the input's height and width."""
     for record in (content, *(content.get(name) for name in ARGUMENTS)):
         values = vars(record) if isinstance(record, argparse.Namespace) else record
-        for name in IMAGE_SIZES if isinstance(values, Mapping) else ():
+        if not isinstance(values, Mapping):
+            continue
+        for name in IMAGE_SIZES:
             size = values.get(name)
             sides = (size, size) if isinstance(size, int) else size  # timm's has the channels first
             if isinstance(sides, list | tuple) and len(sides) in (2, 3):

@@ -45,8 +45,8 @@ def read_positions(
             _refuse_oblong_sincos(path, stored)
             return stored, side
     raise InputError(
-        f"{path}: pos_embed is (1, {count}, {width}), expected (1, 1 + N, {width}) with N a square; "
-        "only square grids can be imported, resample them to one first"
+        f"{path}: pos_embed is (1, {count}, {width}), expected (1, 1 + N, {width}) with N a "
+        "square; only square grids can be imported, resample them to one first"
     )
 
 

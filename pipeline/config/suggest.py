@@ -1,7 +1,7 @@
 """Say which names would have been valid, the likeliest first."""
 
 import difflib
-import os
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -21,8 +21,10 @@ def nearest(name: object, valid: Iterable[str]) -> str | None:
     given, names = _words(name), list(valid)
 
     def likeness(candidate: str) -> tuple[float, int]:
-        ratio = difflib.SequenceMatcher(None, _words(candidate), given).ratio()
-        return ratio, len(os.path.commonprefix([_words(candidate), given]))
+        words = _words(candidate)
+        alike = (a == b for a, b in zip(words, given, strict=False))
+        ratio = difflib.SequenceMatcher(None, words, given).ratio()
+        return ratio, len(list(itertools.takewhile(bool, alike)))
 
     best = max(names, key=likeness, default=None)
     if best is not None and likeness(best)[0] >= CLOSE:

@@ -280,6 +280,8 @@ def test_a_file_of_another_kind_is_one_line(tmp_path: Path, case: str) -> None:
 
 
 class Small(torch.nn.Module):
+    """A program."""
+
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x
 
@@ -303,7 +305,7 @@ def test_programs_archives_and_folders_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_changed_bit_is_found_and_a_file_without_sums_is_read(tmp_path: Path) -> None:
-    """torch reads over it: the weights would silently be others."""
+    """Without a look at the sums torch reads over it: the weights would silently be others."""
     path = tmp_path / "x.pth"
     torch.save(OURS, path)
     content = bytearray(path.read_bytes())

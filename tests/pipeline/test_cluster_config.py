@@ -99,7 +99,7 @@ def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
         ("slrum: {}", "slrum: unknown key; did you mean 'slurm'?"),
         ("slurm: {pretrian: {}}", "slurm.pretrian: unknown key; did you mean 'pretrain'?"),
         ("slurm: {default: {partion: x}}", "slurm.default.partion: unknown key; did you mean"),
-        ("slurm: {default: {nodes: two}}", "slurm.default.nodes: got 'two', expected a whole number"),
+        ("slurm: {default: {nodes: two}}", "slurm.default.nodes: got 'two', expected a whole"),
         ("slurm: {default: {nodes: 0}}", "slurm.default: got nodes 0, expected 1 or more"),
         ("slurm: {default: {time: soon}}", "got time 'soon', expected minutes, HH:MM:SS"),
         ("slurm: {default: {memory: 64 GB}}", "got memory '64 GB', expected a size such as 64G"),

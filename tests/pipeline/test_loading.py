@@ -1,4 +1,4 @@
-"""Code that cannot be imported, and files that hide a library, are one line before anything runs."""
+"""Code that cannot be imported, and files that hide a library, are one line."""
 
 import os
 import shutil
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import run_command
+from pipeline.errors import UserError
 from pipeline.loading import import_failure
+from pipeline.project import find_project
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,12 +101,9 @@ def test_files_of_other_names_hide_nothing(project: Path) -> None:
 
 
 def test_an_error_of_code_that_runs_is_no_failure_to_import(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir("/")
-    try:
-        run_command(["validate", "x", "--nothing"])  # runs, and says what is wrong itself
-        raise ValueError("of a test")
-    except ValueError as error:
-        assert import_failure(error) is None
+    with pytest.raises(UserError) as caught:
+        find_project(tmp_path)
+    assert import_failure(caught.value) is None
     assert import_failure(SyntaxError("no", ("elsewhere.py", 1, 1, ""))) is None
