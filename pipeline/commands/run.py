@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from asl_core.ranks import ranks_of
 from pipeline.stages.table import CODE_STAGE, REPORT, REPORT_KEY
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(
     if stage == CODE_STAGE:
         refresh_identities(project.suite)
         return
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = ranks_of(os.environ).rank == 0
     tracker = find_tracker(project.root)
     presenter = find_presenter(tracker, project.root, stage) if first else None
     jobs = find_attendance(project.scratch) if first else None

@@ -435,6 +435,7 @@ def test_a_helping_process_computes_but_neither_records_nor_publishes(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     tracker = FakeTracker()
     requests: list[StageRequest] = []
 
@@ -460,7 +461,12 @@ def test_the_first_process_on_another_machine_samples_it(
     path = job_of(project).journal / "attempt-000.jsonl"
     lines = [{**json.loads(line), "t": began_ms} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, value in (("RANK", "8"), ("LOCAL_RANK", str(local_rank)), ("ASL_NODE", "n2")):
+    for name, value in (
+        ("RANK", "8"),
+        ("WORLD_SIZE", "9"),
+        ("LOCAL_RANK", str(local_rank)),
+        ("ASL_NODE", "n2"),
+    ):
         monkeypatch.setenv(name, value)
     run_stage(project, "pretrain", "asl", services())
     points = read_tracked_run(job_of(project).journal).points()
