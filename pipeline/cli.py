@@ -4,9 +4,11 @@ Commands import what they need when they run, so that --help answers at once.
 """
 
 import errno
+import importlib.metadata
 import logging
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
@@ -31,7 +33,7 @@ from pipeline.commands.ui import ui
 from pipeline.commands.validate import validate
 from pipeline.commands.vouch import vouch
 from pipeline.errors import AslPipeError
-from pipeline.loading import import_failure
+from pipeline.loading import HERE, import_failure
 
 _ROOM = "earlier results are intact; free some space and run the same command"
 OF_THE_MACHINE = {
@@ -48,22 +50,41 @@ OF_THE_MACHINE = {
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
+_HELP = (
+    "ASL: self-supervised pre-training from arbitrary scenarios, and the methods it is "
+    "compared with, from data to the paper's tables.\n\n"
+    "DVC runs the DAG: `dvc repro` at the root runs the demo, `dvc --cd suites/NAME repro` a "
+    "suite. Hyperparameters are in params.yaml, machines in cluster.yaml.\n\n"
+    "Examples: asl-pipe validate cifar10-mini; asl-pipe tables --format latex; asl-pipe ui.\n\n"
+    "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, run it again "
+    "later."
+)
 app = typer.Typer(
     name="asl-pipe",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
-    no_args_is_help=True,
-    help=(
-        "ASL: self-supervised pre-training from arbitrary scenarios, and the methods it is "
-        "compared with, from data to the paper's tables.\n\n"
-        "DVC runs the DAG: `dvc repro` at the root runs the demo, `dvc --cd suites/NAME repro` a "
-        "suite. Hyperparameters are in params.yaml, machines in cluster.yaml.\n\n"
-        "Examples: asl-pipe validate cifar10-mini; asl-pipe tables --format latex; asl-pipe ui.\n\n"
-        "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, run it again "
-        "later."
-    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version, where its code lies and what runs it, and end."""
+    if wanted:
+        version = importlib.metadata.version("asl-pipe")
+        typer.echo(f"asl-pipe {version} from {HERE}, Python {sys.version.split()[0]}")
+        raise typer.Exit()
+
+
+@app.callback(help=_HELP)
+def asl_pipe(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Hold the options of the program itself."""
+
+
 for command in (
     run, plan, submit, status, logs, cancel, tables, compare, trace, vouch, ui, sync, gc,
     import_encoder, export_encoder, expand, validate, doctor,
@@ -87,11 +108,12 @@ def run_command(arguments: list[str]) -> int:
     for package in ("asl_core", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        code = app(arguments, prog_name="asl-pipe", standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="asl-pipe", standalone_mode=False)
     except typer.Exit as error:
         code = error.exit_code
     except typer.TyperException as error:
-        return _say(f"{error.format_message()} (asl-pipe --help)", 2)
+        message = _plain(error.format_message())
+        return _say(f"{message} (asl-pipe --help)", 2)
     except AslPipeError as error:
         return _say(str(error), error.exit_code)
     except (InputError, TrainingError, InterruptedRun) as error:
@@ -108,6 +130,12 @@ def run_command(arguments: list[str]) -> int:
     if code == INTERRUPTED:  # Typer turns Ctrl-C into it without a word
         return _say("interrupted; run the same command to resume", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _plain(message: str) -> str:
+    """Return what Typer says of an argument without what the validator behind it adds."""
+    message = message.replace("Value error, ", "").replace("Input should be ", "expected ")
+    return message.partition(", unable to parse")[0].rstrip(".")
 
 
 _SCIENCE = {InputError: 2, TrainingError: 1, InterruptedRun: 75}

@@ -31,6 +31,7 @@ from asl_core.recipes.optimisation import Resources
 from pipeline.config.canonical import canonical_json
 from pipeline.config.params import Params
 from pipeline.errors import AslPipeError, NotFinishedError
+from pipeline.execution.deleted import restoring_scratch, scratch_needed
 from pipeline.execution.describe import describe_run
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.jobs.fence import SupersededError
@@ -141,12 +142,13 @@ def perform(
     lock = _exclusive(job, run.name) if run.locks else contextlib.nullcontext()
     with lock, Journal.open(job.journal) as journal:
         shutil.rmtree(out, ignore_errors=True)
-        request = run.request(out, journal)
+        request = restoring_scratch(run.request(out, journal), run.name)
         describe_run(request, run.params, run.identity, run.tags)
         run.begun()
         with stop_signals_raise() as handler:
             try:
-                outcome = _attempt(request, load, handler)
+                with scratch_needed(request, run.name):
+                    outcome = _attempt(request, load, handler)
                 confirm()
             except BaseException as error:
                 handler.quiet = True
