@@ -75,14 +75,17 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback(help=_HELP)
+@app.callback(help=_HELP, invoke_without_command=True)
 def asl_pipe(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Hold the options of the program itself."""
+    """Print the help where no command is given."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 for command in (
@@ -108,7 +111,7 @@ def run_command(arguments: list[str]) -> int:
     for package in ("asl_core", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        code = app(arguments or ["--help"], prog_name="asl-pipe", standalone_mode=False)
+        code = app(arguments, prog_name="asl-pipe", standalone_mode=False)
     except typer.Exit as error:
         code = error.exit_code
     except typer.TyperException as error:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from asl_core.errors import AslCoreError, InputError, TrainingError
 
 SHARED_MEMORY = "/dev/shm"
-REMEDY = (
-    "give the container more (docker run --shm-size=8g), or set num_workers: 0 in cluster.yaml"
-)
+REMEDY = "give the container more (docker run --shm-size=8g), or set num_workers: 0 in cluster.yaml"
 LOCKS = 5
 """Of a queue and its events, rounded up."""
-_ENDED = re.compile(r"DataLoader worker.*?(killed by signal: [\w ]+|exited unexpectedly)", re.DOTALL)
+_ENDED = re.compile(
+    r"DataLoader worker.*?(killed by signal: [\w ]+|exited unexpectedly)", re.DOTALL
+)
 
 
 def check_shared_memory(num_workers: int) -> None:

@@ -55,6 +55,11 @@ def one_of(valid: Iterable[str]) -> str:
     return ", ".join(valid) or "none"
 
 
+def folded(label: object) -> str:
+    """Return a label without what people do not retype: capitals, more than one space."""
+    return " ".join(str(label).split()).casefold()
+
+
 def printable(text: str) -> str:
     """Return a text without line ends and other control characters: they are written out."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

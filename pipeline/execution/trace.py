@@ -8,16 +8,16 @@ from pathlib import Path
 
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
-from pipeline.config.suggest import unknown_name
+from pipeline.config.suggest import folded, unknown_name
 from pipeline.errors import UserError
 from pipeline.execution.perform import set_threads
 from pipeline.execution.stored import stored_run
-from pipeline.project import Project
+from pipeline.project import Project, folded_title
 from pipeline.results.port import ResultCache
 from pipeline.results.vouchings import vouchings_of
 from pipeline.stages.table import STAGES
 from pipeline.tables.collect import Suite, collect
-from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
+from pipeline.tables.layout import contrastive_table, lay_out, similarity_table, suite_table
 from pipeline.tables.lock import read_lock
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import measured
@@ -55,14 +55,20 @@ def trace(project: Project, table: str, row: str, metric: str) -> tuple[Suite, T
     paper = load_paper()
     suite = collect(project.suite, load_params(project.params_file, paper.references()))
     tables = lay_out(suite, paper)
-    own = {suite.name, project.suite.name, *(["demo"] if project.suite == project.root else [])}
-    if table in own:
-        companions = (similarity_table(suite, paper), contrastive_table(suite, paper))
-        tables += [each for each in companions if each is not None]
-    elif table not in suite.tables:
-        raise UserError(unknown_name("table", table, [suite.name, *suite.tables]))
-    elif not suite.reduced:
-        tables = [tables[suite.tables.index(table)]]
+    own = {folded(each) for each in (suite.name, suite.title, project.suite.name, project.name)}
+    companions = [similarity_table(suite, paper), contrastive_table(suite, paper)]
+    shown = [each for each in companions if each is not None]
+    wanted = folded_title(table)
+    if wanted in own:
+        tables += shown
+    elif titled := [each for each in shown if folded(each.title) == wanted]:
+        tables = titled
+    else:
+        reference = suite_table(suite, paper, table)
+        if reference is None:
+            raise UserError(unknown_name("table", table, [suite.name, *suite.tables]))
+        if not suite.reduced:
+            tables = [tables[suite.tables.index(reference)]]
     return suite, trace_cell(suite, paper, tables, row, metric)
 
 

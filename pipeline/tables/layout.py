@@ -8,6 +8,7 @@ from the first named table that has one.
 
 from collections.abc import Sequence
 
+from pipeline.config.suggest import folded
 from pipeline.tables.cells import Heading, Line, ResultTable
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import TRAIN, cost_cell, cost_headings
@@ -28,6 +29,16 @@ def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
     if suite.reduced or not tables:
         return [_suite_table(suite, paper, tables, groups)]
     return [paper_table(suite, paper, table, groups) for table in tables]
+
+
+def suite_table(suite: Suite, paper: Paper, name: str) -> str | None:
+    """Return which table of a suite a name means: `table7`, `Table 7`, or its title; None: none."""
+    for reference in suite.tables:
+        table = paper.table(reference)
+        known = (reference, table.number, table.title, f"{table.number}: {table.title}")
+        if folded(name) in map(folded, known):
+            return reference
+    return None
 
 
 def similarity_table(suite: Suite, paper: Paper) -> ResultTable | None:

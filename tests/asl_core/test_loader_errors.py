@@ -56,7 +56,7 @@ def little_room() -> Iterator[None]:
 
 def test_batches_that_do_not_fit_into_shared_memory_say_what_to_do(little_room: None) -> None:
     """Raised by the system to a real loader process; torch's own way would be to wait for ever."""
-    with pytest.raises(InputError, match="too little shared memory .*File too large") as caught:
+    with pytest.raises(InputError, match=r"too little shared memory .*File too large") as caught:
         load(same)
     said = str(caught.value)
     assert said.isprintable()
@@ -83,7 +83,7 @@ def test_wrong_input_in_a_loader_process_is_its_own_line(num_workers: int) -> No
 
 
 def test_a_loader_process_that_is_killed_is_said() -> None:
-    with pytest.raises(TrainingError, match="ended from outside .*smaller num_workers"):
+    with pytest.raises(TrainingError, match=r"ended from outside .*smaller num_workers"):
         load(die)
 
 

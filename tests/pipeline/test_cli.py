@@ -1,6 +1,8 @@
 """The command line: what it says, how it ends, what it loads."""
 
 import errno
+import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +45,7 @@ def test_help_of_a_command_has_an_example(command: str, capsys: pytest.CaptureFi
     ("arguments", "said"),
     [
         (["validate", "cifar10-min"], "unknown suite 'cifar10-min'; did you mean 'cifar10-mini'?"),
-        (["tables", "nothing"], "unknown suite 'nothing' (valid: demo, cifar10-mini, "),
+        (["tables", "nothing"], "unknown suite or table 'nothing' (valid: demo, cifar10-mini, "),
         (["run", "pretrian", "asl"], "unknown stage 'pretrian'; did you mean 'pretrain'?"),
         (["run", "pretrain", "als"], "'als'; did you mean 'asl'?"),
         (["run", "prepare", "scene"], "'scene'; did you mean 'scenes'?"),
@@ -54,6 +56,10 @@ def test_help_of_a_command_has_an_example(command: str, capsys: pytest.CaptureFi
         (["import-encoder", "nowhere.pth"], "nowhere.pth is not a file"),
         (["import-encoder", "x.pth", "--num-heads", "0"], "--num-heads"),
         (["frobnicate"], "frobnicate"),
+        (["tabels"], "Did you mean 'tables'?"),
+        (["tables", "--format", "csv"], "'--format': 'csv' is not one of 'text', 'md'"),
+        (["ui", "--port", "x"], "Invalid value for '--port': expected a valid integer (asl"),
+        (["ui", "--port", "70000"], "'--port': expected less than or equal to 65535"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -148,3 +154,34 @@ def test_what_nobody_foresaw_is_shown_without_passwords_and_asked_to_be_reported
     assert said.splitlines()[-1] == (
         "asl-pipe: unexpected error; please report the traceback above"
     )
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_is_for_reading_and_not_an_error(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run_command(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.startswith("Usage: asl-pipe")
+    assert all(command in said.out for command in COMMANDS)
+
+
+def test_the_short_option_helps_with_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_command(["plan", "-h"]) == 0
+    assert "Example: asl-pipe plan" in capsys.readouterr().out
+
+
+def test_the_version_comes_with_the_place_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_command(["--version"]) == 0
+    version = importlib.metadata.version("asl-pipe")
+    assert capsys.readouterr().out.startswith(f"asl-pipe {version} from {ROOT}, Python 3.")
+
+
+def test_a_shell_is_told_how_a_command_goes_on() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pipeline"], capture_output=True, text=True, check=False,
+        env={**os.environ, "_ASL_PIPE_COMPLETE": "complete_bash", "COMP_WORDS": "asl-pipe im",
+             "COMP_CWORD": "1"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["import-encoder"]
