@@ -67,8 +67,9 @@ def loader_errors(num_workers: int) -> Iterator[None]:
             ) from error
         if (ended := _ENDED.search(text)) is not None:
             raise TrainingError(
-                f"a loader process was ended from outside ({ended[1]}), for lack of memory perhaps; "
-                "set a smaller num_workers in cluster.yaml and run the same command to resume"
+                f"a loader process was ended from outside ({ended[1]}), perhaps for lack "
+                "of memory; set a smaller num_workers in cluster.yaml and run the same command "
+                "to resume"
             ) from error
         raise
 

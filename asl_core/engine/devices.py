@@ -10,6 +10,7 @@ from asl_core.data.loaders import map_tensors
 from asl_core.errors import InputError
 from asl_core.ranks import ranks_of
 from asl_core.recipes.optimisation import Resources
+from asl_core.wording import counted
 
 Batch = TypeVar("Batch")
 
@@ -28,8 +29,8 @@ def pick_device(resources: Resources) -> torch.device:
     ranks, visible = ranks_of(os.environ), torch.cuda.device_count()
     if ranks.local_rank >= visible:
         raise InputError(
-            f"LOCAL_RANK is {ranks.local_rank}, but this process sees {visible} GPU"
-            f"{'s'[: visible != 1]}; start one process per GPU of a machine"
+            f"LOCAL_RANK is {ranks.local_rank}, but this process sees "
+            f"{counted(visible, 'GPU')}; start one process per GPU of a machine"
         )
     device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asl_core.errors import InputError
 from asl_core.exchange.origin import Branch
+from asl_core.wording import counted
 
 PATCH_WEIGHT = "patch_embed.proj.weight"
 """The tensor by which an encoder with timm's names is recognised."""
@@ -129,7 +130,9 @@ def _choice(encoders: list[FoundEncoder]) -> str:
 
 
 def _counted(encoders: list[FoundEncoder]) -> str:
-    return ", ".join(f"{_shown(each)} ({len(each.tensors)} tensors)" for each in encoders)
+    return ", ".join(
+        f"{_shown(each)} ({counted(len(each.tensors), 'tensor')})" for each in encoders
+    )
 
 
 def _shown(encoder: FoundEncoder) -> str:
@@ -143,7 +146,7 @@ def _contents(content: Mapping[str, Any]) -> str:
         for container, tensors in _tables(content)
         for name in tensors
     )
-    tensors = [f"{name}: {count} tensor{'s'[: count != 1]}" for name, count in counts.items()]
+    tensors = [f"{name}: {counted(count, 'tensor')}" for name, count in counts.items()]
     return (
         ", ".join((tensors or [repr(str(name))[1:41].rstrip("'") for name in content])[:5])
         or "nothing"

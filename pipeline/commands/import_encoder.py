@@ -78,7 +78,7 @@ def describe(imported: "ImportedEncoder") -> "Table":
         "dropped": dropped or "nothing",
         "size": f"depth {vit.depth}, width {vit.embed_dim}, mlp_ratio {vit.mlp_ratio:g}",
         "heads": f"{vit.num_heads} ({origin.num_heads_from})",
-        "input": f"{vit.image_size} px, patch {vit.patch_size}, {vit.num_patches} patches",
+        "input": f"{vit.image_size} px, {vit.grid_size}x{vit.grid_size} patches of {vit.patch_size}",
         "positions": origin.positions,
         **{f"note {number}": note for number, note in enumerate(origin.notes, 1)},
     }

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from asl_core.wording import counted
+
 
 def sync(
     fingerprint: Annotated[
@@ -57,7 +59,7 @@ def sync(
     kind = find_kind(project.root)
     count = sync_journals(project.root, kind.connect(project.root, False))
     how = "; asl-pipe ui shows them" if kind.serve is not None else ""
-    typer.echo(f"{count} runs are in {kind.title}{how}")
+    typer.echo(f"{counted(count, 'run')} {'is' if count == 1 else 'are'} in {kind.title}{how}")
     if problem is not None:
         raise problem
 

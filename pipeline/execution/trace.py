@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from asl_core.wording import counted
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
 from pipeline.config.suggest import folded, unknown_name
@@ -77,7 +78,7 @@ def headline(traced: TracedCell) -> str:
     cell, metric = traced.cell, traced.cell.metric
     ours = f"{measured(cell)} {metric.unit}".rstrip()
     if cell.spread is not None:
-        ours += f", mean and deviation of {len(cell.measured)} runs"
+        ours += f", mean and deviation of {counted(len(cell.measured), 'run')}"
     paper = "none" if cell.paper is None else str(cell.paper)
     scale = "; reduced scale" if cell.reduced else ""
     where = f"{traced.line.label}, {traced.heading.header}"
@@ -106,7 +107,7 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     yield "machine", _machine(tags, said.host)
     if said.seconds is not None:
         memory = "" if said.peak_memory_gib is None else f", {said.peak_memory_gib:.2f} GiB"
-        attempts = f"{said.attempts} attempt{'s' if said.attempts > 1 else ''}"
+        attempts = f"{counted(said.attempts, 'attempt')}"
         yield "effort", f"{said.seconds:.0f} s in {attempts}{memory}"
 
 

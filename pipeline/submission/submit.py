@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from asl_core.wording import counted
 from pipeline.execution.inputs import data_root
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.folder import JobFolder
@@ -240,7 +241,7 @@ def _decide(
     most = entry.request.asked.max_queued
     if not submission.room.take(queue, most):
         queued = submission.room.queued
-        detail = f"the queue holds {queued} jobs of asl-pipe, max_queued is {most}"
+        detail = f"the queue holds {counted(queued or 0, 'job')} of asl-pipe, max_queued is {most}"
         return _became(entry, Outcome.HELD, detail=detail)
     if action is Action.REPLACE and report is not None and report.job_id is not None:
         services.scheduler.cancel([report.job_id])

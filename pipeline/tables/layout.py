@@ -8,6 +8,7 @@ from the first named table that has one.
 
 from collections.abc import Sequence
 
+from asl_core.wording import counted
 from pipeline.config.suggest import folded
 from pipeline.tables.cells import Heading, Line, ResultTable
 from pipeline.tables.collect import Suite
@@ -110,10 +111,10 @@ def _suite_table(
             for name in names
         ]
         lines.append(Line(group.label, group.keys, (), "own", tuple(cells)))
-    rows = f"{len(lines)} rows, " if len(lines) < len(suite.experiments) else ""
+    rows = f"{counted(len(lines), 'row')}, " if len(lines) < len(suite.experiments) else ""
     return ResultTable(
         title=suite.title,
-        caption=f"{rows}{len(suite.experiments)} experiments of the suite {suite.name}.",
+        caption=f"{rows}{counted(len(suite.experiments), 'experiment')} of the suite {suite.name}.",
         reduced=suite.reduced,
         given=(),
         headings=(
