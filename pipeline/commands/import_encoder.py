@@ -70,6 +70,7 @@ def describe(imported: "ImportedEncoder") -> "Table":
     from rich.table import Table
 
     vit, origin = imported.vit, imported.origin
+    grid = f"{vit.grid_size}x{vit.grid_size}"
     dropped = ", ".join(f"{count} {name}" for name, count in origin.dropped.items())
     rows = {
         "file": f"{origin.file} ({origin.form})",
@@ -78,7 +79,7 @@ def describe(imported: "ImportedEncoder") -> "Table":
         "dropped": dropped or "nothing",
         "size": f"depth {vit.depth}, width {vit.embed_dim}, mlp_ratio {vit.mlp_ratio:g}",
         "heads": f"{vit.num_heads} ({origin.num_heads_from})",
-        "input": f"{vit.image_size} px, {vit.grid_size}x{vit.grid_size} patches of {vit.patch_size}",
+        "input": f"{vit.image_size} px, {grid} patches of {vit.patch_size} px",
         "positions": origin.positions,
         **{f"note {number}": note for number, note in enumerate(origin.notes, 1)},
     }

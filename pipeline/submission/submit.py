@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from asl_core.wording import counted
+from pipeline.errors import UserError
 from pipeline.execution.inputs import data_root
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.folder import JobFolder
@@ -83,6 +84,8 @@ def submit(plan: Plan, services: SubmissionServices) -> list[Submitted]:
     Raises:
         SchedulerError: The scheduler cannot be asked; nothing was submitted from then on.
     """
+    if plan.is_local:
+        raise UserError(f"{plan.queue_error}; `dvc repro` runs the stages on this machine")
     if plan.queue_error is not None:
         raise SchedulerError(f"{plan.queue_error}; nothing was submitted, try again later")
     tags = services.code.tags(plan.project.root)

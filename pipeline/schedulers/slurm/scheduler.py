@@ -26,6 +26,7 @@ from pipeline.schedulers.port import (
     ARRAY_COMMENT,
     BatchJob,
     JobPhase,
+    NoSchedulerError,
     QueuedJob,
     SchedulerError,
     SubmitError,
@@ -93,8 +94,11 @@ class SlurmScheduler:
         """Return this user's jobs, ended ones too for as long as Slurm's MinJobAge.
 
         Raises:
+            NoSchedulerError: Slurm's programs are not on this machine.
             SchedulerError: squeue failed, or said what cannot be read.
         """
+        if not any(map(shutil.which, ("squeue", "sbatch"))):
+            raise NoSchedulerError("there is no Slurm here: neither sbatch nor squeue is on PATH")
         # variables such as SQUEUE_PARTITION would hide jobs
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
         columns = zip(QUEUE_FIELDS, QUEUE_WIDTHS, strict=True)
