@@ -13,14 +13,16 @@ def validate(
 ) -> None:
     """Check params.yaml and cluster.yaml.
 
-    Names, types, ranges, references. Changes nothing. Without SUITE: the suite in the current
-    folder.
+    Names, types, ranges, references. Notes data folders that are not on this machine. Changes
+    nothing. Without SUITE: the suite in the current folder.
 
     Example: asl-pipe validate cifar10-mini
     """
+    from asl_core.recipes.datasets import folders_of
     from pipeline.config.cluster import load_resources
     from pipeline.config.params import load_params
     from pipeline.errors import UserError
+    from pipeline.execution.inputs import data_root, no_folder
     from pipeline.project import find_project
     from pipeline.results.suite_project import is_up_to_date
     from pipeline.stages.table import RUN_BY_JOBS
@@ -36,5 +38,9 @@ def validate(
             f"{project.suite / 'dvc.yaml'} is missing or does not match this version's stages; "
             f"asl-pipe expand {project.name} writes it"
         )
+    for name, dataset in params.datasets.items():
+        for folder in folders_of(dataset, data_root(project)):
+            if not (folder.exists() or (project.suite / "data" / name).exists()):
+                typer.echo(f"note: {no_folder(name, folder)}", err=True)
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")

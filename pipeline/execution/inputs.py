@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from asl_core.recipes.datasets import folders_of
 from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.params import Params
 from pipeline.config.suggest import unknown_name
@@ -48,7 +49,11 @@ def find_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[
         UserError: One of them has not been made yet; says which command makes it.
     """
     if stage == PREPARE.name:
-        return {"data_root": data_root(project)}
+        root = data_root(project)
+        for folder in folders_of(recipe, root):  # type: ignore[arg-type]  # it is a data set's
+            if not folder.exists():  # said before torch is loaded, which takes a while
+                raise UserError(no_folder(key, folder))
+        return {"data_root": root}
     if stage == REPORT.name:
         return {"suite": project.suite}
     if isinstance(recipe, ImportedRecipe):
@@ -96,7 +101,16 @@ def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> 
 
 def data_root(project: Project) -> Path:
     """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
-    return Path(os.environ.get("ASL_DATA") or project.root.parent / "shared" / "data")
+    named = os.path.expanduser(os.environ.get("ASL_DATA", ""))
+    return Path(named or project.root.parent / "shared" / "data")
+
+
+def no_folder(dataset: str, folder: Path) -> str:
+    """Return the line for a data set whose source is not there."""
+    return (
+        f"prepare@{dataset} needs {folder}, which does not exist; correct its `path` in "
+        "params.yaml, or set ASL_DATA to the folder from which relative paths start"
+    )
 
 
 def dataset_digest(folder: Path) -> str:
