@@ -126,6 +126,8 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         if (line := import_failure(error)) is not None:
             return _say(line, 2)
+        if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+            return _say(f"{error.object!a:.200} is not UTF-8; rename it, or set LC_ALL=C.UTF-8", 2)
         if not isinstance(error, OSError) or error.errno not in OF_THE_MACHINE:
             raise
         remedy, code = OF_THE_MACHINE[error.errno]

@@ -66,6 +66,14 @@ def run(
     logging.getLogger(__name__).info(
         "%s %s: done %s%s", stage, name, how, f"; {shown}" if shown else ""
     )
+    if stage == REPORT.name:  # the last one; dvc.lock alone is a record without its numbers
+        typer.echo(f"to commit these results: {committed_by(project.suite)}")
+
+
+def committed_by(suite: Path) -> str:
+    """Return the command that stages a suite's results; DVC's own hint leaves out the numbers."""
+    metrics = " runs/*/*.json" if any(suite.glob("runs/*/*.json")) else ""
+    return f"git add params.yaml dvc.lock{metrics}"
 
 
 def find_attendance(scratch: Path) -> "Attendance | None":

@@ -12,6 +12,7 @@ import typer
 
 from asl_core.errors import InputError, InterruptedRun, TrainingError
 from pipeline import cli
+from pipeline.commands.run import committed_by
 from pipeline.errors import NotFinishedError, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,7 @@ def test_validate_counts_what_a_suite_has(
         (OSError(errno.ENOSPC, "No space left on device", "checkpoint"), 1),
         (PermissionError(errno.EACCES, "Permission denied", "data/train.parquet"), 2),
         (KeyboardInterrupt(), 130),
+        (UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"), 2),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -185,3 +187,19 @@ def test_a_shell_is_told_how_a_command_goes_on() -> None:
              "COMP_CWORD": "1"},
     )  # fmt: skip
     assert done.stdout.split() == ["import-encoder"]
+
+
+def test_the_printed_git_command_stages_the_lock_and_every_number(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    for name in ("params.yaml", "dvc.lock", "runs/linprobe/asl.json", "runs/knn/mae.vouched.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "runs/linprobe/asl").mkdir()
+    (tmp_path / "runs/linprobe/asl/weights").touch()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(committed_by(tmp_path), cwd=tmp_path, shell=True, check=True)
+    staged = ["git", "diff", "--cached", "--name-only"]
+    said = subprocess.run(staged, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [
+        "dvc.lock", "params.yaml", "runs/knn/mae.vouched.json", "runs/linprobe/asl.json",
+    ]  # fmt: skip

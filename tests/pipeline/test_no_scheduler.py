@@ -56,3 +56,14 @@ def test_a_scheduler_that_does_not_answer_is_another_matter(
     with pytest.raises(SchedulerError, match="squeue: down") as caught:
         SlurmScheduler(tmp_path / "slurm").queue()
     assert not isinstance(caught.value, NoSchedulerError)
+
+
+def test_programs_that_know_of_no_cluster_are_no_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = "squeue: fatal: Could not establish a configuration source"
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    with pytest.raises(NoSchedulerError, match=r"finds neither slurm\.conf nor a controller"):
+        SlurmScheduler(tmp_path / "slurm").queue()
