@@ -65,5 +65,5 @@ def test_programs_that_know_of_no_cluster_are_no_scheduler(
     said = "squeue: fatal: Could not establish a configuration source"
     (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
     (tmp_path / "squeue").chmod(0o755)
-    with pytest.raises(NoSchedulerError, match=r"finds neither slurm\.conf nor a controller"):
+    with pytest.raises(NoSchedulerError, match=r"finds neither slurm\.conf nor controller"):
         SlurmScheduler(tmp_path / "slurm").queue()

@@ -294,7 +294,7 @@ class SlurmScheduler:
         if done.returncode != 0:
             if NO_CLUSTER.search(done.stderr):
                 raise NoSchedulerError(
-                    f"there is no Slurm here: {command[0]} finds neither slurm.conf nor a controller"
+                    f"there is no Slurm here: {command[0]} finds neither slurm.conf nor controller"
                 )
             raise SchedulerError(f"{command[0]}: {_tidy(done.stderr or done.stdout)}")
         return done.stdout
