@@ -14,7 +14,7 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 # commands started by the DAG find this project's programs first
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help repro test check fix ui bench clean
+.PHONY: help env repro test check fix ui bench clean
 
 help:  ## show this list
 	@echo "make TARGET; the demo runs with 'make repro', another suite with 'make repro SUITE=cifar10-mini'"
@@ -26,6 +26,8 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 $(STAMP): requirements.lock pyproject.toml
 	@.ci/environment $(VENV) $(PYTHON)
+
+env: $(STAMP)  ## make .venv from the lock file, or complete it
 
 repro: $(STAMP)  ## run a suite (SUITE=demo) and print its tables; only what changed runs again
 	@$(RUN) asl-pipe expand $(SUITE) > /dev/null
