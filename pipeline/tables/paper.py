@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -257,7 +258,7 @@ def load_paper() -> Paper:
     Raises:
         UserError: One line per problem: a method that was added, for instance, with a wrong key.
     """
-    return read_paper(Path(__file__).with_name("paper.yaml"))
+    return read_paper(Path(str(resources.files("pipeline.tables") / "paper.yaml")))
 
 
 def read_paper(path: Path) -> Paper:
