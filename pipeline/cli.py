@@ -115,8 +115,7 @@ def run_command(arguments: list[str]) -> int:
     except typer.Exit as error:
         code = error.exit_code
     except typer.TyperException as error:
-        message = _plain(error.format_message())
-        return _say(f"{message} (asl-pipe --help)", 2)
+        return _say(f"{_plain(error.format_message())} (asl-pipe --help)", 2)
     except AslPipeError as error:
         return _say(str(error), error.exit_code)
     except (InputError, TrainingError, InterruptedRun) as error:
