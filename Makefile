@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
+# the first that is new enough; make PYTHON=/path/to/python names another
+PYTHON ?= python3 python3.13 python3.12 python3.11
 SUITE ?= demo
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -13,19 +14,20 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 # commands started by the DAG find this project's programs first
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help repro test check fix ui bench clean
+.PHONY: help env repro test check fix ui bench clean
 
 help:  ## show this list
 	@echo "make TARGET; the demo runs with 'make repro', another suite with 'make repro SUITE=cifar10-mini'"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+# made anew in a project that was copied or moved
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
 $(STAMP): requirements.lock pyproject.toml
-	@started=$$(date +%s); \
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV); \
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
-	touch $@; \
-	echo "installed in $$(( $$(date +%s) - started )) s"
+	@.ci/environment $(VENV) $(PYTHON)
+
+env: $(STAMP)  ## make .venv from the lock file, or complete it
 
 repro: $(STAMP)  ## run a suite (SUITE=demo) and print its tables; only what changed runs again
 	@$(RUN) asl-pipe expand $(SUITE) > /dev/null
@@ -35,6 +37,7 @@ repro: $(STAMP)  ## run a suite (SUITE=demo) and print its tables; only what cha
 	$(RUN) dvc --cd $$folder repro; \
 	echo "the DAG took $$(( $$(date +%s) - started )) s"; \
 	$(RUN) asl-pipe tables $(SUITE)
+	@echo "to use its commands: source $(VENV)/bin/activate (asl-pipe -h lists them)"
 
 check: $(STAMP)  ## format, lint, types, layers
 	@$(RUN) ruff format --check .

@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from asl_core.errors import TrainingError
+from asl_core.ranks import meeting_point, ranks_of
+
 T = TypeVar("T")
 
 
@@ -146,15 +149,25 @@ def initialise_from_environment(device: torch.device) -> None:
     with 1, nothing happens.
 
     Raises:
-        RuntimeError: The other processes did not show up within `RENDEZVOUS_S`.
+        InputError: These variables are no numbers, or do not go together.
+        TrainingError: The other processes did not show up within `RENDEZVOUS_S`.
 
     Note:
         gloo listens where the node's own name leads; on a cluster where that is no network that
         the nodes share, set GLOO_SOCKET_IFNAME to the interface.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    ranks = ranks_of(os.environ)
+    if ranks.world_size == 1 or dist.is_initialized():
         return
-    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_S)))
+    place, timeout = meeting_point(os.environ), timedelta(seconds=RENDEZVOUS_S)
+    try:
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise TrainingError(
+            f"process {ranks.rank} of {ranks.world_size} has not met the others at {place}: "
+            f"{reason}; look whether all were started and reach that address"
+        ) from error
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=store,

@@ -39,7 +39,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.files import read_yaml
+from pipeline.config.yaml_files import read_yaml
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import PROVISIONAL, new_token, read_attempts, write_attempt, write_job
 from pipeline.jobs.state import write_state

@@ -4,9 +4,11 @@ Commands import what they need when they run, so that --help answers at once.
 """
 
 import errno
+import importlib.metadata
 import logging
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
@@ -31,6 +33,7 @@ from pipeline.commands.ui import ui
 from pipeline.commands.validate import validate
 from pipeline.commands.vouch import vouch
 from pipeline.errors import AslPipeError
+from pipeline.loading import HERE, import_failure
 
 _ROOM = "earlier results are intact; free some space and run the same command"
 OF_THE_MACHINE = {
@@ -47,22 +50,44 @@ OF_THE_MACHINE = {
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
+_HELP = (
+    "ASL: self-supervised pre-training from arbitrary scenarios, and the methods it is "
+    "compared with, from data to the paper's tables.\n\n"
+    "DVC runs the DAG: `dvc repro` at the root runs the demo, `dvc --cd suites/NAME repro` a "
+    "suite. Hyperparameters are in params.yaml, machines in cluster.yaml.\n\n"
+    "Examples: asl-pipe validate cifar10-mini; asl-pipe tables --format latex; asl-pipe ui.\n\n"
+    "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, run it again "
+    "later."
+)
 app = typer.Typer(
     name="asl-pipe",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
-    no_args_is_help=True,
-    help=(
-        "ASL: self-supervised pre-training from arbitrary scenarios, and the methods it is "
-        "compared with, from data to the paper's tables.\n\n"
-        "DVC runs the DAG: `dvc repro` at the root runs the demo, `dvc --cd suites/NAME repro` a "
-        "suite. Hyperparameters are in params.yaml, machines in cluster.yaml.\n\n"
-        "Examples: asl-pipe validate cifar10-mini; asl-pipe tables --format latex; asl-pipe ui.\n\n"
-        "Exit codes: 0 done; 1 a stage failed; 2 the input is wrong; 75 not finished, run it again "
-        "later."
-    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version, where its code lies and what runs it, and end."""
+    if wanted:
+        version = importlib.metadata.version("asl-pipe")
+        typer.echo(f"asl-pipe {version} from {HERE}, Python {sys.version.split()[0]}")
+        raise typer.Exit()
+
+
+@app.callback(help=_HELP, invoke_without_command=True)
+def asl_pipe(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Print the help where no command is given."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 for command in (
     run, plan, submit, status, logs, cancel, tables, compare, trace, vouch, ui, sync, gc,
     import_encoder, export_encoder, expand, validate, doctor,
@@ -90,21 +115,31 @@ def run_command(arguments: list[str]) -> int:
     except typer.Exit as error:
         code = error.exit_code
     except typer.TyperException as error:
-        return _say(f"{error.format_message()} (asl-pipe --help)", 2)
+        return _say(f"{_plain(error.format_message())} (asl-pipe --help)", 2)
     except AslPipeError as error:
         return _say(str(error), error.exit_code)
     except (InputError, TrainingError, InterruptedRun) as error:
         return _say(str(error), _SCIENCE[type(error)])
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
+    except Exception as error:
+        if (line := import_failure(error)) is not None:
+            return _say(line, 2)
+        if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+            return _say(f"{error.object!a:.200} is not UTF-8; rename it, or set LC_ALL=C.UTF-8", 2)
+        if not isinstance(error, OSError) or error.errno not in OF_THE_MACHINE:
             raise
         remedy, code = OF_THE_MACHINE[error.errno]
         return _say(f"{error.strerror}: {error.filename or 'while writing'}; {remedy}", code)
     if code == INTERRUPTED:  # Typer turns Ctrl-C into it without a word
         return _say("interrupted; run the same command to resume", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _plain(message: str) -> str:
+    """Return what Typer says of an argument without what the validator behind it adds."""
+    message = message.replace("Value error, ", "").replace("Input should be ", "expected ")
+    return message.partition(", unable to parse")[0].rstrip(".")
 
 
 _SCIENCE = {InputError: 2, TrainingError: 1, InterruptedRun: 75}

@@ -1,14 +1,18 @@
 """Where the project is and which suite a command is for."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.expand import SUITE_FILE
-from pipeline.config.suggest import unknown_name
+from pipeline.config.suggest import folded, unknown_name
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 
 SUITES = "suites"
+REDUCED = " - REDUCED SCALE"
+"""Behind the title of a table with reduced numbers."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,44 @@ class Project:
 
 def data_root(project: Project) -> Path:
     """Return the folder for relative data paths: $ASL_DATA, or shared/data beside the project."""
-    return Path(os.environ.get("ASL_DATA") or project.home.parent / "shared" / "data")
+    named = os.path.expanduser(os.environ.get("ASL_DATA", ""))
+    return Path(named or project.home.parent / "shared" / "data")
 
 
 def suite_folders(root: Path) -> dict[str, Path]:
     """Return the project's suites by the name of their folder; the root is `demo`."""
-    found = sorted(folder for folder in (root / SUITES).glob("*") if _is_suite(folder))
+    found = sorted(folder for folder in (root / SUITES).glob("*") if is_suite(folder))
     return {"demo": root, **{folder.name: folder for folder in found}}
 
 
-def _is_suite(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("params.yaml", SUITE_FILE))
+def named_suite(root: Path, name: str) -> Path | None:
+    """Return the suite of a name, whatever its capitals, or of a title as the tables print it."""
+    folders = suite_folders(root)
+    if name in folders:
+        return folders[name]
+    wanted = folded_title(name)
+    for folder_name, folder in folders.items():
+        if wanted == folded(folder_name) or wanted in _labels(folder):
+            return folder
+    return None
+
+
+def folded_title(title: str) -> str:
+    """Return a title as it is compared, without what is printed behind it."""
+    return folded(title).removesuffix(folded(REDUCED)).strip()
+
+
+def _labels(folder: Path) -> set[str]:
+    """Return what params.yaml calls a suite; nothing where it cannot be read."""
+    with contextlib.suppress(UserError):
+        content = read_yaml(folder / "params.yaml")
+        return {folded(content.get(key, "")) for key in ("suite", "title")} - {""}
+    return set()
+
+
+def is_suite(folder: Path) -> bool:
+    """Say whether a folder is one: whether it has the file, of whatever content."""
+    return any(os.path.lexists(folder / name) for name in ("params.yaml", SUITE_FILE))
 
 
 def _find_root(start: Path) -> Path | None:
@@ -93,11 +124,11 @@ def find_project(start: Path, suite: str | None = None) -> Project:
             f"{start} is not inside a project: no folder above it has .dvc; cd into a project"
         )
     if suite is not None:
-        folders = suite_folders(root)
-        if suite not in folders:
-            raise UserError(unknown_name("suite", suite, folders))
-        return Project(root, folders[suite])
-    if not _is_suite(start):
+        folder = named_suite(root, suite)
+        if folder is None:
+            raise UserError(unknown_name("suite", suite, suite_folders(root)))
+        return Project(root, folder)
+    if not is_suite(start):
         raise UserError(
             f"{start} has no params.yaml; go to {root} (the demo) or to a folder under suites/"
         )

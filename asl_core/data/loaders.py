@@ -7,9 +7,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from asl_core.data.loader_errors import check_shared_memory, loader_errors, no_room
 from asl_core.data.sampler import Draw, StepPlan
+from asl_core.errors import InputError
 from asl_core.randomness import derive_seed, seed_globals, seeded_globals
 
 Batch = TypeVar("Batch")
@@ -166,7 +168,14 @@ def _load(
     collate: Callable[[list[Item]], Batch],
     num_workers: int,
 ) -> Iterator[Batch]:
-    """Yield the collated batches in order, pinned where there is a GPU to send them to."""
+    """Yield the collated batches in order, pinned where there is a GPU to send them to.
+
+    Raises:
+        InputError: What a loader process said is wrong; or there is too little shared memory.
+        TrainingError: A loader process was killed.
+    """
+    if num_workers:
+        check_shared_memory(num_workers)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable of lists will do
@@ -178,8 +187,9 @@ def _load(
         # that a run has started would show in its results.
         generator=torch.Generator().manual_seed(0),
     )
-    for parcel in loader:
-        yield parcel.batch
+    with loader_errors(num_workers):
+        for parcel in loader:
+            yield parcel.unpacked()
 
 
 def _use_one_thread(worker: int) -> None:
@@ -191,10 +201,22 @@ def _use_one_thread(worker: int) -> None:
 class _Parcel(Generic[Batch]):
     """A batch on its way; DataLoader pins what has this method, but looks into no dataclass."""
 
-    batch: Batch
+    batch: Batch | None
+    problem: str = ""
 
     def pin_memory(self) -> "_Parcel[Batch]":
-        return _Parcel(map_tensors(self.batch, Tensor.pin_memory))
+        pinned = None if self.batch is None else map_tensors(self.batch, Tensor.pin_memory)
+        return _Parcel(pinned, self.problem)
+
+    def unpacked(self) -> Batch:
+        """Return the batch.
+
+        Raises:
+            InputError: It found no room on its way.
+        """
+        if self.batch is None:
+            raise InputError(self.problem)
+        return self.batch
 
 
 @dataclasses.dataclass
@@ -204,7 +226,14 @@ class _Parcels(Generic[Item, Batch]):
     collate: Callable[[list[Item]], Batch]
 
     def __call__(self, items: list[Item]) -> _Parcel[Batch]:
-        return _Parcel(self.collate(items))
+        batch = self.collate(items)
+        if get_worker_info() is not None:
+            # here and not when it is sent: where that fails, the others would wait for ever
+            try:
+                batch = map_tensors(batch, Tensor.share_memory_)
+            except RuntimeError as error:
+                return _Parcel(None, no_room(error))
+        return _Parcel(batch)
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asl_core.errors import InputError
 from asl_core.randomness import torch_generator
+from asl_core.wording import counted
 
 Draw = tuple[int, int]
 """(epoch, index): an image as it is augmented in one epoch."""
@@ -49,7 +50,7 @@ class StepPlan:
         if self.batch_size > len(self.indices):
             raise InputError(
                 f"batch_size {self.batch_size} is larger than the training set of "
-                f"{len(self.indices)} samples; use a smaller batch or more data"
+                f"{counted(len(self.indices), 'sample')}; use a smaller batch or more data"
             )
         if self.batch_size % self.world_size:
             raise InputError(

@@ -8,7 +8,9 @@ import torch
 
 from asl_core.data.loaders import map_tensors
 from asl_core.errors import InputError
+from asl_core.ranks import ranks_of
 from asl_core.recipes.optimisation import Resources
+from asl_core.wording import counted
 
 Batch = TypeVar("Batch")
 
@@ -17,14 +19,20 @@ def pick_device(resources: Resources) -> torch.device:
     """Return this process's device: its GPU where there is one, the CPU otherwise.
 
     Raises:
-        InputError: CUDA was asked for and there is none.
+        InputError: CUDA was asked for and there is none, or none for this process.
     """
     if resources.device == "cpu" or (resources.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError("device cuda was asked for, but torch sees no GPU; look at "
                          "nvidia-smi on this node, or set device: cpu in cluster.yaml")  # fmt: skip
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    ranks, visible = ranks_of(os.environ), torch.cuda.device_count()
+    if ranks.local_rank >= visible:
+        raise InputError(
+            f"LOCAL_RANK is {ranks.local_rank}, but this process sees "
+            f"{counted(visible, 'GPU')}; start one process per GPU of a machine"
+        )
+    device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)
     return device
 

@@ -136,6 +136,21 @@ class Journal:
         with self._lock:
             os.fsync(self._file.fileno())
 
+    def restore(self) -> bool:
+        """Write the file anew where somebody has deleted it; return whether it was missing.
+
+        What was written is still there as long as the file is open.
+        """
+        with self._lock:
+            if self.path.exists():
+                return False
+            content = Path(f"/proc/self/fd/{self._file.fileno()}").read_bytes()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(content)
+            self._file.close()
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+            return True
+
     def end(self, status: str, message: str = "") -> None:
         """Record how the attempt ended.
 

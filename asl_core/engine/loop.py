@@ -35,6 +35,7 @@ from asl_core.protocol import (
 )
 from asl_core.randomness import derive_seed, seed_globals
 from asl_core.recipes.optimisation import Optimisation
+from asl_core.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +183,10 @@ class _Run:
         except (torch.OutOfMemoryError, MemoryError) as error:
             count = len(micro_batches[0].indices)
             raise TrainingError(
-                f"{self.context.label}: out of memory at step {state.step + 1} with {count} images "
-                "at once; set a smaller micro_batch_size in cluster.yaml or take more processes, "
-                "and run the same command to go on from the newest checkpoint"
+                f"{self.context.label}: out of memory at step {state.step + 1} with "
+                f"{counted(count, 'image')} at once; set a smaller micro_batch_size in "
+                "cluster.yaml or take more processes, and run the same command to go on from the "
+                "newest checkpoint"
             ) from error
 
     def step(self, state: TrainState, micro_batches: Sequence[Indexed]) -> None:
@@ -298,7 +300,7 @@ class _Run:
             InterruptedRun: It was stopped before.
         """
         if state.step == self.witness.last_step:
-            raise ReplayFinished(f"{self.context.label}: replayed {state.step} steps")
+            raise ReplayFinished(f"{self.context.label}: replayed {counted(state.step, 'step')}")
         (signal_number,) = distributed.largest(stop.number)
         if signal_number:
             stop.share(signal_number)

@@ -1,8 +1,10 @@
-"""Checkpoint files of others: read without running anything, and the encoder in them found."""
+"""Checkpoint files of others: read without running anything that they may hold."""
 
 import argparse
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from asl_core.errors import InputError
-from asl_core.exchange.origin import Branch
-
-PATCH_WEIGHT = "patch_embed.proj.weight"
-"""The tensor by which an encoder with timm's names is recognised."""
-
-BRANCHES = {
-    Branch.teacher: {"teacher", "teacher_encoder", "momentum_encoder"},
-    Branch.student: {"student", "base_encoder"},
-}
-EVALUATED = (
-    "teacher", "base_encoder", "model_ema", "state_dict_ema", "model", "state_dict",
-)  # fmt: skip
-"""Which of several encoders counts, the first that is there: as their authors evaluate them, and
-with averaged weights where there are such, as timm reads its own checkpoints."""
 
 # Training scripts save their arguments, and learning rates as NumPy numbers: data, no code.
 PLAIN_RECORDS: list[Any] = [
@@ -41,6 +28,21 @@ PLAIN_RECORDS: list[Any] = [
 ]
 
 
+ARGUMENTS = ("args", "config", "cfg", "hparams", "hyper_parameters", "model_args")
+IMAGE_SIZES = ("img_size", "image_size", "input_size")
+"""Where training scripts store the side, or the sides, of their input."""
+
+
+OTHER_KINDS = {
+    b"version https://git-lfs": "a pointer of Git LFS and not the file; run `git lfs pull` there",
+    b"\x1f\x8b": "compressed; unpack it with gunzip first",
+    b"\x89HDF": "an HDF5 file; load it with its own library and save model.state_dict()",
+    b"\x93NUMPY": "a NumPy array, expected tensors by name; save model.state_dict()",
+    b"<": "a web page or XML and no checkpoint; fetch the file itself",
+}
+"""How a file begins that is often taken for a checkpoint -> what it is and what to do."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint file as read.
@@ -49,40 +51,13 @@ class Checkpoint:
         content: Tensors by name, or mappings of such beside other things.
         form: What wrote the file.
         num_heads: What the file says of itself, as those that this project exports do.
+        image_size: Height and width of the input in pixels, where its training's arguments say so.
     """
 
     content: Mapping[str, Any]
     form: Literal["torch", "safetensors"]
     num_heads: int | None
-
-
-@dataclass(frozen=True)
-class FoundEncoder:
-    """One encoder of a checkpoint.
-
-    Attributes:
-        container: Key of the checkpoint that holds it, empty for none.
-        prefix: What stands before its names there.
-        tensors: By their names without the prefix.
-        outside: Names of the container's other tensors.
-        beside: Keys of the checkpoint beside the container.
-    """
-
-    container: str
-    prefix: str
-    tensors: dict[str, Tensor]
-    outside: tuple[str, ...]
-    beside: tuple[str, ...]
-
-    @property
-    def words(self) -> set[str]:
-        """The parts of its place: {"state_dict", "module", "base_encoder"}."""
-        return {self.container, *self.prefix.split(".")} - {""}
-
-    @property
-    def place(self) -> str:
-        """Its place as shown: `state_dict: module.base_encoder.`."""
-        return ": ".join(part for part in (self.container, self.prefix) if part) or "the top"
+    image_size: tuple[int, int] | None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -93,11 +68,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start = file.read(300)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(f"{path} is not a file; give the path of a checkpoint") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; give another path") from None
+    for magic, kind in OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise InputError(f"{path} is {kind}")
     if start[8:9] == b"{":  # after the length of the header comes the header, JSON
         return _read_safetensors(path)
     content = _read_torch(path)
@@ -107,7 +85,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "save model.state_dict()"
         )
     num_heads = content.get("num_heads")
-    return Checkpoint(content, "torch", num_heads if isinstance(num_heads, int) else None)
+    return Checkpoint(
+        content, "torch", num_heads if isinstance(num_heads, int) else None, _image_size(content)
+    )
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -117,13 +97,18 @@ def _read_safetensors(path: Path) -> Checkpoint:
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(_unreadable(path, error)) from None
-    num_heads = metadata.get("num_heads", "")
-    return Checkpoint(content, "safetensors", int(num_heads) if num_heads.isdecimal() else None)
+    stated = {name: int(text) for name, text in metadata.items() if re.fullmatch(r"\d{1,9}", text)}
+    return Checkpoint(content, "safetensors", stated.get("num_heads"), _image_size(stated))
 
 
 def _read_torch(path: Path) -> Any:
+    if _is_torchscript(path):
+        raise InputError(f"{path} is a TorchScript archive, a program; save model.state_dict()")
+    if (record := _damaged_record(path)) is not None:
+        raise InputError(_unreadable(path, ValueError(f"{record} is damaged")))
     try:
-        with torch.serialization.safe_globals(PLAIN_RECORDS):
+        with torch.serialization.safe_globals(PLAIN_RECORDS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old forms of tensors, which are refused by name
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if (called := re.search(r"GLOBAL ([\w.]+)", str(error))) is None:
@@ -136,76 +121,54 @@ def _read_torch(path: Path) -> Any:
         raise InputError(_unreadable(path, error)) from None
 
 
+def _damaged_record(path: Path) -> str | None:
+    """Return the first part of a torch file that is not as it was written; torch does not look.
+
+    Where no part has the sum that it should have, it was saved without sums.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    sound, damaged = 0, None
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            try:
+                with archive.open(part) as file:
+                    while file.read(2**20):
+                        pass
+                sound += 1
+            except zipfile.BadZipFile:
+                damaged = damaged or part.filename
+    return damaged if sound else None
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def _unreadable(path: Path, error: Exception) -> str:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    reason = next(iter(str(error).splitlines()), "").partition(". ")[0]
+    if " " not in reason or "eights" in reason:  # a bare number; advice to run the code in it
+        reason = "no torch file" if path.stat().st_size else "it is empty"
     return (
         f"cannot read {path} ({reason}); it is truncated or no torch or safetensors file, "
         "fetch it again"
     )
 
 
-def find_encoder(path: Path, checkpoint: Checkpoint, branch: Branch | None = None) -> FoundEncoder:
-    """Find the encoder in a checkpoint, whatever containers and prefixes it stands in.
-
-    Args:
-        path: Of the checkpoint, for messages.
-        checkpoint: As read.
-        branch: Which of two encoders; absent: the one its authors evaluate.
-
-    Raises:
-        InputError: There is none, none of this branch, or it is not clear which one counts.
-    """
-    found = _encoders(checkpoint.content)
-    if not found:
-        names = ", ".join(map(str, list(checkpoint.content)[:5])) or "nothing"
-        raise InputError(
-            f"{path} holds no {PATCH_WEIGHT} (it holds {names}): not a ViT under timm's names; "
-            "convert its names first"
-        )
-    places = "; ".join(encoder.place for encoder in found)
-    if branch is not None:
-        found = _of_branch(found, branch)
-        if not found:
-            raise InputError(f"{path} has no {branch} (encoders: {places}); drop --branch")
-    for word in EVALUATED:
-        preferred = [encoder for encoder in found if word in encoder.words]
-        if preferred and len(found) > 1:
-            found = preferred
-    if len(found) > 1:
-        raise InputError(f"{path} holds several encoders ({places}); save one of them alone")
-    return found[0]
-
-
-def _of_branch(found: list[FoundEncoder], branch: Branch) -> list[FoundEncoder]:
-    """Return the encoders of a branch; a student may have no name but the teacher beside it."""
-    named = [encoder for encoder in found if encoder.words & BRANCHES[branch]]
-    others = [encoder for encoder in found if not encoder.words & BRANCHES[Branch.teacher]]
-    unnamed = branch == Branch.student and not named and len(others) < len(found)
-    return others if unnamed else named
-
-
-def _encoders(content: Mapping[str, Any]) -> list[FoundEncoder]:
-    containers = {"": content} | {
-        key: value for key, value in content.items() if isinstance(value, Mapping)
-    }
-    found = []
-    for container, mapping in containers.items():
-        tensors = {
-            name: value
-            for name, value in mapping.items()
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        beside = (
-            mapping.keys() - tensors.keys() if container == "" else content.keys() - {container}
-        )
-        for name in tensors:
-            if name == PATCH_WEIGHT or name.endswith("." + PATCH_WEIGHT):
-                prefix = name.removesuffix(PATCH_WEIGHT)
-                own = {
-                    n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
-                }
-                outside = tuple(n for n in tensors if not n.startswith(prefix))
-                found.append(
-                    FoundEncoder(container, prefix, own, outside, tuple(sorted(map(str, beside))))
-                )
-    return found
+def _image_size(content: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return what a file, or the arguments stored in it, say of the input's height and width."""
+    for record in (content, *(content.get(name) for name in ARGUMENTS)):
+        values = vars(record) if isinstance(record, argparse.Namespace) else record
+        if not isinstance(values, Mapping):
+            continue
+        for name in IMAGE_SIZES:
+            size = values.get(name)
+            sides = (size, size) if isinstance(size, int) else size  # timm's has the channels first
+            if isinstance(sides, list | tuple) and len(sides) in (2, 3):
+                height, width = sides[-2:]
+                if isinstance(height, int) and isinstance(width, int):
+                    return height, width
+    return None

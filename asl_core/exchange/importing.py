@@ -11,21 +11,16 @@ import torch
 from torch import Tensor
 
 from asl_core.errors import InputError
-from asl_core.exchange.checkpoints import (
-    PATCH_WEIGHT,
-    Checkpoint,
-    FoundEncoder,
-    find_encoder,
-    read_checkpoint,
-)
-from asl_core.exchange.origin import Convention, ImportOptions, Origin
+from asl_core.exchange.checkpoints import Checkpoint, read_checkpoint
+from asl_core.exchange.finding import PATCH_WEIGHT, FoundEncoder, find_encoder
+from asl_core.exchange.origin import ImportOptions, Origin
+from asl_core.exchange.stored_positions import check_stated_grid, positions_for, read_positions
 from asl_core.modules.encoder import Encoder
-from asl_core.modules.positions import resize_positions, sincos_positions
 from asl_core.recipes.models import Vit
 
 OURS = re.compile(
     r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
-    r"|blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+    r"|blocks\.\d{1,4}\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
 )
 DROPPED = re.compile(
     r"(head|head_dist|fc|fc_norm|pre_logits|mask_token|masked_embed|decoder\w*|projector"
@@ -66,12 +61,17 @@ def import_encoder(path: Path, options: ImportOptions) -> tuple[dict[str, Tensor
         InputError: The file cannot be read, or holds what our encoder cannot hold.
     """
     checkpoint = read_checkpoint(path)
-    found = find_encoder(path, checkpoint, options.branch)
+    found, chosen = find_encoder(path, checkpoint.content, options.branch, options.prefix)
     state, dropped = _sort_out(path, found.tensors)
     _check_projection(path, state[PATCH_WEIGHT])
     num_heads, heads_from = _num_heads(path, found, checkpoint, options)
     vit, positions, stored_grid = _infer_vit(path, state, num_heads, options)
-    state["pos_embed"], convention = _positions(path, positions, found, vit, options)
+    stated = None
+    if stored_grid is not None:
+        stated = check_stated_grid(path, checkpoint, stored_grid, vit.patch_size)
+    state["pos_embed"], convention = positions_for(path, positions, found, vit, options)
+    if convention.startswith("sin-cos") and checkpoint.image_size is None:
+        stated = None  # their numbers say of which grid they are
     _check_against(path, state, vit)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -85,7 +85,10 @@ def import_encoder(path: Path, options: ImportOptions) -> tuple[dict[str, Tensor
         positions=convention,
         num_heads_from=heads_from,
         dropped=_count_dropped(found, dropped),
-        notes=tuple(_notes(vit, stored_grid, heads_from)),
+        notes=(
+            *(note for note in (chosen, _conversion(found, state), stated) if note),
+            *_notes(vit, stored_grid, heads_from),
+        ),
     )
     return state, vit, origin
 
@@ -96,9 +99,7 @@ def _sort_out(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tens
     dropped: list[str] = []
     for name, tensor in tensors.items():
         if OURS.fullmatch(name):
-            kept[name] = tensor.float().contiguous()
-            if not torch.isfinite(kept[name]).all():
-                raise InputError(f"{path}: {name} is not finite; take another checkpoint")
+            kept[name] = _in_float32(path, name, tensor)
         elif DROPPED.match(name) or (LAYER_SCALE.search(name) and bool((tensor == 1).all())):
             dropped.append(name)
         else:
@@ -113,6 +114,38 @@ def _sort_out(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tens
             "the mean of the tokens, fine-tuned; take the pre-trained checkpoint"
         )
     return kept, dropped
+
+
+def _in_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """Return the numbers of a tensor.
+
+    Raises:
+        InputError: It has none that could be weights.
+    """
+    is_dense = tensor.layout is torch.strided and not tensor.is_quantized
+    if not (is_dense and tensor.is_floating_point()) or tensor.is_meta:
+        is_strided = tensor.layout is torch.strided
+        kind = "meta" if tensor.is_meta else str(tensor.dtype if is_strided else tensor.layout)
+        raise InputError(
+            f"{path}: {name} is of the kind {kind.removeprefix('torch.')}, expected dense "
+            "floating-point numbers; take a checkpoint that is not quantised or sparse"
+        )
+    if tensor.numel() > tensor.untyped_storage().nbytes():  # one number, repeated
+        raise InputError(
+            f"{path}: {name} claims {tuple(tensor.shape)}, the file has fewer numbers; "
+            "take another checkpoint"
+        )
+    numbers = tensor.float().contiguous()
+    if not torch.isfinite(numbers).all():
+        raise InputError(f"{path}: {name} is not finite; take another checkpoint")
+    return numbers
+
+
+def _conversion(found: FoundEncoder, state: Mapping[str, Tensor]) -> str | None:
+    """Return what the numbers were before they became float32."""
+    kinds = {str(found.tensors[name].dtype) for name in state if name in found.tensors}
+    others = sorted(kind.removeprefix("torch.") for kind in kinds - {"torch.float32"})
+    return f"stored in {', '.join(others)}, converted to float32" if others else None
 
 
 def _check_projection(path: Path, weight: Tensor) -> None:
@@ -131,7 +164,8 @@ def _infer_vit(
     embed_dim, _, patch_size, _ = state[PATCH_WEIGHT].shape
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     hidden = state.get("blocks.0.mlp.fc1.weight")
-    positions, grid = _stored_positions(path, state.get("pos_embed"), embed_dim)
+    _refuse_gaps(path, blocks)
+    positions, grid = read_positions(path, state.get("pos_embed"), embed_dim)
     image_size = DEFAULT_IMAGE_SIZE if grid is None else grid * patch_size
     try:
         vit = Vit(
@@ -149,6 +183,15 @@ def _infer_vit(
     return vit, positions, grid
 
 
+def _refuse_gaps(path: Path, blocks: set[int]) -> None:
+    missing = set(range(max(blocks, default=-1))) - blocks
+    if missing:
+        raise InputError(
+            f"{path}: blocks.{min(missing)}.norm1.weight is missing, though there are blocks up to "
+            f"{max(blocks)}; take another checkpoint"
+        )
+
+
 def _mlp_ratio(hidden: int, width: int) -> float:
     """Return the ratio from which the blocks compute this hidden width, rounding down."""
     ratio = hidden / width
@@ -164,7 +207,7 @@ def _num_heads(
     if checkpoint.num_heads is not None:
         return checkpoint.num_heads, "stored"
     width = found.tensors[PATCH_WEIGHT].shape[0]
-    if width == 384 and _is_moco(found):
+    if width == 384 and found.is_of_moco:
         return 12, "assumed: MoCo v3's ViT-S"
     if width in WIDE_HEADS:
         return WIDE_HEADS[width], f"assumed: {width // WIDE_HEADS[width]} per head"
@@ -174,82 +217,6 @@ def _num_heads(
             "give --num-heads"
         )
     return width // 64, "assumed: 64 per head"
-
-
-def _stored_positions(
-    path: Path, stored: Tensor | None, width: int
-) -> tuple[Tensor | None, int | None]:
-    """Return positions with a row for [cls], and the side of their grid; None where none are."""
-    if stored is None:
-        return None, None
-    if stored.ndim == 3 and stored.shape[0] == 1 and stored.shape[2] == width:
-        count = stored.shape[1]
-        side, side_without_cls = math.isqrt(max(count - 1, 0)), math.isqrt(count)
-        if side > 0 and side**2 == count - 1:
-            return stored, side
-        if side_without_cls > 0 and side_without_cls**2 == count:  # [cls] has none: it is zero
-            return torch.cat([stored.new_zeros(1, 1, width), stored], dim=1), side_without_cls
-    raise InputError(
-        f"{path}: pos_embed is {tuple(stored.shape)}, expected (1, 1 + N, {width}) with N a "
-        "square; only square grids with one [cls] can be imported"
-    )
-
-
-def _positions(
-    path: Path,
-    stored: Tensor | None,
-    found: FoundEncoder,
-    vit: Vit,
-    options: ImportOptions,
-) -> tuple[Tensor, str]:
-    """Return positions for the encoder's grid, and what they are."""
-    if stored is not None:
-        if options.positions is not None:
-            raise InputError(f"{path} stores its positions; drop --positions")
-        kept = resize_positions(stored, (vit.grid_size, vit.grid_size))
-        return kept, _convention(stored)
-    if (convention := options.positions or _convention_of_origin(found)) is None:
-        raise InputError(
-            f"{path} has no pos_embed and nothing says whose it is; --positions x-first (MAE) or "
-            "y-first (MoCo v3, SIM) rebuilds sin-cos positions"
-        )
-    return sincos_in_convention(convention, vit.embed_dim, vit.grid_size), (
-        f"sin-cos, {convention}, rebuilt"
-    )
-
-
-def sincos_in_convention(convention: Convention, embed_dim: int, grid_size: int) -> Tensor:
-    """Return fixed positions, the column in the first half of the width (x-first) or the row.
-
-    Shape:
-        - Output: (1, 1 + grid_size^2, D).
-    """
-    positions = sincos_positions(embed_dim, grid_size)
-    if convention is Convention.y_first:
-        positions = torch.cat(positions.chunk(2, dim=2)[::-1], dim=2)
-    return positions
-
-
-def _convention(stored: Tensor) -> str:
-    """Return what stored positions are; half precision counts as equal."""
-    _, count, width = stored.shape
-    if width % 4 == 0:
-        for convention in Convention:
-            fixed = sincos_in_convention(convention, width, math.isqrt(count))
-            if torch.allclose(stored.float(), fixed, atol=2e-3, rtol=0):
-                return f"sin-cos, {convention}"
-    return "learned"
-
-
-def _convention_of_origin(found: FoundEncoder) -> Convention | None:
-    if _is_moco(found):
-        return Convention.y_first
-    from_mae = any(name.startswith("decoder_") for name in found.tensors)
-    return Convention.x_first if from_mae else None
-
-
-def _is_moco(found: FoundEncoder) -> bool:
-    return bool(found.words & {"base_encoder", "momentum_encoder"})
 
 
 def _check_against(path: Path, state: Mapping[str, Tensor], vit: Vit) -> None:

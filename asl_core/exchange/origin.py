@@ -33,6 +33,8 @@ class ImportOptions:
     branch: Branch | None = None
     """Of a file with two encoders; absent: the one its authors evaluate, the teacher of DINO and
     iBOT, the base encoder of MoCo v3."""
+    prefix: str | None = None
+    """Place of one of several encoders, `state_dict:module.encoder.`; empty: the top."""
     num_heads: int | None = None
     """Absent: as the file says, else one per 64 of the width; 16 for ViT-H and wider, 12 for
     MoCo v3's ViT-S."""

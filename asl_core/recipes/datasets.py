@@ -4,7 +4,9 @@ Paths may be relative; the caller resolves them against its data root, so that a
 it the identity of what was made from it, is the same on every machine.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from asl_core.recipes.normalisation import NORMALISATIONS, Rgb
@@ -91,12 +93,16 @@ class FromDisk(Packing):
     """What is read in the folder; all of it where a source does not say."""
 
     path: str
-    """The folder; relative to the data root, or absolute."""
+    """The folder; relative to the data root, or absolute. `~` and $VARIABLES are expanded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path:
             raise ValueError("path is empty; give the folder of the data set")
+
+    def folder(self, data_root: Path) -> Path:
+        """Return where it lies on this machine."""
+        return data_root / os.path.expanduser(os.path.expandvars(self.path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,3 +179,9 @@ class Union_(Packing):
 
 Dataset = Member | Union_
 """What an entry of `datasets` in params.yaml may be."""
+
+
+def folders_of(dataset: Dataset, data_root: Path) -> list[Path]:
+    """Return the folders on this machine that a data set is packed from."""
+    members = dataset.members if isinstance(dataset, Union_) else (dataset,)
+    return [member.folder(data_root) for member in members if isinstance(member, FromDisk)]

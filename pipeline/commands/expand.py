@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from asl_core.wording import counted
+
 
 def expand(
     suite: Annotated[
@@ -35,7 +37,9 @@ def expand(
             text = params_text(expanded)
             if not file.is_file() or file.read_text(encoding="utf-8") != text:
                 write_bytes(file, text.encode())
-                changed.append(f"params.yaml ({len(expanded['experiments'])} experiments)")
+                changed.append(
+                    f"params.yaml ({counted(len(expanded['experiments']), 'experiment')})"
+                )
         changed += write_suite_project(folder, project.root)  # from params.yaml as it is now
         name = Project(project.root, folder).name
         written = f"written: {', '.join(changed)}" if changed else "up to date"

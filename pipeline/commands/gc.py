@@ -33,7 +33,7 @@ def gc(
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
     from pipeline.schedulers.find import find_scheduler
-    from pipeline.schedulers.port import SchedulerError
+    from pipeline.schedulers.port import NoSchedulerError, SchedulerError
     from pipeline.submission.garbage import ENDED, delete, find_garbage
     from pipeline.submission.job_reports import job_reports
     from pipeline.tracking.find import find_tracker
@@ -65,6 +65,8 @@ def gc(
         reports = job_reports(project.root, scheduler, cache)
         may_live = [r.paths.folder for r in reports if r.verdict not in ENDED]
         scheduler.remove_old_submissions(may_live)
+    except NoSchedulerError:
+        pass  # it has none of our files
     except SchedulerError as error:
         problems.append(f"files of old submissions are kept: {error}")
     for problem in problems:

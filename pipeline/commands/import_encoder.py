@@ -30,6 +30,10 @@ def import_encoder(
         Branch | None,
         typer.Option(help="Which of two encoders; default: the one its authors evaluate."),
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Where the encoder stands in the file, if there are several."),
+    ] = None,
     positions: Annotated[
         Convention | None,
         typer.Option(help="For a checkpoint without positions: MAE x, MoCo v3 y."),
@@ -50,8 +54,9 @@ def import_encoder(
     from pipeline.project import find_project
 
     options = ImportOptions(
-        branch=branch, num_heads=num_heads, image_size=image_size, positions=positions
-    )
+        branch=branch, prefix=prefix, num_heads=num_heads, image_size=image_size,
+        positions=positions,
+    )  # fmt: skip
     imported = import_checkpoint(find_project(Path.cwd()), file, name, options, force)
     Console().print(describe(imported))
     typer.echo("Paste into params.yaml, then name it under linprobe, finetune, ... as well:\n")
@@ -65,6 +70,7 @@ def describe(imported: "ImportedEncoder") -> "Table":
     from rich.table import Table
 
     vit, origin = imported.vit, imported.origin
+    grid = f"{vit.grid_size}x{vit.grid_size}"
     dropped = ", ".join(f"{count} {name}" for name, count in origin.dropped.items())
     rows = {
         "file": f"{origin.file} ({origin.form})",
@@ -73,7 +79,7 @@ def describe(imported: "ImportedEncoder") -> "Table":
         "dropped": dropped or "nothing",
         "size": f"depth {vit.depth}, width {vit.embed_dim}, mlp_ratio {vit.mlp_ratio:g}",
         "heads": f"{vit.num_heads} ({origin.num_heads_from})",
-        "input": f"{vit.image_size} px, patch {vit.patch_size}, {vit.num_patches} patches",
+        "input": f"{vit.image_size} px, {grid} patches of {vit.patch_size} px",
         "positions": origin.positions,
         **{f"note {number}": note for number, note in enumerate(origin.notes, 1)},
     }

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from asl_core.wording import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,8 +24,8 @@ def plan(
 ) -> None:
     """Show what is stale, why, and what `submit --all` would do.
 
-    Live jobs that were submitted with other parameters or code are shown too, with what has
-    changed since.
+    Where there is no scheduler: what `dvc repro` would run. Live jobs that were submitted with
+    other parameters or code are shown too, with what has changed since.
 
     Example: asl-pipe plan cifar10-mini
     """
@@ -43,9 +45,14 @@ def plan(
 def show_plan(plan: "Plan") -> None:
     """Print a plan, and that the queue is not known where it is not."""
     from pipeline.commands.printing import console
+    from pipeline.submission.plan import Action
 
     console().print(plan_table(plan))
-    if plan.queue_error is not None:
+    if plan.is_local:
+        stale = [entry for entry in plan.entries if entry.action is not Action.NOTHING]
+        runs = f"what is to do, {counted(len(stale), 'stage')}," if stale else "nothing"
+        typer.echo(f"{plan.queue_error}; `dvc repro` runs {runs} on this machine")
+    elif plan.queue_error is not None:
         typer.echo(f"the queue could not be read: {plan.queue_error}", err=True)
 
 
@@ -57,12 +64,8 @@ def plan_table(plan: "Plan") -> "Table":
     for entry in plan.entries:
         more = (f"{len(entry.why) - 3} more",) if len(entry.why) > 3 else ()
         why = "; ".join(text for text in (_known_of(entry), *entry.why[:3], *more) if text)
-        rows.append(
-            (
-                entry.name, str(entry.action), why,
-                asked_in_words(entry.request.asked) if entry.why else "", ", ".join(entry.needs),
-            )
-        )  # fmt: skip
+        asked = asked_in_words(entry.request.asked) if entry.why and not plan.is_local else ""
+        rows.append((entry.name, str(entry.action), why, asked, ", ".join(entry.needs)))
         for report, changes in entry.others:
             text = f"job {report.job_id} runs with other settings: {', '.join(changes) or 'none'}"
             rows.append(("", str(report.verdict), text, "", ""))

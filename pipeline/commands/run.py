@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from asl_core.ranks import ranks_of
 from pipeline.stages.table import CODE_STAGE, REPORT, REPORT_KEY
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(
         refresh_identities(project.suite)
         refresh_all_sources(project, DvcCache())
         return
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = ranks_of(os.environ).rank == 0
     experiment = find_dvc_experiment(project, os.environ)
     if experiment is not None:
         project = dataclasses.replace(project, origin=experiment.origin)
@@ -87,6 +88,14 @@ def run(
     logging.getLogger(__name__).info(
         "%s %s: done %s%s", stage, name, how, f"; {shown}" if shown else ""
     )
+    if stage == REPORT.name:  # the last one; dvc.lock alone is a record without its numbers
+        typer.echo(f"to commit these results: {committed_by(project.suite)}")
+
+
+def committed_by(suite: Path) -> str:
+    """Return the command that stages a suite's results; DVC's own hint leaves out the numbers."""
+    metrics = " runs/*/*.json" if any(suite.glob("runs/*/*.json")) else ""
+    return f"git add params.yaml dvc.lock{metrics}"
 
 
 def find_attendance(scratch: Path) -> "Attendance | None":

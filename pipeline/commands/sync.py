@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from asl_core.wording import counted
+
 
 def sync(
     fingerprint: Annotated[
@@ -63,7 +65,7 @@ def sync(
     count = sync_journals(project.root, kind.connect(project.root, False))
     follow_locks(project.root)
     how = "; asl-pipe ui shows them" if kind.serve is not None else ""
-    typer.echo(f"{count} runs are in {kind.title}{how}")
+    typer.echo(f"{counted(count, 'run')} {'is' if count == 1 else 'are'} in {kind.title}{how}")
     if problem is not None:
         raise problem
 

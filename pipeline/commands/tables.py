@@ -18,7 +18,10 @@ class Format(StrEnum):
 
 def tables(
     suite: Annotated[
-        str | None, typer.Argument(metavar="SUITE", help="demo, or a folder under suites/.")
+        str | None,
+        typer.Argument(
+            metavar="SUITE", help="demo, a folder under suites/, or a table of the current suite."
+        ),
     ] = None,
     format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
 ) -> None:
@@ -31,10 +34,13 @@ def tables(
     Example: asl-pipe tables cifar10-mini --format latex
     """
     from pipeline.commands.printing import end_with_doubts
-    from pipeline.project import find_project
+    from pipeline.project import find_project, is_suite, named_suite
     from pipeline.tables.collect import doubts, read_suite
     from pipeline.tables.formats import render_tables
 
-    found = read_suite(find_project(Path.cwd(), suite))
-    typer.echo(render_tables(found, format.value), nl=False)
+    here, table = Path.cwd(), None
+    if suite is not None and is_suite(here) and named_suite(find_project(here).root, suite) is None:
+        suite, table = None, suite
+    found = read_suite(find_project(here, suite))
+    typer.echo(render_tables(found, format.value, table=table), nl=False)
     end_with_doubts(doubts(found.results.values()))

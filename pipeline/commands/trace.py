@@ -33,12 +33,13 @@ def trace(
     from pipeline.execution.trace import facts, headline
     from pipeline.execution.trace import trace as trace_number
     from pipeline.execution.trace import verify as check_again
-    from pipeline.project import find_project, suite_folders
+    from pipeline.project import Project, find_project, named_suite
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.tables.collect import doubts
 
     here = find_project(Path.cwd(), None if _in_a_suite() else "demo")
-    project = find_project(Path.cwd(), table) if table in suite_folders(here.root) else here
+    named = named_suite(here.root, table)
+    project = here if named is None else Project(here.root, named)
     suite, traced = trace_number(project, table, row, metric)
     typer.echo(headline(traced))
     for link in traced.links:

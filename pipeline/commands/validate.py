@@ -14,14 +14,17 @@ def validate(
     """Check params.yaml and cluster.yaml.
 
     Names, types, ranges, references; and whether the files that datasets were packed from are still
-    the same. Runs nothing. Without SUITE: the suite in the current folder.
+    the same. Notes data folders that are not on this machine. Runs nothing. Without SUITE: the
+    suite in the current folder.
 
     Example: asl-pipe validate cifar10-mini
     """
+    from asl_core.recipes.datasets import folders_of
     from pipeline.config.cluster import load_resources
     from pipeline.config.params import load_params
     from pipeline.errors import UserError
-    from pipeline.project import find_project
+    from pipeline.execution.inputs import no_folder
+    from pipeline.project import data_root, find_project
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.sources import changed_source, refresh_sources
     from pipeline.results.suite_project import is_up_to_date
@@ -39,6 +42,10 @@ def validate(
             f"{project.suite / 'dvc.yaml'} is missing or does not match this version's stages; "
             f"asl-pipe expand {project.name} writes it"
         )
+    for name, dataset in params.datasets.items():
+        for folder in folders_of(dataset, data_root(project)):
+            if not (folder.exists() or (project.suite / "data" / name).exists()):
+                typer.echo(f"note: {no_folder(name, folder)}", err=True)
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")
     lock, cache = read_lock(project.suite), DvcCache()

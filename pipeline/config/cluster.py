@@ -10,9 +10,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from asl_core.recipes.optimisation import Resources
 from pipeline.config import trackers
-from pipeline.config.files import STRICT, FieldNames, Location, Problems, read_yaml, validate
+from pipeline.config.files import STRICT, FieldNames, Location, Problems, validate
 from pipeline.config.job_resources import JobResources
 from pipeline.config.schedulers import DEFAULT, SCHEDULERS, JobSettings, chosen, load_settings
+from pipeline.config.yaml_files import read_yaml_if_any
 from pipeline.errors import UserError
 from pipeline.stages.table import STAGES
 
@@ -102,7 +103,7 @@ def load_scheduler_name(path: Path) -> str:
     Raises:
         UserError: The file is not YAML, and the environment does not say it.
     """
-    return chosen(lambda: read_yaml(path).get("scheduler") if path.is_file() else None)
+    return chosen(lambda: read_yaml_if_any(path).get("scheduler"))
 
 
 def load_tracker_name(path: Path) -> str:
@@ -111,7 +112,7 @@ def load_tracker_name(path: Path) -> str:
     Raises:
         UserError: The file is not YAML.
     """
-    named = read_yaml(path).get("tracker") if path.is_file() else None
+    named = read_yaml_if_any(path).get("tracker")
     return named if isinstance(named, str) else trackers.DEFAULT
 
 
@@ -130,7 +131,7 @@ def _read(path: Path) -> _File:
     Raises:
         UserError: One line per problem.
     """
-    raw: dict[str, Any] = read_yaml(path) if path.is_file() else {}
+    raw: dict[str, Any] = read_yaml_if_any(path)
     problems = Problems(path)
     named = raw.get("scheduler")
     scheduler = chosen(lambda: named)

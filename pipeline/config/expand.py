@@ -4,13 +4,15 @@ DVC makes a stage of every entry of params.yaml and cannot multiply them itself.
 """
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.config.files import each, read_yaml
+from pipeline.config.files import each
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import EVALUATIONS
 
@@ -81,7 +83,7 @@ def expansion_of(folder: Path) -> dict[str, Any] | None:
         UserError: suite.yaml is not valid.
     """
     path = folder / SUITE_FILE
-    return expand(read_yaml(path), path) if path.is_file() else None
+    return expand(read_yaml(path), path) if os.path.lexists(path) else None
 
 
 def params_text(expanded: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Read YAML as DVC reads it, and turn what Pydantic finds into one line per problem."""
+"""Check what a configuration file holds, and turn what Pydantic finds into one line per problem."""
 
 import contextlib
 import json
@@ -7,36 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from pipeline.config.suggest import hint, one_of
+from pipeline.config.suggest import hint, one_of, printable, shown
 from pipeline.errors import UserError
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 """No unknown keys; a string is no number, though 12 is a float."""
 
 Location = tuple[str | int, ...]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 mapping with the parser DVC uses, so that both see the same values.
-
-    Raises:
-        UserError: The file is missing, is not YAML or is not a mapping.
-    """
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; go to a folder that has one") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{path}{where}: not valid YAML: {reason}; fix that line") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: got {type(content).__name__}, expected a mapping of sections")
-    return content
 
 
 class Problems:
@@ -61,7 +39,7 @@ class Problems:
         for (section, rest, text), entries in self._entries.items():
             where = ".".join(map(str, (*section, *entries[:1], *rest))) or "(top level)"
             others = f" (and {', '.join(map(str, entries[1:]))})" if entries[1:] else ""
-            found.append(f"{self.path}: {where}{others}: {text}")
+            found.append(printable(f"{self.path}: {where}{others}: {text}"))
         return found
 
     def add_all(
@@ -141,18 +119,37 @@ def describe(detail: Mapping[str, Any], location: Location, raw: Any, fields: Fi
     if kind == "union_tag_not_found":
         return "is missing; add it"
     if kind == "union_tag_invalid":
-        return _not_one_of(context["tag"], context["expected_tags"])
+        return _not_one_of(got, context["expected_tags"])
     if kind == "literal_error":
         return _not_one_of(got, context["expected"].replace(" or ", ","))
     if kind == "value_error":
         return str(context["error"])
-    expected = str(detail["msg"]).removeprefix("Input should be ")
-    return f"got {got!r}, expected {expected.replace('an object', 'a mapping')}"
+    return f"got {shown(got)}, expected {_expected(detail)}"
 
 
 def _not_one_of(got: object, names: str) -> str:
     valid = [name.strip("' ") for name in names.split(",")]
-    return f"got {got!r}, expected one of {one_of(valid)}{hint(got, valid)}"
+    return f"got {shown(got)}, expected one of {one_of(valid)}{hint(got, valid)}"
+
+
+_EXPECTED = {
+    "a mapping": ("dict_type", "model_type", "dataclass_type", "model_attributes_type"),
+    "a list": ("list_type", "tuple_type", "set_type"),
+    "a text": ("string_type",),
+    "a whole number": ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
+    "a number": ("float_type", "float_parsing", "decimal_type"),
+    "a finite number": ("finite_number",),
+    "true or false": ("bool_type", "bool_parsing"),
+    "nothing": ("none_required",),
+}
+"""What a value has to be, in the words of a YAML file -> Pydantic's names for its absence."""
+
+
+def _expected(detail: Mapping[str, Any]) -> str:
+    for words, kinds in _EXPECTED.items():
+        if detail["type"] in kinds:
+            return words
+    return str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def each(section: Any) -> Iterator[tuple[Any, Any]]:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from asl_core.wording import counted
 from pipeline.config.files import STRICT
 
 WARNING_SECONDS = 120
@@ -64,8 +65,8 @@ class JobResources:
                 raise ValueError(f"got {name} {value}, expected {least} or more")
         if self.gpus and self.tasks_per_node > self.gpus:
             raise ValueError(
-                f"got tasks_per_node {self.tasks_per_node} on {self.gpus} GPUs a node, expected "
-                "one GPU or more for each task"
+                f"got tasks_per_node {self.tasks_per_node} on {counted(self.gpus, 'GPU')} a "
+                "node, expected one GPU or more for each task"
             )
         if self.memory is not None and not _MEMORY.fullmatch(self.memory):
             raise ValueError(f"got memory {self.memory!r}, expected a size such as 64G")

@@ -14,8 +14,9 @@ from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
 from pipeline.config.expand import SUITE_FILE, expansion_of
-from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, read_yaml, validate
+from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, validate
 from pipeline.config.suggest import unknown_name
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import EVALUATIONS, RUN_BY_JOBS, STAGES
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from asl_core.wording import counted
 from pipeline.config.job_resources import JobResources
 from pipeline.doctor.machine import Filesystem
 from pipeline.doctor.node_probe import (
@@ -82,7 +83,7 @@ def _gpus() -> Finding:
 
 
 def _load(machine: Machine) -> Finding:
-    detail = f"load {machine.load:.1f} on {machine.cores} cores"
+    detail = f"load {machine.load:.1f} on {counted(machine.cores, 'core')}"
     if machine.load <= machine.cores + 0.5:
         return Finding("processors here", Level.OK, detail)
     remedy = "wait until the load is lower: runs here would be many times slower"
@@ -184,7 +185,7 @@ def _modes(settings: Mapping[str, str], cache: Path) -> Finding:
     return Finding(
         "DVC's cache", Level.FAILURE,
         f"cache.shared is group, but the group cannot write to {closed[0]} "
-        f"({len(closed)} folders)",
+        f"({counted(len(closed), 'folder')})",
         f"chmod -R g+rwX {cache}; find {cache} -type d -exec chmod g+s {{}} +",
     )  # fmt: skip
 

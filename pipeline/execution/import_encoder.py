@@ -52,6 +52,8 @@ def import_checkpoint(
         UserError: The name cannot be one, or is taken.
         InputError: The checkpoint cannot be imported; says which tensor stands against it.
     """
+    if not checkpoint.is_file():  # said before torch is loaded, which takes a while
+        raise UserError(f"{checkpoint} is not a file; give the path of a checkpoint")
     name = name or re.sub(r"[^a-z0-9_-]+", "-", checkpoint.stem.lower()).strip("-")
     if not NAME.fullmatch(name):
         raise UserError(

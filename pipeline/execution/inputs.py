@@ -7,6 +7,7 @@ from typing import Any
 
 from asl_core.data.manifest import read_manifest
 from asl_core.errors import InputError
+from asl_core.recipes.datasets import folders_of
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.transfer import TokenAnalysis
 from pipeline.config.params import Params
@@ -51,7 +52,11 @@ def find_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[
         UserError: One of them has not been made yet; says which command makes it.
     """
     if stage == PREPARE.name:
-        return {"data_root": data_root(project)}
+        root = data_root(project)
+        for folder in folders_of(recipe, root):  # type: ignore[arg-type]  # it is a data set's
+            if not folder.exists():  # said before torch is loaded, which takes a while
+                raise UserError(no_folder(key, folder))
+        return {"data_root": root}
     if stage == REPORT.name:
         return {"suite": project.suite}
     if isinstance(recipe, ImportedRecipe):
@@ -98,6 +103,14 @@ def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> 
     if Path(recipe.path).is_absolute():
         return {}  # the same file on every machine
     return {recipe.path: find_inputs(project, stage, key, recipe)["imported"]}
+
+
+def no_folder(dataset: str, folder: Path) -> str:
+    """Return the line for a data set whose source is not there."""
+    return (
+        f"prepare@{dataset} needs {folder}, which does not exist; correct its `path` in "
+        "params.yaml, or set ASL_DATA to the folder from which relative paths start"
+    )
 
 
 def dataset_digest(folder: Path) -> str:

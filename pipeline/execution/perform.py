@@ -33,6 +33,7 @@ from asl_core.recipes.optimisation import Resources
 from pipeline.config.canonical import canonical_json
 from pipeline.config.params import Params
 from pipeline.errors import AslPipeError, NotFinishedError
+from pipeline.execution.deleted import restoring_scratch, scratch_needed
 from pipeline.execution.describe import describe_run
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import count_test_images
@@ -148,12 +149,13 @@ def perform(
     lock = _exclusive(job, run.name) if run.locks else contextlib.nullcontext()
     with lock, Journal.open(job.journal) as journal:
         shutil.rmtree(out, ignore_errors=True)
-        request = run.request(out, journal)
+        request = restoring_scratch(run.request(out, journal), run.name)
         describe_run(request, run.params, run.identity, run.tags)
         run.begun()
         with stop_signals_raise() as handler:
             try:
-                outcome = _attempt(run, request, load, handler)
+                with scratch_needed(request, run.name):
+                    outcome = _attempt(run, request, load, handler)
                 check_running_code(run.identity.code, run.code_root)
                 confirm()
             except BaseException as error:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from asl_core.errors import InterruptedRun
+from asl_core.ranks import ranks_of
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
 from pipeline.errors import NotFinishedError, TrackingError
@@ -95,7 +96,8 @@ def run_stage(
     row = STAGES[stage]
     name = row.run_name(key)
     identity = _identify(services.cache, project, stage, key, recipe)
-    rank = int(os.environ.get("RANK", "0"))
+    ranks = ranks_of(os.environ)
+    rank = ranks.rank
     if services.find_job_result is not None and rank == 0:
         outputs = services.find_job_result(project, name, identity)
         if outputs is not None:
@@ -113,7 +115,7 @@ def run_stage(
         page_of=services.page_of,
     )  # fmt: skip
     if rank > 0:
-        return help_perform(run, services.load, rank, int(os.environ.get("LOCAL_RANK", "0")))
+        return help_perform(run, services.load, rank, ranks.local_rank)
 
     def confirm() -> None:
         now = _identify(services.cache, project, stage, key, recipe)

@@ -6,21 +6,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from asl_core.wording import counted
 from pipeline.config.cluster import load_resources
-from pipeline.config.files import read_yaml
-from pipeline.config.suggest import unknown_name
+from pipeline.config.suggest import folded, unknown_name
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.execution.gpus import find_gpus
 from pipeline.execution.perform import set_threads
 from pipeline.execution.stored import stored_run
-from pipeline.project import Project
+from pipeline.project import Project, folded_title
 from pipeline.results.code import packages_folder, refresh_identities
 from pipeline.results.port import ResultCache
 from pipeline.results.running_code import check_loaded_code
 from pipeline.results.vouchings import Vouching, vouchings_in
 from pipeline.stages.table import STAGES
 from pipeline.tables.collect import Suite, read_suite
-from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
+from pipeline.tables.layout import contrastive_table, lay_out, similarity_table, suite_table
 from pipeline.tables.lock import read_lock
 from pipeline.tables.paper import load_paper
 from pipeline.tables.render import measured
@@ -58,14 +59,20 @@ def trace(project: Project, table: str, row: str, metric: str) -> tuple[Suite, T
     """
     paper, suite = load_paper(), read_suite(project)
     tables = lay_out(suite, paper)
-    own = {suite.name, project.suite.name, *(["demo"] if project.suite == project.root else [])}
-    if table in own:
-        companions = (similarity_table(suite, paper), contrastive_table(suite, paper))
-        tables += [each for each in companions if each is not None]
-    elif table not in suite.tables:
-        raise UserError(unknown_name("table", table, [suite.name, *suite.tables]))
-    elif not suite.reduced:
-        tables = [tables[suite.tables.index(table)]]
+    own = {folded(each) for each in (suite.name, suite.title, project.suite.name, project.name)}
+    companions = [similarity_table(suite, paper), contrastive_table(suite, paper)]
+    shown = [each for each in companions if each is not None]
+    wanted = folded_title(table)
+    if wanted in own:
+        tables += shown
+    elif titled := [each for each in shown if folded(each.title) == wanted]:
+        tables = titled
+    else:
+        reference = suite_table(suite, paper, table)
+        if reference is None:
+            raise UserError(unknown_name("table", table, [suite.name, *suite.tables]))
+        if not suite.reduced:
+            tables = [tables[suite.tables.index(reference)]]
     return suite, trace_cell(suite, paper, tables, row, metric)
 
 
@@ -74,7 +81,7 @@ def headline(traced: TracedCell) -> str:
     cell, metric = traced.cell, traced.cell.metric
     ours = f"{measured(cell)} {metric.unit}".rstrip()
     if cell.spread is not None:
-        ours += f", mean and deviation of {len(cell.measured)} runs"
+        ours += f", mean and deviation of {counted(len(cell.measured), 'run')}"
     paper = "none" if cell.paper is None else str(cell.paper)
     remarks = "; reduced scale" if cell.reduced else ""
     remarks += "; dvc.lock does not stand behind it" if cell.differing else ""
@@ -109,7 +116,7 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     yield "machine", _machine(tags, said.host)
     if said.seconds is not None:
         memory = "" if said.peak_memory_gib is None else f", {said.peak_memory_gib:.2f} GiB"
-        attempts = f"{said.attempts} attempt{'s' if said.attempts > 1 else ''}"
+        attempts = f"{counted(said.attempts, 'attempt')}"
         yield "effort", f"{said.seconds:.0f} s in {attempts}{memory}"
 
 

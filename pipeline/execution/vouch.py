@@ -25,6 +25,7 @@ from asl_core.engine.witness import Circumstances, Witness, first_difference, re
 from asl_core.errors import AslCoreError, ReplayFinished
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.optimisation import Resources
+from asl_core.wording import counted
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
@@ -310,6 +311,6 @@ def _describe(
         who=f"{getpass.getuser()}@{socket.gethostname()}",
         when=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         steps=steps, evaluated=tuple(evaluated),
-        device=f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        device=f"{device}, {counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}",
         old_code=old_code, new_code=new_code, changed=tuple(changed),
     )  # fmt: skip

@@ -22,6 +22,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from asl_core.wording import counted
 from pipeline.jobs.job import Attempt
 from pipeline.jobs.state import JobState, RunStatus
 from pipeline.schedulers.port import JobPhase, QueuedJob
@@ -109,7 +110,7 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
         if evidence.foreign and state is not None:
             days = (now - state.heartbeat) / 86400
             if now - state.heartbeat > patience.foreign_s:
-                return Finding(Verdict.LOST, f"{whose}; last heartbeat {days:.0f} days ago")
+                return Finding(Verdict.LOST, f"{whose}; last heartbeat {counted(days, 'day')} ago")
         return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler does not report it")
     if queued is not None and not queued.has_ended:
         return _judge_queued(queued, state)

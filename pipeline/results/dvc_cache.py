@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asl_core.wording import counted
 from pipeline.errors import UserError
 from pipeline.results.code import refresh_identities
 from pipeline.results.documents import (
@@ -421,7 +422,9 @@ def _put(repo: Any, place: Path, shown: Path) -> dict[str, Any]:
     staging, meta, obj = build(odb, str(place), localfs, "md5", ignore=ignore)
     result = transfer(staging, odb, {obj.hash_info}, shallow=False, hardlink=True)
     if result.failed:
-        raise OSError(f"{len(result.failed)} files of {place} could not be put into {odb.path}")
+        raise OSError(
+            f"{counted(len(result.failed), 'file')} of {place} could not be put into {odb.path}"
+        )
     hashes = {"md5": obj.hash_info.value, **meta.to_dict()}
     hashes.pop("isdir", None)
     return hashes

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from asl_core.recipes.datasets import FromDisk, Union_
-from pipeline.config.files import read_yaml
 from pipeline.config.params import load_params
+from pipeline.config.yaml_files import read_yaml
 from pipeline.project import Project, data_root
 from pipeline.results.documents import hashes_of
 from pipeline.results.port import ResultCache
@@ -211,7 +211,7 @@ def _places(recipe: object, root: Path) -> list[tuple[str, Path]]:
     """Return the folders and files that a recipe reads: as it writes them, and where they are."""
     members: tuple[Any, ...] = recipe.members if isinstance(recipe, Union_) else (recipe,)
     return [
-        (str(Path(member.path, name)), root / Path(member.path).expanduser() / name)
+        (str(Path(member.path, name)), member.folder(root) / name)
         for member in members
         if isinstance(member, FromDisk)
         for name in member.READS

@@ -8,7 +8,7 @@ import configparser
 import io
 from pathlib import Path
 
-from pipeline.config.files import read_yaml
+from pipeline.config.yaml_files import read_yaml_if_any
 from pipeline.errors import UserError
 from pipeline.results.closure import PACKAGES
 from pipeline.results.code import code_root, dag_of
@@ -62,7 +62,7 @@ def _refuse_to_lose_stages(file: Path) -> None:
     Raises:
         UserError: The file has stages that the table of stages does not have.
     """
-    stages = read_yaml(file).get("stages") if file.is_file() else None
+    stages = read_yaml_if_any(file).get("stages")
     own = sorted((stages or {}).keys() - {*STAGES, CODE_STAGE})
     if own:
         raise UserError(

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from asl_core.wording import counted
 from pipeline.errors import UserError
 from pipeline.project import suite_folders
 from pipeline.writing import write_json
@@ -42,7 +43,7 @@ class Vouching:
     changed: tuple[str, ...]
 
     def __str__(self) -> str:
-        what = [f"{self.steps} steps replayed, equal bit for bit"] if self.steps else []
+        what = [f"{counted(self.steps, 'step')} replayed, equal bit for bit"] if self.steps else []
         if self.evaluated:
             what.append(f"{', '.join(self.evaluated)} evaluated again, equal")
         return (

@@ -100,6 +100,10 @@ class SchedulerError(AslPipeError):
     """Raised when the scheduler cannot be asked or refuses; nothing follows from silence."""
 
 
+class NoSchedulerError(SchedulerError):
+    """Raised when this machine has no scheduler at all: no program that could be asked."""
+
+
 class SubmitError(SchedulerError):
     """Raised when jobs were not, or perhaps not, taken.
 

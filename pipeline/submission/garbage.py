@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asl_core.wording import counted
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import PROVISIONAL
@@ -177,7 +178,7 @@ def _reason(report: JobReport, referenced: Collection[str], now: float, days: fl
         state.heartbeat if state is not None else 0.0,
     )
     age = (now - last) / DAY_S
-    return None if age < days else f"{report.verdict}, {age:.0f} days old, in no commit"
+    return None if age < days else f"{report.verdict}, {counted(age, 'day')} old, in no commit"
 
 
 def _names_in_use(report: JobReport) -> set[str]:
@@ -206,7 +207,7 @@ def _left_by_runs(
             age_s = now - _last_change(job)
             if age_s < max(days * DAY_S, YOUNGEST_S) or is_locked(job.lock):
                 continue
-            why = f"of a run without a job, {age_s / DAY_S:.0f} days old, in no commit"
+            why = f"of a run without a job, {counted(age_s / DAY_S, 'day')} old, in no commit"
             yield from _whole_or_large(job, why, is_shown)
 
 

@@ -21,7 +21,7 @@ from pipeline.results.code import Code, read_code
 from pipeline.results.documents import Document, code_of, differences, hashes_of, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
 from pipeline.results.sources import changed_source
-from pipeline.schedulers.port import JobPhase, Scheduler
+from pipeline.schedulers.port import JobPhase, NoSchedulerError, Scheduler
 from pipeline.stages.table import SOURCES_FOLDER
 from pipeline.submission.job_reports import JobReport, Queue, report_on
 from pipeline.submission.put_back import put_back_results
@@ -42,6 +42,8 @@ class Action(StrEnum):
     """Its job waits for one that cannot succeed: end it and submit it again."""
     WAIT = "wait"
     """Not known yet what became of its job."""
+    RUN = "run here"
+    """There is no scheduler on this machine: `dvc repro` runs it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Plan:
         code: All of it, as it was when the plan was made.
         params: params.yaml, likewise.
         queue_error: Why the scheduler could not be asked; then nothing can be submitted.
+        is_local: There is none to be asked: what is stale is for `dvc repro`.
     """
 
     project: Project
@@ -122,6 +125,7 @@ class Plan:
     code: Code
     params: bytes
     queue_error: str | None = None
+    is_local: bool = False
 
     def entry(self, name: str) -> Entry:
         """Return an entry by its name."""
@@ -172,7 +176,7 @@ def make_plan(project: Project, wanted: Wanted, services: SubmissionServices) ->
         )
         entries[name] = replace(entry, others=others, force=name in forced)
     error = None if queue.error is None else str(queue.error)
-    return Plan(project, tuple(entries.values()), code, files[0], error)
+    return Plan(project, tuple(entries.values()), code, files[0], error, _is_absent(queue))
 
 
 def judge_entry(
@@ -204,7 +208,7 @@ def judge_entry(
             return Action.REPLACE, said, report
         if report.verdict in (Verdict.SETTLING, Verdict.UNKNOWN):
             return Action.WAIT, said, report
-    if queue.error is not None:
+    if queue.error is not None and not _is_absent(queue):
         return Action.WAIT, "the scheduler does not answer", None
     if facts.fingerprint is not None:
         work = JobFolder.of(project.scratch, facts.fingerprint)
@@ -213,7 +217,12 @@ def judge_entry(
             return Action.WAIT, f"runs in a local process on {host}", None
     newest = reports[0] if reports else None
     said = "" if newest is None else f"{newest.verdict} {newest.finding.detail}".strip()
-    return Action.SUBMIT, said, newest
+    return Action.RUN if _is_absent(queue) else Action.SUBMIT, said, newest
+
+
+def _is_absent(queue: Queue) -> bool:
+    """Say whether there is no scheduler on this machine."""
+    return isinstance(queue.error, NoSchedulerError)
 
 
 def _is_result_of(report: JobReport, facts: StageFacts) -> bool:

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from asl_core.wording import counted
+from pipeline.errors import UserError
 from pipeline.jobs.claim import Claim, claim
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Job, Terms, read_job, write_job
@@ -81,6 +83,8 @@ def submit(plan: Plan, services: SubmissionServices) -> list[Submitted]:
     Raises:
         SchedulerError: The scheduler cannot be asked; nothing was submitted from then on.
     """
+    if plan.is_local:
+        raise UserError(f"{plan.queue_error}; `dvc repro` runs the stages on this machine")
     if plan.queue_error is not None:
         raise SchedulerError(f"{plan.queue_error}; nothing was submitted, try again later")
     tags = services.code.tags(plan.project.root)
@@ -239,7 +243,7 @@ def _decide(
     most = entry.request.asked.max_queued
     if not submission.room.take(queue, most):
         queued = submission.room.queued
-        detail = f"the queue holds {queued} jobs of asl-pipe, max_queued is {most}"
+        detail = f"the queue holds {counted(queued or 0, 'job')} of asl-pipe, max_queued is {most}"
         return _became(entry, Outcome.HELD, detail=detail)
     if action is Action.REPLACE and report is not None and report.job_id is not None:
         services.scheduler.cancel([report.job_id])

@@ -3,20 +3,29 @@
 import shutil
 from collections.abc import Callable
 
+from pipeline.config.suggest import unknown_name
+from pipeline.errors import UserError
+from pipeline.project import suite_folders
 from pipeline.tables import latex, render
 from pipeline.tables.collect import Suite
-from pipeline.tables.layout import lay_out
+from pipeline.tables.layout import lay_out, suite_table
 from pipeline.tables.paper import load_paper
 from pipeline.tracking.find import find_tracker
 
 
-def render_tables(suite: Suite, form: str, width: int | None = None) -> str:
+def render_tables(
+    suite: Suite, form: str, width: int | None = None, table: str | None = None
+) -> str:
     """Return a suite's tables: the paper's numbers, ours, the difference.
 
     Args:
         suite: Its results.
         form: text for a terminal; md; latex (booktabs); html: the whole report page.
         width: Columns of the terminal; absent: as it is.
+        table: One of the suite's, by its name or as it is printed; absent: all.
+
+    Raises:
+        UserError: There is no such table.
     """
     paper = load_paper()
     if form == "html":
@@ -24,6 +33,13 @@ def render_tables(suite: Suite, form: str, width: int | None = None) -> str:
 
         return page(suite, paper, find_tracker(suite.root).page_of)
     found = lay_out(suite, paper)
+    if table is not None:
+        reference = suite_table(suite, paper, table)
+        if reference is None:
+            valid = [*suite_folders(suite.root), *suite.tables]
+            raise UserError(unknown_name("suite or table", table, valid))
+        if not suite.reduced:  # whose one table has the numbers of all
+            found = [found[suite.tables.index(reference)]]
     columns = width or shutil.get_terminal_size((140, 24)).columns
     forms: dict[str, Callable[[], str]] = {
         "text": lambda: render.text(found, width=columns),

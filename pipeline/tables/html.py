@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from asl_core.data.manifest import Manifest
+from asl_core.wording import counted
 from pipeline.stages.table import MEASURED
 from pipeline.tables import notes, render
 from pipeline.tables.cells import Cell, ResultTable
@@ -203,7 +204,7 @@ def _scale_rows(suite: Suite, paper: Paper, groups: Sequence[Replicates]) -> lis
 def _trained_on(recipe: Any, manifest: Manifest | None) -> str:
     if recipe.method == "imported":
         return "trained elsewhere"
-    return recipe.dataset + (f", {manifest.counts['train']:,} images" if manifest else "")
+    return recipe.dataset + (f", {counted(manifest.counts['train'], 'image')}" if manifest else "")
 
 
 def _model(model: Any) -> str:

@@ -8,6 +8,8 @@ from the first named table that has one.
 
 from collections.abc import Sequence
 
+from asl_core.wording import counted
+from pipeline.config.suggest import folded
 from pipeline.tables.cells import Heading, Line, ResultTable
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import TRAIN, cost_cell, cost_headings
@@ -28,6 +30,16 @@ def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
     if suite.reduced or not tables:
         return [_suite_table(suite, paper, tables, groups)]
     return [paper_table(suite, paper, table, groups) for table in tables]
+
+
+def suite_table(suite: Suite, paper: Paper, name: str) -> str | None:
+    """Return which table of a suite a name means: `table7`, `Table 7`, or its title; None: none."""
+    for reference in suite.tables:
+        table = paper.table(reference)
+        known = (reference, table.number, table.title, f"{table.number}: {table.title}")
+        if folded(name) in map(folded, known):
+            return reference
+    return None
 
 
 def similarity_table(suite: Suite, paper: Paper) -> ResultTable | None:
@@ -99,10 +111,10 @@ def _suite_table(
             for name in names
         ]
         lines.append(Line(group.label, group.keys, (), "own", tuple(cells)))
-    rows = f"{len(lines)} rows, " if len(lines) < len(suite.experiments) else ""
+    rows = f"{counted(len(lines), 'row')}, " if len(lines) < len(suite.experiments) else ""
     return ResultTable(
         title=suite.title,
-        caption=f"{rows}{len(suite.experiments)} experiments of the suite {suite.name}.",
+        caption=f"{rows}{counted(len(suite.experiments), 'experiment')} of the suite {suite.name}.",
         reduced=suite.reduced,
         given=(),
         headings=(

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
+from pipeline.config.files import FieldNames, Problems
 from pipeline.config.suggest import unknown_name
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 
 Value = str | int | float | bool
@@ -175,7 +177,9 @@ class Paper(_Record):
     def _names_exist(self) -> "Paper":
         for key, table in self.tables.items():
             unknown = {column.metric for column in table.columns} - set(self.metrics)
-            unknown |= {str(row.match["method"]) for row in table.rows} - set(self.methods)
+            unknown |= {str(row.match.get("method", "no method")) for row in table.rows} - set(
+                self.methods
+            )
             if unknown:
                 raise ValueError(f"{key} names {sorted(unknown)}, which is not defined")
         for names in (self.headline, self.similarity, self.contrastive):
@@ -252,6 +256,25 @@ def _matches(recipe: Any, wanted: Mapping[str, Value]) -> bool:
 
 @cache
 def load_paper() -> Paper:
-    """Read and check paper.yaml, which is part of this package."""
-    text = resources.files("pipeline.tables").joinpath("paper.yaml").read_text(encoding="utf-8")
-    return Paper.model_validate(yaml.safe_load(text))
+    """Read and check paper.yaml, which is part of this package.
+
+    Raises:
+        UserError: One line per problem: a method that was added, for instance, with a wrong key.
+    """
+    return read_paper(Path(str(resources.files("pipeline.tables") / "paper.yaml")))
+
+
+def read_paper(path: Path) -> Paper:
+    """Read and check such a file.
+
+    Raises:
+        UserError: One line per problem.
+    """
+    raw = read_yaml(path)
+    try:
+        return Paper.model_validate(raw)
+    except ValidationError as error:
+        problems = Problems(path)
+        problems.add_all(error, raw, FieldNames(lambda _: []))
+        problems.raise_if_any()
+        raise

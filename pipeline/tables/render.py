@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from pipeline import rounding
+from pipeline.project import REDUCED
 from pipeline.tables.cells import Cell, Heading, Line, ResultTable
 from pipeline.tables.notes import PLUS_MINUS, mark, notes, seed_count
 
@@ -101,7 +102,7 @@ def markdown(tables: Sequence[ResultTable]) -> str:
     """Return the tables as one Markdown document."""
     parts = []
     for table in tables:
-        parts += [f"## {table.title}{scale_suffix(table)}", table.caption]
+        parts += [f"## {title_of(table)}", table.caption]
         parts += [_markdown_grid(table), *(f"> **{warning}**" for warning in table.warnings)]
         parts += [f"- {_code_marks(note)}" for note in notes(table)]
         if any(cell.runs for _, _, cell in table.cells()):
@@ -115,7 +116,12 @@ def markdown(tables: Sequence[ResultTable]) -> str:
 
 def scale_suffix(table: ResultTable) -> str:
     """Return what a table's title must say about its scale."""
-    return " - REDUCED SCALE" if table.reduced else ""
+    return REDUCED if table.reduced else ""
+
+
+def title_of(table: ResultTable) -> str:
+    """Return a table's title as it is printed."""
+    return f"{table.title}{scale_suffix(table)}"
 
 
 def _code_marks(note: str) -> str:
@@ -179,7 +185,7 @@ def text(tables: Sequence[ResultTable], width: int) -> str:
     for table in tables:
         wide = _rich_wide(table)
         fits = console.measure(wide, options=unbounded).maximum <= width
-        console.print(escape(f"{table.title}{scale_suffix(table)}"))
+        console.print(escape(title_of(table)))
         console.print(escape(table.caption))
         console.print(wide if fits else _rich_long(table))
         for note in (*table.warnings, *notes(table)):

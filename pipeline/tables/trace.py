@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.suggest import unknown_name
+from pipeline.config.suggest import folded, unknown_name
 from pipeline.errors import UserError
 from pipeline.stages.table import PRETRAIN, STAGES
 from pipeline.tables.cells import Cell, Heading, Line, ResultTable
@@ -12,6 +12,7 @@ from pipeline.tables.collect import StageResult, Suite
 from pipeline.tables.cost import FORWARD, TRAIN, baseline
 from pipeline.tables.paper import Paper
 from pipeline.tables.provenance import Origin, origin
+from pipeline.tables.render import headings_text, label
 
 DATA, ENCODERS = "data/", "runs/pretrain/"
 
@@ -102,15 +103,26 @@ def trace_cell(
 def _find_lines(tables: Sequence[ResultTable], row: str) -> list[tuple[ResultTable, Line]]:
     """Return the lines of that name or with that experiment, in whichever tables."""
     lines = [(table, line) for table in tables for line in table.lines if line.keys]
-    wanted = row.casefold()
-    exact = [(t, line) for t, line in lines if wanted == line.label.casefold() or row in line.keys]
-    begun = [(t, line) for t, line in lines if line.label.casefold().startswith(wanted)]
+    wanted = folded(row)
+    exact = [
+        (t, line) for t, line in lines
+        if wanted in map(folded, (line.label, label(line), *line.keys))
+    ]  # fmt: skip
+    begun = [(t, line) for t, line in lines if folded(line.label).startswith(wanted)]
     if not exact and len({line.label for _, line in begun}) == 1:
         exact = begun
     if exact:
         return exact
     names = [name for _, line in lines for name in (line.label, *line.keys)]
     raise UserError(unknown_name("row", row, dict.fromkeys(names)))
+
+
+def _metric_labels(name: str, heading: Heading) -> set[str]:
+    """Return what a metric may be called: its name, or its column's header as it is printed."""
+    grouped = f"{heading.group} {heading.header}"
+    unit = f"{heading.header} [{heading.metric.unit}]"
+    printed = (name, heading.header, grouped, unit, headings_text(heading))
+    return {folded(each) for each in printed}
 
 
 def _find_cell(
@@ -123,8 +135,8 @@ def _find_cell(
         for table, line in lines
         for heading, cell in zip(table.headings, line.cells, strict=True)
     ]
-    wanted = metric.casefold()
-    found = [each for each in cells if metric == each[0] or wanted == each[3].header.casefold()]
+    wanted = folded(metric)
+    found = [each for each in cells if wanted in _metric_labels(each[0], each[3])]
     if found:
         return next((each for each in found if each[4].counted), found[0])
     valid = [each[0] for each in cells] + [each[3].header for each in cells]

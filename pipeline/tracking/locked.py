@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.files import read_yaml
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import RunName, first_lines, read_run_name

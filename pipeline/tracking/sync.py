@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from asl_core.engine.journal import first_time
+from asl_core.wording import counted
 from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import read_run_name
@@ -64,8 +65,8 @@ def sync_journals(
         except StoreRefusedError as error:
             waiting = len(jobs) - number
             raise NotFinishedError(
-                f"{error}; {waiting} of {len(jobs)} runs are waiting, nothing is lost; "
-                "run asl-pipe sync again"
+                f"{error}; {waiting} of {counted(len(jobs), 'run')} still to be sent, "
+                "nothing is lost; run asl-pipe sync again"
             ) from error
         except TrackingError as error:
             logger.warning("%s: skipped: %s", job.folder.name[:12], error)

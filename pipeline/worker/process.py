@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asl_core.errors import InputError, InterruptedRun
+from asl_core.errors import InputError, InterruptedRun, TrainingError
+from asl_core.ranks import ranks_of
 from asl_core.recipes.optimisation import Resources
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
@@ -90,13 +91,14 @@ class Place:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Place":
         """Read it from the environment that the scheduler gives a job's processes."""
+        ranks = ranks_of(environment)
         return cls(
             job_id=environment.get(JOB_ID),
             restart=int(environment.get(JOB_RESTARTS) or 0),
             nodes=environment.get(JOB_NODES) or socket.gethostname(),
-            rank=int(environment.get("RANK") or 0),
-            local_rank=int(environment.get("LOCAL_RANK") or 0),
-            world_size=int(environment.get("WORLD_SIZE") or 1),
+            rank=ranks.rank,
+            local_rank=ranks.local_rank,
+            world_size=ranks.world_size,
         )
 
 
@@ -154,7 +156,7 @@ class JobProcess(ABC):
         def call(request: StageRequest[object]) -> dict[str, float]:
             try:
                 return function(request)
-            except RuntimeError as error:
+            except (RuntimeError, TrainingError) as error:
                 self.signals.handler.quiet = True
                 if not (_has_lost_a_peer(error) and self.soon(self.is_being_stopped)):
                     raise
@@ -223,10 +225,11 @@ def granted(terms: Terms, environment: Mapping[str, str]) -> Resources:
     return resources
 
 
-def _has_lost_a_peer(error: RuntimeError) -> bool:
+def _has_lost_a_peer(error: Exception) -> bool:
     """Say whether an error is of a collective operation whose other side is gone."""
-    known = any(kind.__name__ == "DistError" for kind in type(error).__mro__)  # torch's, its base
-    return known or LOST_A_PEER.search(str(error)) is not None
+    kinds = type(error.__cause__ or error).__mro__
+    known = any(kind.__name__ == "DistError" for kind in kinds)  # torch's, its base
+    return known or (isinstance(error, RuntimeError) and bool(LOST_A_PEER.search(str(error))))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_a_branch_that_is_not_there_and_encoders_that_cannot_be_told_apart_are_r
 ) -> None:
     path = tmp_path / "x.pth"
     torch.save(mae_checkpoint(full=False), path)
-    with pytest.raises(InputError, match=r"has no teacher \(encoders: model\); drop --branch"):
+    with pytest.raises(InputError, match=r"has no teacher: it holds one encoder: model \(30 ten"):
         import_encoder(path, ImportOptions(branch=Branch.teacher))
     own = prefixed("encoder.", encoder_state(1)) | prefixed("teacher_encoder.", encoder_state(2))
     torch.save(own, path)
@@ -228,7 +228,7 @@ def test_a_branch_that_is_not_there_and_encoders_that_cannot_be_told_apart_are_r
         state, _, _ = import_encoder(path, ImportOptions(branch=branch))
         assert torch.equal(state["cls_token"], encoder_state(seed)["cls_token"])
     torch.save(prefixed("left.", encoder_state()) | prefixed("right.", encoder_state()), path)
-    with pytest.raises(InputError, match=r"several encoders \(left\.; right\.\)"):
+    with pytest.raises(InputError, match=r"2 encoders: left\. \(30 tensors\), right\."):
         import_encoder(path, ImportOptions())
 
 
@@ -451,7 +451,7 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, form: str, shar
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK", b"\x80\x04}q"])
+@pytest.mark.parametrize("content", [b"", b"not found", b"PK", b"\x80\x04}q"])
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
     tmp_path: Path, content: bytes
 ) -> None:

@@ -11,8 +11,8 @@ from fake_scheduler import HERE as SERVICES
 from fake_scheduler import FakeCluster
 
 from pipeline.cli import run_command
-from pipeline.config.files import read_yaml
 from pipeline.config.params import Params, load_params
+from pipeline.config.yaml_files import read_yaml
 from pipeline.jobs.state import JobState
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.project import Project, find_project

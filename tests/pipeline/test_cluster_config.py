@@ -99,7 +99,7 @@ def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
         ("slrum: {}", "slrum: unknown key; did you mean 'slurm'?"),
         ("slurm: {pretrian: {}}", "slurm.pretrian: unknown key; did you mean 'pretrain'?"),
         ("slurm: {default: {partion: x}}", "slurm.default.partion: unknown key; did you mean"),
-        ("slurm: {default: {nodes: two}}", "slurm.default.nodes: got 'two', expected a valid int"),
+        ("slurm: {default: {nodes: two}}", "slurm.default.nodes: got 'two', expected a whole"),
         ("slurm: {default: {nodes: 0}}", "slurm.default: got nodes 0, expected 1 or more"),
         ("slurm: {default: {time: soon}}", "got time 'soon', expected minutes, HH:MM:SS"),
         ("slurm: {default: {memory: 64 GB}}", "got memory '64 GB', expected a size such as 64G"),
@@ -115,7 +115,7 @@ def test_variables_are_quoted_for_the_shell_and_come_first() -> None:
          "slurm.pretrain.resources: micro_batch_size must be at least 1, got -1"),
         ("slurm: {default: 3}", "slurm.default: got 3, expected a mapping"),
         ("slurm: 3", "slurm: got 3, expected a mapping"),
-        ("scheduler: 3", "scheduler: got 3, expected a valid string"),
+        ("scheduler: 3", "scheduler: got 3, expected a text"),
         ("scheduler: slrum", "scheduler: got 'slrum', expected one of slurm, or module:function; "
          "did you mean 'slurm'?"),
         ("scheduler: nowhere:own", "scheduler: nowhere:own cannot be loaded: No module named"),

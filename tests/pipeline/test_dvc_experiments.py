@@ -10,9 +10,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.execution.inputs import data_root
 from pipeline.execution.publish import publish
-from pipeline.project import find_project
+from pipeline.project import data_root, find_project
 from pipeline.results.dvc_experiment import find_dvc_experiment
 from pipeline.tracking.current import follow_locks
 from pipeline.tracking.mlflow.store import MlflowStore

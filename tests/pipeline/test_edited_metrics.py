@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.files import read_yaml
+from pipeline.config.yaml_files import read_yaml
 from pipeline.results.vouchings import Vouching, add_vouching
 from pipeline.stages.report import write_report
 from pipeline.tables.collect import doubts

@@ -8,8 +8,8 @@ import yaml
 
 from pipeline import cli
 from pipeline.config.expand import SUITE_FILE, expand, expansion_of, params_text
-from pipeline.config.files import read_yaml
 from pipeline.config.params import load_params
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -458,7 +458,7 @@ def test_the_room_of_one_stage_is_not_that_of_another(site) -> None:
     assert outcomes(done) == dict(
         zip(DAG, (Outcome.SUBMITTED, Outcome.HELD, Outcome.HELD), strict=True)
     )
-    assert done["pretrain@asl"].detail == "the queue holds 1 jobs of asl-pipe, max_queued is 1"
+    assert done["pretrain@asl"].detail == "the queue holds 1 job of asl-pipe, max_queued is 1"
     site.ask(prepare={"max_queued": 1}, pretrain={"max_queued": 2})
     assert site.submit("pretrain")["pretrain@asl"].outcome is Outcome.SUBMITTED
     assert site.submit()["linprobe@asl"].outcome is Outcome.SUBMITTED

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
 from pipeline.errors import UserError
+from pipeline.tables import paper
 from pipeline.tables.paper import load_paper
 
 PAPER = load_paper()
@@ -201,3 +203,25 @@ def test_a_label_names_the_design_and_what_is_not_default(
     recipe: MaeRecipe | AslRecipe, label: str
 ) -> None:
     assert PAPER.method_label(recipe) == label
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("metrics:", "{metrics:", "not valid YAML"),
+        ("source: run", "source: ran", "source: got 'ran', expected one of run, quoted"),
+        ("method: mae", "design: mae", "names ['no method'], which is not defined"),
+        ("decimals: 1", "decimals: one", "decimals: got 'one', expected a whole number"),
+        ("figure1:", "figure_1:", "figure1: is missing; add it"),
+    ],
+)
+def test_a_mistake_in_the_papers_file_is_named(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    text = (Path(paper.__file__).with_name("paper.yaml")).read_text()
+    assert old in text
+    (tmp_path / "paper.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        paper.read_paper(tmp_path / "paper.yaml")
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "paper.yaml"))

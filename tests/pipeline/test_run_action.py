@@ -471,6 +471,7 @@ def test_a_helping_process_computes_but_neither_records_nor_publishes(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     tracker = FakeTracker()
     requests: list[StageRequest] = []
 
@@ -496,10 +497,51 @@ def test_the_first_process_on_another_machine_samples_it(
     path = job_of(project).journal / "attempt-000.jsonl"
     lines = [{**json.loads(line), "t": began_ms} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, value in (("RANK", "8"), ("LOCAL_RANK", str(local_rank)), ("ASL_NODE", "n2")):
+    for name, value in (
+        ("RANK", "8"),
+        ("WORLD_SIZE", "9"),
+        ("LOCAL_RANK", str(local_rank)),
+        ("ASL_NODE", "n2"),
+    ):
         monkeypatch.setenv(name, value)
     run_stage(project, "pretrain", "asl", services())
     points = read_tracked_run(job_of(project).journal).points()
     samples = [step for key, step, *_ in points if key == "system/n2/disk_usage_percentage"]
     assert len(samples) == (1 if local_rank == 0 else 0)
     assert all(step >= 100 for step in samples)  # seconds since the run began, not this process
+
+
+def test_scratch_that_is_deleted_before_a_checkpoint_is_made_again(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stage(request: StageRequest) -> dict[str, float]:
+        request.journal.metrics(1, {"pretrain/loss": 0.75})
+        shutil.rmtree(project.scratch)
+        request.journal.metrics(2, {"pretrain/loss": 0.5})
+        request.before_checkpoint()
+        return succeed(request)
+
+    run_stage(project, "pretrain", "asl", services(stage))
+    assert "was deleted while it ran; its weights and its journal are kept" in caplog.text
+    assert (project.suite / "runs/encoder/asl/encoder.safetensors").read_text() == "weights"
+    told = project.suite / "runs/pretrain/asl/journal"
+    values = [record["values"]["pretrain/loss"] for record in kinds(told, "metrics")[:3]]
+    assert values == [0.75, 0.5, 0.5]
+    assert has_succeeded(told)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["while it works", "when it is done"])
+def test_outputs_that_are_deleted_are_said_in_one_line_and_nothing_is_published(
+    project: Project, written: bool
+) -> None:
+    def stage(request: StageRequest) -> dict[str, float]:
+        metrics = succeed(request)
+        shutil.rmtree(project.scratch)
+        return metrics if written else succeed(request)
+
+    with pytest.raises(NotFinishedError, match=r"pretrain@asl: .* was deleted while it ran; run"):
+        run_stage(project, "pretrain", "asl", services(stage))
+    assert not (project.suite / "runs/pretrain/asl").exists()
+    assert not has_succeeded(job_of(project).journal)
+    run_stage(project, "pretrain", "asl", services())
+    assert (project.suite / "runs/encoder/asl/encoder.safetensors").is_file()

@@ -612,7 +612,7 @@ def test_the_end_of_another_process_is_an_interruption_if_that_obeyed_a_signal(
     bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
     if peer_heard is not None:
         bench.leave(bench.paths.rank_stopped(1), signals=peer_heard)
-    assert bench.run(stage, WORLD_SIZE="2") == (1 if status is RunStatus.FAILED else 75)
+    assert bench.run(stage, RANK="0", WORLD_SIZE="2") == (1 if status is RunStatus.FAILED else 75)
     assert bench.state.status is status
     assert bench.scheduler.requeued == requeued  # type: ignore[attr-defined]
     assert read_records(bench.work.journal)[-2].body["status"] == status
@@ -620,7 +620,7 @@ def test_the_end_of_another_process_is_an_interruption_if_that_obeyed_a_signal(
 
 def test_a_word_of_another_start_counts_for_nothing(bench: Bench) -> None:
     bench.leave(bench.paths.rank_stopped(1), restart=1, signals=["SIGUSR2"])
-    assert bench.run(lose_peer, WORLD_SIZE="2") == 1
+    assert bench.run(lose_peer, RANK="0", WORLD_SIZE="2") == 1
 
 
 def test_a_warning_that_only_another_process_has_heard_yet_counts(bench: Bench) -> None:
@@ -629,7 +629,7 @@ def test_a_warning_that_only_another_process_has_heard_yet_counts(bench: Bench) 
 
     bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
     bench.after_pauses(2, lambda: bench.leave(bench.paths.rank_stopped(1), signals=["SIGUSR2"]))
-    assert bench.run(stop, WORLD_SIZE="2") == 75
+    assert bench.run(stop, RANK="0", WORLD_SIZE="2") == 75
     assert bench.scheduler.requeued == ["27"]  # type: ignore[attr-defined]
 
 
@@ -697,7 +697,7 @@ def test_a_helpers_folder_is_its_own_to_remove(bench: Bench) -> None:
     assert bench.run(compute, **HELPER) == 0
     assert not folder.exists()
     folder.mkdir()  # it is slow
-    assert bench.run(succeed, WORLD_SIZE="2") == 0
+    assert bench.run(succeed, RANK="0", WORLD_SIZE="2") == 0
     assert folder.exists()
 
 
@@ -707,7 +707,7 @@ def test_a_run_says_where_it_ran_and_how_it_ended(bench: Bench) -> None:
     told = json.loads(bench.paths.rank_gpus(1).read_text())
     assert told["gpus"] == ["GPU-1"]
     bench.leave(bench.paths.rank_gpus(1), gpus=["GPU-1", "GPU-2"])
-    assert bench.run(succeed, WORLD_SIZE="2") == 0
+    assert bench.run(succeed, RANK="0", WORLD_SIZE="2") == 0
     assert bench.state.gpus == ("GPU-1", "GPU-2")
     tags = bench.tags()
     assert tags["gpu.uuids"] == "GPU-1,GPU-2"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config.files import read_yaml
+from pipeline.config.yaml_files import read_yaml
 
 PARAMS = """
 suite: tiny

@@ -3,13 +3,14 @@
 Only the file of the source that is opened is imported.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from asl_core.data.sources.source import Source
-from asl_core.recipes.datasets import Dataset
+from asl_core.recipes.datasets import Dataset, FromDisk
 
 Opener = Callable[[Any, Path], Source]
 """From a recipe and the folder from which its relative paths are taken.
@@ -46,6 +47,8 @@ def open_source(recipe: Dataset, data_root: Path) -> Source:
     Raises:
         InputError: What the recipe names is missing or broken.
     """
+    if isinstance(recipe, FromDisk):
+        recipe = dataclasses.replace(recipe, path=str(recipe.folder(data_root).absolute()))
     return find_opener(recipe.source)(recipe, data_root)
 
 

@@ -26,6 +26,7 @@ from pipeline.schedulers.port import (
     ARRAY_COMMENT,
     BatchJob,
     JobPhase,
+    NoSchedulerError,
     QueuedJob,
     SchedulerError,
     SubmitError,
@@ -43,6 +44,8 @@ REFUSED = re.compile(
 """What sbatch says when a job was certainly not taken. Whatever else it says, it may have been."""
 
 NOT_THERE = re.compile(r"invalid job id|already completing or completed", re.IGNORECASE)
+NO_CLUSTER = re.compile(r"could not establish a configuration source", re.IGNORECASE)
+"""What the programs say on a machine on which they were installed and nothing else."""
 
 QUEUE_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "NodeList", "Comment")
 QUEUE_WIDTHS = (64, 32, 64, 16, 1024, 1024)
@@ -93,8 +96,11 @@ class SlurmScheduler:
         """Return this user's jobs, ended ones too for as long as Slurm's MinJobAge.
 
         Raises:
+            NoSchedulerError: Slurm's programs are not on this machine, or know of no cluster.
             SchedulerError: squeue failed, or said what cannot be read.
         """
+        if not any(map(shutil.which, ("squeue", "sbatch"))):
+            raise NoSchedulerError("there is no Slurm here: neither sbatch nor squeue is on PATH")
         # variables such as SQUEUE_PARTITION would hide jobs
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
         columns = zip(QUEUE_FIELDS, QUEUE_WIDTHS, strict=True)
@@ -286,6 +292,10 @@ class SlurmScheduler:
         """
         done = self._run(*command, environment=environment)
         if done.returncode != 0:
+            if NO_CLUSTER.search(done.stderr):
+                raise NoSchedulerError(
+                    f"there is no Slurm here: {command[0]} finds neither slurm.conf nor controller"
+                )
             raise SchedulerError(f"{command[0]}: {_tidy(done.stderr or done.stdout)}")
         return done.stdout
 

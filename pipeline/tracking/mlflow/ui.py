@@ -119,7 +119,7 @@ def _is_free(port: int) -> bool:
 @contextlib.contextmanager
 def _server(address: StoreAddress, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run the server in a process group of its own, and end the whole group afterwards."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1",
                "--port", str(port), "--workers", "1"]  # fmt: skip
     if address.artifacts is not None:
         command += ["--artifacts-destination", address.artifacts.as_uri()]
