@@ -29,6 +29,7 @@ from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, 
 from asl_core.data.target import written_whole
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Dataset
+from asl_core.wording import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def _pack_split(
             )
         refuse_too_many(title, rejected, total, recipe.max_rejected_share, rejected_list)
         result.digest = writer.finish()
-    _logger.info("%s: %d images, %d rejected", title, result.count, len(result.rejected))
+    _logger.info("%s: %s, %d rejected", title, counted(result.count, "image"), len(result.rejected))
     return result
 
 

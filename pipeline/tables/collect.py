@@ -188,8 +188,8 @@ def _difference(
     if unknown_code:
         again = command.replace(" repro ", " repro -f -s ")
         return (
-            "it was made with other code than dvc.lock says, as after `dvc commit`, and nobody "
-            f"vouched for that; `{again}` makes it with the present code"
+            "it was made with other code than dvc.lock says, and nobody vouched for that; "
+            f"`{again}` makes it with the present code"
         )
     return ""
 

@@ -149,7 +149,7 @@ REFUSED = {
     "file_name upwards": (change("images", 0, file_name="../a.png"), "'../a.png' is not the plain"),
     "file_name the parent": (change("images", 0, file_name=".."), "'..' is not the plain name"),
     "file_name absolute": (change("images", 0, file_name="/a.png"), "'/a.png' is not the plain"),
-    "file_name of no file": (change("images", 0, file_name="c.png"), "names 1 images that are not"),
+    "file_name of no file": (change("images", 0, file_name="c.png"), "names 1 image missing from"),
     "two images of one id": (change("images", 1, id=1), r"and images\[1\] have the same id 1"),
     "two images of one file": (
         change("images", 1, file_name="a.png"), r"images\[0\] and images\[1\] .* file_name 'a.png'",
@@ -167,7 +167,7 @@ REFUSED = {
         change("annotations", 3, id=11), r"annotations\[0\] and annotations\[3\] have the same id",
     ),
     "image_id a text": (change("annotations", 2, image_id="2"), "image_id is '2', not an integer"),
-    "image_id of none": (change("annotations", 2, image_id=7), "1 annotations have a image_id"),
+    "image_id of none": (change("annotations", 2, image_id=7), "1 annotation with a image_id"),
     "category_id a float": (change("annotations", 2, category_id=3.5), "category_id is 3.5, not"),
     "category_id of none": (change("annotations", 2, category_id=4), "that is not listed, the fir"),
     "iscrowd two": (change("annotations", 2, iscrowd=2), "iscrowd is 2, neither 0 nor 1"),

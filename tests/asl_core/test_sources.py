@@ -266,7 +266,7 @@ def test_coco_images_without_entry_serve_pretraining_only(tmp_path: Path) -> Non
     assert len(train[1].instances.labels) == 0  # listed, and nothing in it
     assert train[1].instances.masks.shape == (0, 16, 18)
     assert len(train.coco_ground_truth()["images"]) == 2
-    assert any("not in instances_val2017.json: are not used" in note for note in manifest.notes)
+    assert any("not in instances_val2017.json: not used" in note for note in manifest.notes)
 
 
 def test_coco_validation_can_join_the_training_split_as_pictures_alone(tmp_path: Path) -> None:
@@ -278,9 +278,9 @@ def test_coco_validation_can_join_the_training_split_as_pictures_alone(tmp_path:
     assert manifest.annotated == {"train": 5, "test": 2}  # icons are
     train = packed(tmp_path, "train")
     assert len(set(train.image_ids.tolist())) == 9
-    assert any("3 images of val2017 are pre-trained on" in note for note in manifest.notes)
+    assert any("3 images of val2017 for pre-training too" in note for note in manifest.notes)
     assert any(
-        "not in instances_val2017.json: serve pre-training only" in note for note in manifest.notes
+        "not in instances_val2017.json: for pre-training only" in note for note in manifest.notes
     )
 
 
@@ -329,12 +329,12 @@ def test_coco_errors_name_file_and_count(tmp_path: Path) -> None:
         return refused(Coco(path="."), tmp_path)
 
     ghost = {"id": 5, "file_name": "ghost.jpg", "height": 1, "width": 1}
-    assert "instances_val2017.json names 1 images that are not in" in message(
+    assert "instances_val2017.json names 1 image missing from" in message(
         images=[*content["images"], ghost]
     )
     assert "the first ghost.jpg" in message(images=[*content["images"], ghost])
     stray = content["annotations"][0] | {"category_id": 5}
-    assert "1 annotations have a category_id that is not listed" in message(annotations=[stray])
+    assert "1 annotation with a category_id that is not listed" in message(annotations=[stray])
     assert "has no list 'annotations'" in message(annotations=None)
     assert "categories[0] has no 'name'" in message(categories=[{"id": 90}])
     put(json_file, b"{ not json")

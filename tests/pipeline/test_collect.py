@@ -12,8 +12,8 @@ from asl_core.data.manifest import Manifest
 from pipeline.errors import UserError
 from pipeline.tables.cells import Cell
 from pipeline.tables.layout import lay_out
+from pipeline.tables.notes import UNDEFINED_NOTE, notes
 from pipeline.tables.paper import load_paper
-from pipeline.tables.render import UNDEFINED_NOTE, notes
 
 PAPER = load_paper()
 

@@ -10,6 +10,7 @@ from asl_core.data.sources.listing import Listing
 from asl_core.data.sources.source import Item, Rejected, Source, Split, SplitName
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Coco
+from asl_core.wording import counted
 
 _NEEDED = "a coco source has train2017/, val2017/ and annotations/instances_*2017.json"
 _FOLDERS: dict[SplitName, str] = {"train": "train2017", "test": "val2017"}
@@ -40,13 +41,15 @@ def open_coco(recipe: Coco, data_root: Path) -> Source:
         used = list(unlisted) if split == "train" else []
         if unlisted:
             kept = split == "train" or recipe.val_joins_training
-            fate = "serve pre-training only" if kept else "are not used"
-            notes.append(f"{len(unlisted)} images of {images} are not in {json_path.name}: {fate}.")
+            fate = "for pre-training only" if kept else "not used"
+            found = counted(len(unlisted), "image")
+            notes.append(f"{found} of {images} not in {json_path.name}: {fate}.")
         if split == "train" and recipe.val_joins_training:
             listing = Listing()
             listing.scan(require_folder(folder / _FOLDERS["test"], _NEEDED))
             val = [image.path for image in listing.images]
-            notes.append(f"{len(val)} images of val2017 are pre-trained on: no test set any more.")
+            found = counted(len(val), "image")
+            notes.append(f"{found} of val2017 for pre-training too: no test set any more.")
             used += val
         count = len(content.images) + len(used)
         splits[split] = Split(count, partial(_items, image_folder, content.images, used))
@@ -93,7 +96,7 @@ def _compare_files(
     missing = [name for name in listed if name not in files]
     if missing:
         raise InputError(
-            f"{json_path} names {len(missing)} images that are not in {folder}, "
+            f"{json_path} names {counted(len(missing), 'image')} missing from {folder}, "
             f"the first {missing[0]}; restore them or use the matching JSON"
         )
     listing.others = [path for path in listing.others if path.name not in listed]

@@ -24,6 +24,7 @@ from asl_core.data.sources.coco_objects import (
 from asl_core.data.sources.files import read_json
 from asl_core.data.sources.source import EncodedInstances
 from asl_core.errors import InputError
+from asl_core.wording import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -208,8 +209,8 @@ def _known(
     strays = [entry for entry in annotations if entry[key] not in known]
     if strays:
         raise InputError(
-            f"{path}: {len(strays)} annotations have a {key} that is not listed, the first "
-            f"is annotation {strays[0]['id']} with {strays[0][key]}; restore the file"
+            f"{path}: {counted(len(strays), 'annotation')} with a {key} that is not listed, "
+            f"the first is annotation {strays[0]['id']} with {strays[0][key]}; restore the file"
         )
 
 
