@@ -11,7 +11,6 @@ import math
 import os
 import resource
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,9 +32,9 @@ from asl_core.recipes.optimisation import Resources
 from pipeline.config.canonical import canonical_json
 from pipeline.config.params import Params
 from pipeline.errors import AslPipeError, NotFinishedError
+from pipeline.execution.compute import circumstances
 from pipeline.execution.deleted import restoring_scratch, scratch_needed
 from pipeline.execution.describe import describe_run
-from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import count_test_images
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.jobs.fence import SupersededError
@@ -201,22 +200,6 @@ def write_metrics(path: Path, run: StageRun, outcome: Outcome) -> None:
     write_json(path, {**outcome.metrics, **content})
 
 
-def set_threads(resources: Resources, gpus: Gpus) -> None:
-    """Set the number of compute threads; torch reads it when it is imported.
-
-    The configured number; else one where a stage computes on CPUs, for another number rounds sums
-    differently, and a result must not depend on how many cores there are; else those cores that
-    loader workers leave. What the shell says, OMP_NUM_THREADS, does not count.
-    """
-    on_gpu = resources.device == "cuda" or (resources.device == "auto" and bool(gpus.uuids))
-    free = len(os.sched_getaffinity(0)) - resources.num_workers if on_gpu else 1
-    threads = str(resources.threads or max(1, free))
-    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    # a few microseconds of spinning: none at all halves the speed of small kernels, the default
-    # slows every neighbour down twentyfold when there are more threads than cores
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-
-
 def _loaded(run: StageRun, load: Callable[[str], StageFunction]) -> StageFunction:
     """Return the stage's function, if it is that of the code which the result will be filed under.
 
@@ -226,19 +209,6 @@ def _loaded(run: StageRun, load: Callable[[str], StageFunction]) -> StageFunctio
     function = load(run.stage)
     check_loaded_code(run.identity.code, run.code_root)
     return function
-
-
-def _circumstances(resources: Resources) -> dict[str, str]:
-    """Return what rounding depends on, as torch sees it now that a stage has loaded it."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
-        return {}
-    on_gpu = resources.device != "cpu" and torch.cuda.is_available()
-    return {
-        "device": "cuda" if on_gpu else "cpu",
-        "threads": str(torch.get_num_threads()),
-        "kernels": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def _attempt(
@@ -252,7 +222,7 @@ def _attempt(
     with SystemMetrics(request.journal, node=_node()):
         try:
             function = _loaded(run, load)
-            request.journal.tags(_circumstances(run.resources))
+            request.journal.tags(circumstances(run.resources))
             found = function(request)
         except BaseException:
             handler.quiet = True  # a signal that comes now must not take the error's place

@@ -18,6 +18,7 @@ from asl_core.ranks import ranks_of
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
 from pipeline.errors import NotFinishedError, TrackingError
+from pipeline.execution.compute import set_threads
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import find_inputs, recipe_of
 from pipeline.execution.perform import (
@@ -27,7 +28,6 @@ from pipeline.execution.perform import (
     help_perform,
     load_stage,
     perform,
-    set_threads,
     write_metrics,
 )
 from pipeline.execution.publish import publish

@@ -11,8 +11,8 @@ from pipeline.config.cluster import load_resources
 from pipeline.config.suggest import folded, unknown_name
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
+from pipeline.execution.compute import set_threads
 from pipeline.execution.gpus import find_gpus
-from pipeline.execution.perform import set_threads
 from pipeline.execution.stored import stored_run
 from pipeline.project import Project, folded_title
 from pipeline.results.code import packages_folder, refresh_identities

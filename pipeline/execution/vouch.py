@@ -7,32 +7,27 @@ DVC's run-cache and the file of vouchings, and nothing unless all of it is equal
 """
 
 import dataclasses
-import filecmp
 import getpass
 import importlib
 import logging
-import math
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from asl_core.engine.journal import Journal
-from asl_core.engine.witness import Circumstances, Witness, first_difference, read_witness
-from asl_core.errors import AslCoreError, ReplayFinished
+from asl_core.engine.witness import Circumstances, read_witness
+from asl_core.errors import AslCoreError
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from asl_core.wording import counted
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
+from pipeline.execution.compute import set_threads
 from pipeline.execution.gpus import find_gpus
 from pipeline.execution.inputs import find_inputs, find_stage, recipe_of
-from pipeline.execution.perform import set_threads
-from pipeline.execution.stored import scratch, stored_run
+from pipeline.execution.recompute import NotEqualError, evaluate_again, replay
 from pipeline.jobs.journal import read_records
 from pipeline.project import Project
 from pipeline.results.closure import changed_modules
@@ -42,15 +37,9 @@ from pipeline.results.port import ResultCache, StageFacts
 from pipeline.results.running_code import check_loaded_code, check_running_code
 from pipeline.results.sources import refresh_sources
 from pipeline.results.vouchings import Vouching, add_vouching
-from pipeline.stages.request import StageFunction, StageRequest, StoredRun
 from pipeline.stages.table import MEASURED, Stage
-from pipeline.tables.metrics_file import read_metrics_file
 
 logger = logging.getLogger(__name__)
-
-
-class NotEqualError(AslPipeError):
-    """Raised when the present code makes something else; says where it differs first."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +111,10 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
         check_loaded_code(code, packages_folder(project.suite))
         steps = 0
         if trains:
-            steps = _replay(project, stale, module.run, recipe, inputs, resources, witness)
-        evaluated = _evaluate(project, stale, module.reevaluate, recipe, inputs, resources)
+            steps = replay(project, stage, key, module.run, recipe, inputs, resources, witness)
+        evaluated = evaluate_again(
+            project, stage, key, module.reevaluate, recipe, inputs, resources
+        )
         check_running_code(code, packages_folder(project.suite))
     except (AslPipeError, AslCoreError):
         raise
@@ -202,93 +193,6 @@ def _as_it_was(
         resources, device=was.device, threads=was.threads, compile=was.compiled,
         micro_batch_size=was.micro_batch_size,
     )  # fmt: skip
-
-
-def _replay(
-    project: Project,
-    stale: _Stale,
-    run: StageFunction,
-    recipe: object,
-    inputs: dict[str, Path],
-    resources: Resources,
-    old: Witness,
-) -> int:
-    """Compute the first steps again and return how many; all that is written goes again."""
-    with scratch(project) as folder:
-        outputs = {role: folder / "out" / role for role in stale.stage.outputs}
-        for output in outputs.values():
-            output.mkdir(parents=True)
-        with Journal.open(folder / "journal") as journal:
-            request = StageRequest(
-                stale.stage.name, stale.key, recipe, inputs, folder, outputs, journal, resources,
-                replay=True,
-            )  # fmt: skip
-            try:
-                run(request)
-            except ReplayFinished as finished:
-                logger.info("%s", finished)
-        new = read_witness((r.kind, r.body) for r in read_records(folder / "journal"))
-    difference = first_difference(old, new)
-    if difference is not None:
-        raise NotEqualError(
-            f"{stale.name}: the current code computes something else: {difference}"
-            f"{_explanation(old.circumstances, new.circumstances)}"
-        )
-    return max(new.losses)
-
-
-def _explanation(old: tuple[Circumstances, ...], new: tuple[Circumstances, ...]) -> str:
-    """Return what else than the code may have made a difference: another machine, another torch."""
-    if not (old and new):
-        return ""
-    before, now = dataclasses.asdict(old[0]), dataclasses.asdict(new[0])
-    found = [
-        f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now[name]
-    ]
-    return f" ({', '.join(found)})" if found else ""
-
-
-def _evaluate(
-    project: Project,
-    stale: _Stale,
-    reevaluate: Callable[[StoredRun[Any]], dict[str, float]],
-    recipe: object,
-    inputs: dict[str, Path],
-    resources: Resources,
-) -> tuple[str, ...]:
-    """Compare all metrics, and what later stages read, with what the current code makes of them."""
-    metrics = stale.stage.metrics_path(stale.key)
-    with stored_run(
-        project, project.suite, stale.stage, stale.key, recipe, inputs, resources
-    ) as run:
-        found = reevaluate(run)
-        found = {name: value for name, value in found.items() if math.isfinite(value)}
-        file = read_metrics_file(project.suite / str(metrics))
-        stored = {} if file is None else file.numbers
-        if others := sorted(stored.keys() ^ found.keys()):
-            raise NotEqualError(
-                f"{stale.name}: the current code measures by other names: {', '.join(others)} "
-                f"{'is' if len(others) == 1 else 'are'} not in both"
-            )
-        for name, value in found.items():
-            if stored[name] != value:
-                raise NotEqualError(
-                    f"{stale.name}: {name} was {stored[name]!r}, the current code gives {value!r}, "
-                    f"{abs(value - stored[name]):.3g} apart"
-                )
-        for role, path in run.outputs.items():
-            _compare_files(stale.name, path, run.again[role])
-    return tuple(found)
-
-
-def _compare_files(name: str, stored: Path, again: Path) -> None:
-    made = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
-    for file in made:
-        old = stored / file
-        if not old.is_file() or not filecmp.cmp(old, again / file, shallow=False):
-            raise NotEqualError(f"{name}: the current code writes another {old}")
-    if not made and any(stored.iterdir()):
-        raise NotEqualError(f"{name}: the current code leaves {stored} empty")
 
 
 def _describe(

@@ -17,9 +17,10 @@ from asl_core.ranks import ranks_of
 from asl_core.recipes.optimisation import Resources
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
+from pipeline.execution.compute import set_threads
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import find_inputs, recipe_of
-from pipeline.execution.perform import StageRun, load_stage, set_threads
+from pipeline.execution.perform import StageRun, load_stage
 from pipeline.execution.stop_signals import StopSignals
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, Terms

@@ -21,8 +21,8 @@ from asl_core.recipes.optimisation import Resources
 from pipeline import stages
 from pipeline.config.cluster import STAGES
 from pipeline.errors import NotFinishedError, TrackingError, UserError
+from pipeline.execution.compute import set_threads
 from pipeline.execution.gpus import Gpus
-from pipeline.execution.perform import set_threads
 from pipeline.execution.publish import publish
 from pipeline.execution.run import RunServices, run_stage
 from pipeline.execution.stop_signals import Terminated
