@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.config.yaml_files import read_yaml, read_yaml_if_any
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import CODE_FOLDER, SOURCES_FOLDER
 
@@ -113,7 +113,7 @@ def read_lock(suite_folder: Path) -> Lock:
         UserError: One of them is no YAML mapping, or dvc.lock is not as DVC writes it.
     """
     path = suite_folder / "dvc.lock"
-    content = read_yaml_if_any(path)
+    content = read_yaml(path) if path.exists() else {}
     try:
         stages = _STAGES.validate_python(content.get("stages") or {})
     except ValidationError as error:

@@ -493,7 +493,7 @@ def test_sync_stops_at_a_store_that_refuses_and_says_how_many_wait(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for fingerprint in ("a" * 32, "b" * 32):
         write_attempt(root, fingerprint=fingerprint)
-    with pytest.raises(NotFinishedError, match=r"2 of 2 runs are waiting"):
+    with pytest.raises(NotFinishedError, match=r"2 of 2 runs still to be sent"):
         sync_journals(root, MlflowStore(root))
 
 
@@ -688,7 +688,7 @@ def test_a_report_without_a_store_is_made_after_one_warning(
         write_attempt(root, fingerprint=fingerprint)
     assert run_command.find_presenter(find_tracker(root), root, "report") is None
     assert len(caplog.records) == 1
-    assert "2 of 2 runs are waiting" in caplog.text
+    assert "2 of 2 runs still to be sent" in caplog.text
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_without_slurm_the_error_says_where_to_go(
     with pytest.raises(SubmitError, match="login node") as caught:
         scheduler.submit([job(tmp_path)])
     assert not caught.value.ambiguous
-    with pytest.raises(SchedulerError, match=r"squeue: .*login node"):
+    with pytest.raises(SchedulerError, match="there is no Slurm here"):
         scheduler.queue()
 
 
