@@ -50,12 +50,12 @@ def test_home_and_variables_are_expanded(
 
 
 def test_the_data_folder_may_begin_with_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    project = Project(Path("/work/asl"), Path("/work/asl"))
+    project = Project(Path("/lab/asl"), Path("/lab/asl"))
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("ASL_DATA", "~/data")
     assert data_root(project) == Path("/home/me/data")
     monkeypatch.delenv("ASL_DATA")
-    assert data_root(project) == Path("/work/shared/data")
+    assert data_root(project) == Path("/lab/shared/data")
 
 
 def test_validate_notes_a_folder_that_is_missing_unless_it_is_packed_already(
