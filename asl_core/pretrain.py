@@ -67,6 +67,7 @@ def pretrain(
     context: RunContext,
     *,
     at_snapshot: Callable[[Method, int], None] | None = None,
+    at_start: Callable[[Method], None] | None = None,
 ) -> Method:
     """Pre-train on the training split and return the method.
 
@@ -76,6 +77,7 @@ def pretrain(
         context: What surrounds the run.
         at_snapshot: Called by the first process with the method and the step, at the recipe's
             snapshots and at the end; those of an attempt that was killed are not repeated.
+        at_start: Called by the first process before the first step, with the untrained method.
 
     Raises:
         InputError: The dataset is missing, smaller than one batch, or has no test images; or the
@@ -94,9 +96,10 @@ def pretrain(
     )
     at_steps: dict[int, Callable[[], None]] = {}
     if at_snapshot is not None:
-        snapshots = recipe.snapshots if isinstance(recipe, MaskedPretraining) else 0
-        for step in snapshot_steps(loader.total_steps, snapshots):
+        for step in snapshot_steps(loader.total_steps, recipe.snapshots):
             at_steps[step] = partial(at_snapshot, method, step)
+    if at_start is not None:
+        at_steps[0] = partial(at_start, method)
     groups = _introduced(method, RunLength(loader.steps_per_epoch, loader.total_steps))
     fit(method, loader, recipe, context, param_groups=groups, at_steps=at_steps)
     return method

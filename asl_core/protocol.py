@@ -171,6 +171,19 @@ class Reconstructing(Protocol):
 
 
 @runtime_checkable
+class Aligning(Protocol):
+    """A method that aligns what two branches predict; a step of it changes no state.
+
+    The term `loss_mae` of its steps keeps its graph, and what else is in their loss is the
+    alignment; without one the loss is that term itself.
+    """
+
+    def branch_predictions(self, batch: Views, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Return what each branch predicts of the removed patches in a step, both (B, R, P)."""
+        ...
+
+
+@runtime_checkable
 class Classifying(Protocol):
     """A method that is trained with the classes of the images, and tells them."""
 
@@ -226,6 +239,10 @@ class Grouped(Protocol):
 
 class ReconstructingMethod(Method, Reconstructing, Protocol):
     """A method that is `Reconstructing`."""
+
+
+class AligningMethod(Method, Aligning, Protocol):
+    """A method that is `Aligning`."""
 
 
 class ClassifyingMethod(Method, Classifying, Protocol):

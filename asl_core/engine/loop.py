@@ -76,7 +76,8 @@ def fit(
         context: Checkpoints, journal, resources.
         param_groups: Groups for the optimiser; by default weight decay on all but 1-D tensors.
         at_steps: What the first process calls after the step of that number, before any
-            checkpoint of it; must leave model and random numbers as they are.
+            checkpoint of it, 0 being before the first step; must leave model and random numbers
+            as they are.
 
     A replay does the first steps only, and nothing of what is due between them.
 
@@ -148,7 +149,9 @@ class _Run:
     ) -> None:
         """Step to the end; log, checkpoint and stop where due."""
         total, every = loader.total_steps, self.context.resources.log_every_steps
-        self.last_logged_step = state.step
+        if state.step == 0 and not self.context.replay:
+            self.call_at(0)
+        self.last_log, self.last_logged_step = time.monotonic(), state.step
         bar = tqdm(
             total=total,
             initial=state.step,
@@ -168,9 +171,13 @@ class _Run:
                 if self.context.replay:
                     self.end_replay_if_due(state, stop)
                     continue
-                if state.step in self.at_steps and distributed.rank() == 0:
-                    self.at_steps[state.step]()
+                self.call_at(state.step)
                 self.checkpoint_if_due(state, total, checkpoints, stop)
+
+    def call_at(self, step: int) -> None:
+        """Let the first process do what is due after so many steps; the others go on."""
+        if step in self.at_steps and distributed.rank() == 0:
+            self.at_steps[step]()
 
     def step_within_memory(self, state: TrainState, micro_batches: Sequence[Indexed]) -> None:
         """Do one optimiser step, or say what would make it fit.

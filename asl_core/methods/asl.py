@@ -197,6 +197,18 @@ class ArbitrarySelfSupervised(nn.Module):
         pred_ori, pred_aug = pred.chunk(2)
         return {"ori": pred_ori, "aug": pred_aug}
 
+    def branch_predictions(self, batch: Views, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Return what both branches predict in a step, with its mask and the dropout of DLE.
+
+        Shape:
+            - Outputs: pred_ori, pred_aug, of the removed patches, (B, R, P).
+        """
+        images, mask = self.masked(batch, draw)
+        features = self.features(images, mask, self.draw_dropout(batch.indices, mask, draw))
+        pred = self.head(self.decode(features, mask)[:, features.shape[1] :])
+        pred_ori, pred_aug = pred.chunk(2)
+        return pred_ori, pred_aug
+
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names; the extra layer is not exported.
 

@@ -27,9 +27,17 @@ class Pretraining(Optimisation, ABC):
     weight_decay: float = 0.05
     warmup_epochs: float = 40
     flip: bool = True
+    snapshots: int = 0
+    """Number of steps, evenly spaced to the end, at which the encoder is watched, and predictions
+    of test images are kept for the analysis of the contrastive view over training, where the
+    method makes any. 0: predictions only at the end."""
+    watch: bool = True
+    """Whether the encoder is measured at the snapshots and before the first step, see
+    `asl_core.analysis.watching`. Changes no weight."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_at_least(self, 0, "snapshots")
         if self.couples_images and self.batch_size < 2:
             raise ValueError("batch_size must be at least 2: an image is compared with others")
         self.view_plan()  # refuses views that cannot be made
@@ -60,9 +68,6 @@ class MaskedPretraining(Pretraining):
     """Targets normalised per patch."""
     crop_scale_min: float = 0.2
     """RandomResizedCrop takes an area between this share and 1."""
-    snapshots: int = 0
-    """Number of steps, evenly spaced to the end, at which predictions of test images are kept for
-    the analysis of the contrastive view over training. 0: only at the end."""
     held_out_images: int = 64
     """How many test images these are. The removed patches of each take 226 kB at ViT-B, twice
     that with their targets, thrice with ASL's second branch; for every snapshot."""
@@ -70,7 +75,6 @@ class MaskedPretraining(Pretraining):
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
-        require_at_least(self, 0, "snapshots")
         require_at_least(self, 1, "held_out_images")
         require_share("crop_scale_min", self.crop_scale_min)
         if not 0 < self.num_visible < self.model.num_patches:

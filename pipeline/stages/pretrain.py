@@ -1,14 +1,18 @@
 """Pre-train an encoder."""
 
 import dataclasses
+import logging
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from asl_core import distributed
+from asl_core.analysis import watched
 from asl_core.analysis.cost import measure_cost
+from asl_core.analysis.watching import WatchPlan, measure, plan_watching
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.held_out import HELD_OUT_FOLDER, held_out_files, write_held_out
@@ -26,11 +30,13 @@ from asl_core.protocol import Classifying, Method, Reconstructing
 from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
-from pipeline.jobs.journal import effective_points, last_losses
+from pipeline.jobs.journal import Points, effective_points, last_losses
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest, StoredRun
 from pipeline.stages.stored import load_stored
 from pipeline.stages.training import begin_training
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "method.safetensors"
 RECONSTRUCTIONS = "pictures/reconstructions"
@@ -43,9 +49,14 @@ def run(request: StageRequest[Pretraining | ImportedRecipe]) -> dict[str, float]
     recipe = request.recipe
     if isinstance(recipe, ImportedRecipe):
         return _take_over(request, recipe)
+    context = begin_training(request)
+    images = PackedDataset(request.inputs["dataset"], "train")
+    plan = plan_watching(recipe, len(images))
+    watch = None if plan is None else partial(_watch, request, recipe, plan, images)
     method = pretrain(
-        recipe, request.inputs["dataset"], begin_training(request),
-        at_snapshot=partial(_snapshot, request, recipe),
+        recipe, request.inputs["dataset"], context,
+        at_snapshot=partial(_snapshot, request, recipe, watch),
+        at_start=None if watch is None else partial(watch, step=0),
     )  # fmt: skip
     if distributed.rank() > 0:
         return {}
@@ -83,6 +94,7 @@ def _metrics(
 ) -> dict[str, float]:
     return (
         final_losses(journal)
+        | final_watched(effective_points(journal))
         | {"encoder_parameters_m": _count_millions(method.encoder)}
         | cost_metrics(recipe, dataset)
         | own_metrics(method, recipe, dataset, resources)
@@ -120,12 +132,18 @@ def _pictures(request: StageRequest[object], recipe: Pretraining, method: Method
 
 
 def _snapshot(
-    request: StageRequest[object], recipe: Pretraining, method: Method, step: int
+    request: StageRequest[object],
+    recipe: Pretraining,
+    watch: Callable[[Method, int], None] | None,
+    method: Method,
+    step: int,
 ) -> None:
-    """Keep what the method predicts now, as numbers for the analysis and as pictures.
+    """Measure the encoder; keep what the method predicts, for the analysis and as pictures.
 
     In `work`, as what is in `out` is lost when the run is killed and goes on.
     """
+    if watch is not None:
+        watch(method, step)
     if not isinstance(method, Reconstructing):
         return
     assert isinstance(recipe, MaskedPretraining)  # as the protocol has it
@@ -133,6 +151,44 @@ def _snapshot(
     write_held_out(method, dataset, count, request.work / HELD_OUT_FOLDER, step)
     picture = request.work / RECONSTRUCTIONS / f"step-{step:06d}.png"
     save_image_grid(picture, picture_reconstructions(method, dataset))
+
+
+def _watch(
+    request: StageRequest[object],
+    recipe: Pretraining,
+    plan: WatchPlan,
+    images: PackedDataset,
+    method: Method,
+    step: int,
+) -> None:
+    """Measure the encoder where it is planned, and say what is wrong with it.
+
+    To the journal: what an attempt that was killed has measured stands as far as it is resumed.
+    """
+    if step not in plan.steps:
+        return
+    values = measure(method, recipe, images, plan)
+    if not values:
+        return
+    losses = effective_points(request.work / "journal").get("pretrain/loss", [])
+    fall = watched.loss_fall([(at, loss) for at, loss, _ in losses])
+    request.journal.metrics(step, values | ({} if fall is None else {watched.LOSS_FALL: fall}))
+    if step:
+        found = final_watched(effective_points(request.work / "journal"))
+        for sign in watched.find_signs(found):
+            logger.warning("pretrain %s, step %d: %s", request.key, step, sign)
+
+
+def final_watched(points: Points) -> dict[str, float]:
+    """Return the last value of each curve of `watched`, and accuracies of the untrained encoder."""
+    curves = {name: values for name, values in points.items() if name.startswith(watched.PREFIX)}
+    last = {name: values[-1][1] for name, values in curves.items()}
+    first = {
+        name + watched.UNTRAINED: curves[name][0][1]
+        for name in watched.ACCURACIES
+        if name in curves and curves[name][0][0] == 0
+    }
+    return last | first
 
 
 def _take_over(request: StageRequest[object], recipe: ImportedRecipe) -> dict[str, float]:

@@ -6,7 +6,7 @@ from pipeline.stages.table import EVALUATIONS
 from pipeline.tables.cells import Cell
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import cost_remarks
-from pipeline.tables.health import find_branches, watched_remark
+from pipeline.tables.health import find_branches, watched_remark, watched_warnings
 from pipeline.tables.paper import Paper
 from pipeline.tables.replicates import Replicates
 from pipeline.tables.uncertainty import describe_sample, standard_error
@@ -48,7 +48,8 @@ def result_cell(
 def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
     """Return what a reader must know of these rows first.
 
-    That is which numbers are not those of dvc.lock, and which branches have collapsed.
+    That is which numbers are not those of dvc.lock, which branches have collapsed, and what else
+    was seen in pre-training.
     """
     keys = {key for group in groups for key in group.keys}
     runs = (run for (_, key), run in suite.results.items() if key in keys)
@@ -56,6 +57,7 @@ def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
     return (
         *(run.warning for run in runs if run.difference),
         *(branch.warning for branch in branches if branch.collapsed),
+        *watched_warnings(suite, groups),
     )
 
 

@@ -1,14 +1,17 @@
-"""Whether the second branch of an ASL run has collapsed into the first: their relative distance.
+"""What went wrong in pre-training, in words: a collapsed branch, and what was watched besides.
 
+Whether the second branch of an ASL run has collapsed into the first is told by their distance.
 AEE's alignment loss has a trivial minimum, the extra layer as identity; then |fea_aug - fea_ori|
 over |fea_ori| goes to 0. DLE has noise in both branches and no such layer; there a ratio near 0
 says that the encoder lets no trace of the dropout through. Above that the two designs' ratios do
 not compare with each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from asl_core.analysis import watched
 from pipeline.rounding import fixed, significant
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import flops_ratio
@@ -67,8 +70,7 @@ def find_branches(suite: Suite, groups: Sequence[Replicates]) -> list[Branch]:
             result = suite.results.get(("pretrain", experiment.key))
             distance = result.metrics.get(DISTANCE) if result else None
             design = getattr(experiment.recipe, "design", None)
-            silent = design == "dle" and experiment.recipe.dle_rate == 0  # MAE, and meant to be
-            if distance is None or design not in _MEANING or silent:
+            if distance is None or design not in _MEANING or _is_silent(experiment.recipe):
                 continue
             ratio = flops_ratio(suite, experiment.key, experiment.recipe)
             cost = _COST_AT_VIT_B[design] if ratio is None else fixed(ratio, 1)
@@ -89,3 +91,19 @@ def watched_remark(branches: Sequence[Branch]) -> tuple[str, ...]:
         "Watched for collapse, |fea_aug - fea_ori| / |fea_ori| at the end of pre-training "
         f"(collapsed below {COLLAPSED_BELOW:g}): {rows}.",
     )
+
+
+def watched_warnings(suite: Suite, groups: Sequence[Replicates]) -> Iterator[str]:
+    """Yield what the last snapshot of each pre-training says against it."""
+    for group in groups:
+        for experiment in group.experiments:
+            result = suite.results.get(("pretrain", experiment.key))
+            for sign in watched.find_signs(result.metrics) if result else ():
+                if sign.what != watched.COLLAPSED or not _is_silent(experiment.recipe):
+                    what = sign.what[0].upper() + sign.what[1:]
+                    yield f"{what}: {group.label}, experiment {experiment.key}: {sign.numbers}."
+
+
+def _is_silent(recipe: Any) -> bool:
+    """Say whether DLE's dropout is off: that is MAE, and meant to be."""
+    return getattr(recipe, "design", None) == "dle" and recipe.dle_rate == 0

@@ -28,6 +28,7 @@ from pipeline.tables.figures.similarity import (
     similarity_by_layer,
 )
 from pipeline.tables.figures.training import branch_curves, loss_curves
+from pipeline.tables.figures.watching import watched_curves
 from pipeline.tables.health import COLLAPSED_BELOW
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.paper import Paper
@@ -122,7 +123,11 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
 
 def _training_charts(suite: Suite, groups: Sequence[Replicates]) -> dict[str, str | None]:
     journals = read_journals(suite, [key for group in groups for key in group.keys])
-    return {"loss": loss_curves(journals, groups), "branch": branch_curves(journals, groups)}
+    return {
+        "loss": loss_curves(journals, groups),
+        "branch": branch_curves(journals, groups),
+        "watched": watched_curves(journals, groups),
+    }
 
 
 def _contrastive_chart(suite: Suite, groups: Sequence[Replicates]) -> str | None:

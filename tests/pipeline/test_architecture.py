@@ -54,6 +54,7 @@ def test_the_layers_are_kept() -> None:
 def test_recipes_and_records_need_the_standard_library_only() -> None:
     modules = [name for name in SCIENCE if ".recipes." in name]
     modules += [f"asl_core.engine.{name}" for name in ("context", "journal", "witness")]
+    modules += ["asl_core.analysis.watched"]
     forbidden = (*FORBIDDEN, "torch", "torchvision", "timm", "numpy", "PIL", "psutil")
     done = run_python(BLOCKED_IMPORTS.format(forbidden=forbidden, modules=modules))
     assert done.returncode == 0, done.stderr

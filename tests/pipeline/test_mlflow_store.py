@@ -134,6 +134,18 @@ def test_a_run_has_params_tags_curves_dataset_and_the_times_of_its_journal(root:
     assert stored.info.end_time == run.end_ms
 
 
+def test_what_was_watched_is_curves_of_the_run_and_of_its_experiment(root: Path) -> None:
+    def fill(journal: Journal) -> None:
+        for step in (0, 4):
+            journal.metrics(step, {"watch/knn_acc1_cls": 30.0 + step})
+
+    link = ingest(root, write_attempt(root, fill))
+    parents = [run for run in all_runs(root) if run.data.tags["asl.stage"] == "experiment"]
+    for run_id in (link.run_id, *(run.info.run_id for run in parents)):
+        assert history(root, run_id, "watch/knn_acc1_cls") == [(0, 30.0), (4, 34.0)]
+    assert len(parents) == 1
+
+
 @pytest.mark.parametrize("forget", [False, True], ids=["with its link", "with its link lost"])
 def test_a_replay_adds_nothing(root: Path, forget: bool) -> None:
     job = write_attempt(root, losses(1, 2))

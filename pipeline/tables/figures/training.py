@@ -25,8 +25,8 @@ def loss_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) ->
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 3.8), layout="constrained")
         whole, pixels = figure.subplots(1, 2)
-        _draw(whole, journals, groups, "pretrain/loss")
-        _draw(pixels, journals, groups, "pretrain/loss_mae")
+        draw_curves(whole, journals, groups, "pretrain/loss")
+        draw_curves(pixels, journals, groups, "pretrain/loss_mae")
         if not whole.lines:
             return None
         whole.set(title="total loss", xlabel="step", ylabel="loss")
@@ -46,8 +46,8 @@ def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 3.8), layout="constrained")
         alignment, distance = figure.subplots(1, 2)
-        _draw(alignment, journals, groups, "pretrain/loss_sem")
-        _draw(distance, journals, groups, "pretrain/branch_distance")
+        draw_curves(alignment, journals, groups, "pretrain/loss_sem")
+        draw_curves(distance, journals, groups, "pretrain/branch_distance")
         if not distance.lines:
             return None
         alignment.set(title="alignment loss", xlabel="step", ylabel="loss")
@@ -59,7 +59,7 @@ def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) 
         return svg(figure, "branch", "Alignment loss and distance of the branches by step")
 
 
-def _draw(
+def draw_curves(
     axis: Axes, journals: Mapping[str, Points], groups: Sequence[Replicates], name: str
 ) -> None:
     """Draw one term of every experiment; DLE dashed, for its ratio is not that of AEE."""

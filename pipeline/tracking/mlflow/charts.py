@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asl_core.analysis import watched
 from pipeline.stages.table import EVALUATIONS
 
 VIEW = "asl-comparison"
@@ -23,6 +24,7 @@ TITLES = {
     "pretrain/branch_distance": "Distance of ASL's branches",
     "pretrain/lr": "Learning rate",
     "pretrain/images_per_s": "Images per second",
+    **watched.TITLES,
 }
 
 
@@ -30,7 +32,8 @@ def comparison_view(suite: str, now_ms: int) -> str:
     """Return the tag's text: charts that need no clicking together, of a suite's experiments.
 
     Linear probing against fine-tuning, token similarity against linear probing (Figure 1), all
-    tasks side by side, and the curves of the pre-trainings. Experiments that lack a metric are
+    tasks side by side, and the curves of the pre-trainings, what they are watched for among them.
+    Experiments that lack a metric are
     left out of its chart by MLflow.
 
     Args:
@@ -46,6 +49,7 @@ def comparison_view(suite: str, now_ms: int) -> str:
             *(_bar(key) for key in TASKS),
         ],
         "Pre-training": [_line(key) for key in TITLES if key.startswith("pretrain/")],
+        "Watched at snapshots": [_line(key) for key in watched.TITLES],
     }  # fmt: skip
     state = {
         "searchFilter": CURRENT,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from asl_core.analysis import watched
 from pipeline.jobs.journal import is_result
 from pipeline.jobs.state import RunStatus
 from pipeline.results.dvc_experiment import NAME
@@ -88,7 +89,7 @@ class ParentRuns:
             params = {k: v for k, v in run.params.items() if k not in parent.params}
         # Curves once they are final: what a resume voids could not be taken back.
         if ends and "asl.curves" not in parent.tags:
-            points |= {p for p in run.points() if p[0].startswith("pretrain/")}
+            points |= {p for p in run.points() if p[0].startswith(("pretrain/", watched.PREFIX))}
         log(self._client, parent_id, points, params, {})
         if ends and "asl.curves" not in parent.tags:  # after the points: a crash repeats them
             self._client.set_tag(parent_id, "asl.curves", run_id)
