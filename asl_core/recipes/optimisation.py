@@ -107,7 +107,12 @@ class Resources:
     log_every_steps: int = 10
     compile: bool = False
     """torch.compile for the network."""
+    cuda_graphs: bool = False
+    """Replay the compiled network as CUDA graphs on a GPU: for small networks, which the CPU cannot
+    launch fast enough. One process, no micro-batches; no effect on a CPU."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "threads", "micro_batch_size", "log_every_steps")
         require_at_least(self, 0, "num_workers", "checkpoint_minutes")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs replays compiled code; set compile: true")
