@@ -60,7 +60,7 @@ ui: $(STAMP)  ## open MLflow on the project's runs
 
 # benchmarks/jobs.py needs a Slurm: by hand, see CONTRIBUTING.md
 bench: $(STAMP)  ## measure the training step and the loader on this machine
-	@for file in benchmarks/{flops,step,loader}.py; do $(RUN) python "$$file"; done
+	@for file in benchmarks/{flops,step,loader,device_path}.py; do $(RUN) python "$$file"; done
 
 clean:  ## remove scratch (checkpoints too) and tool caches; keep results, journals, MLflow's store, .venv
 	@rm -rf .asl/jobs/*/ckpt .asl/jobs/*/out
