@@ -94,7 +94,8 @@ def fit(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{type(model).__name__} is no nn.Module")
     device = pick_device(context.resources)
-    keep_freed_memory()
+    if device.type == "cpu":
+        keep_freed_memory()
     model.to(device)
     optimizer = build_optimizer(param_groups or no_decay_groups(model, recipe), recipe)
     schedules = build_schedules(optimizer, recipe, loader.steps_per_epoch, loader.total_steps)
