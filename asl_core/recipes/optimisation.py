@@ -65,8 +65,8 @@ class Optimisation:
     clip_mode: Literal["global", "per_tensor"] = "global"
     """Which norm: of all gradients together, or of each tensor separately (DINO, iBOT)."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast for the network, losses in float32. A CPU without bfloat16 instructions
-    emulates them, many times slower than fp32."""
+    """bf16: autocast for the network, losses in float32. A CPU with bfloat16 instructions takes two
+    thirds of fp32's time; one without emulates them, many times slower than fp32."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "epochs", "batch_size")
