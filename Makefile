@@ -59,8 +59,8 @@ ui: $(STAMP)  ## open MLflow on the project's runs
 	@$(RUN) asl-pipe ui
 
 # benchmarks/jobs.py needs a Slurm: by hand, see CONTRIBUTING.md
-bench: $(STAMP)  ## measure the training step, the loader and watching on this machine
-	@for file in benchmarks/{flops,step,loader,watching}.py; do $(RUN) python "$$file"; done
+bench: $(STAMP)  ## measure the training step, the loader, watching and images on the device
+	@for file in benchmarks/{flops,step,loader,watching,device_path}.py; do $(RUN) python "$$file"; done
 
 clean:  ## remove scratch (checkpoints too) and tool caches; keep results, journals, MLflow's store, .venv
 	@rm -rf .asl/jobs/*/ckpt .asl/jobs/*/out

@@ -20,10 +20,11 @@ from asl_core.data.views import (
     normalise,
 )
 from asl_core.engine.context import RunContext
+from asl_core.engine.device_loading import device_loader
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.forward_batch import refuse_torn_groups
 from asl_core.engine.loading import training_loader
-from asl_core.engine.loop import fit
+from asl_core.engine.loop import StepLoader, fit
 from asl_core.errors import InputError
 from asl_core.held_out import HELD_OUT_DRAW, evaluating, snapshot_steps
 from asl_core.methods import method_class
@@ -81,19 +82,14 @@ def pretrain(
 
     Raises:
         InputError: The dataset is missing, smaller than one batch, or has no test images; or the
-            method compares the images of a step, and they do not go through the network together.
+            method compares the images of a step, and they do not go through the network together;
+            or they are to be kept on the device, and differ in size or are too many.
     """
     _check_forward_batch(recipe, context)
     dataset = PackedDataset(dataset_folder, "train")
     PackedDataset(dataset_folder, "test")  # refused now and not at the first picture
     method = build_method(recipe, dataset)
-    loader = training_loader(
-        dataset,
-        pretrain_transform(recipe.view_plan(), dataset.manifest.mean, dataset.manifest.std),
-        collate_views,
-        recipe,
-        context.resources,
-    )
+    loader = _loader(recipe, dataset, context.resources)
     at_steps: dict[int, Callable[[], None]] = {}
     if at_snapshot is not None:
         for step in snapshot_steps(loader.total_steps, recipe.snapshots):
@@ -187,6 +183,14 @@ def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> 
             pixels, number = torch.where(cells > 0, 0.5, pixels), number + 1
         pictures[f"view {i + 1}, {view.size} px"] = pixels
     return pictures
+
+
+def _loader(recipe: Pretraining, dataset: PackedDataset, resources: Resources) -> StepLoader[Views]:
+    plan = recipe.view_plan()
+    if recipe.images_on == "device":
+        return device_loader(dataset, plan, recipe, resources)
+    transform = pretrain_transform(plan, dataset.manifest.mean, dataset.manifest.std)
+    return training_loader(dataset, transform, collate_views, recipe, resources)
 
 
 def _introduced(method: object, length: RunLength) -> list[dict[str, Any]] | None:

@@ -7,7 +7,7 @@ process       an equal, consecutive part of the step
 micro-batch   micro_batch_size consecutive samples of that part, the last one maybe fewer
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,18 +81,27 @@ class StepPlan:
 
     def micro_batches(self, start_step: int) -> Iterator[list[Draw]]:
         """Yield this process's micro-batches from a step on; nothing before it is computed."""
-        part = self.batch_size // self.world_size
+        for epoch, positions in self.positions(start_step):
+            yield [(epoch, self.indices[position]) for position in positions.tolist()]
+
+    def positions(
+        self, start_step: int, place: Callable[[Tensor], Tensor] = lambda order: order
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield epoch and positions in `indices`, (B,), of the same micro-batches.
+
+        Args:
+            start_step: The first step whose micro-batches are wanted.
+            place: Called with each epoch's order, once; returns it where it is wanted.
+        """
+        part, size = self.batch_size // self.world_size, self._micro_batch_size
         order, order_epoch = torch.empty(0), -1
         for step in range(start_step, self.total_steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = self._order(epoch), epoch
-            first = place * self.batch_size + self.rank * part
-            draws = [
-                (epoch, self.indices[position]) for position in order[first : first + part].tolist()
-            ]
-            for start in range(0, part, self._micro_batch_size):
-                yield draws[start : start + self._micro_batch_size]
+                order, order_epoch = place(self._order(epoch)), epoch
+            first = number * self.batch_size + self.rank * part
+            for start in range(first, first + part, size):
+                yield epoch, order[start : min(start + size, first + part)]
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(

@@ -15,10 +15,12 @@ from tqdm import tqdm
 from asl_core import distributed
 from asl_core.engine.checkpoint import CheckpointFolder
 from asl_core.engine.clipping import CLIPPERS
+from asl_core.engine.compiling import compile_network
 from asl_core.engine.context import RunContext
 from asl_core.engine.data_parallel import distribute
 from asl_core.engine.devices import autocast, move, pick_device
 from asl_core.engine.loss_watch import LossWatch
+from asl_core.engine.memory import keep_freed_memory
 from asl_core.engine.optimizer import build_optimizer, build_schedules, no_decay_groups
 from asl_core.engine.signals import StopRequest, catch_stop_signals
 from asl_core.engine.state import TrainState
@@ -93,6 +95,8 @@ def fit(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{type(model).__name__} is no nn.Module")
     device = pick_device(context.resources)
+    if device.type == "cpu":
+        keep_freed_memory()
     model.to(device)
     optimizer = build_optimizer(param_groups or no_decay_groups(model, recipe), recipe)
     schedules = build_schedules(optimizer, recipe, loader.steps_per_epoch, loader.total_steps)
@@ -104,8 +108,7 @@ def fit(
         logger.info("%s: resumed after step %d", context.label, state.step)
     # points that an earlier attempt logged after this step are void
     context.journal.resume(state.step, loader.total_steps)
-    if context.resources.compile:
-        model.compile()
+    compile_network(model, context.resources, device, recipe.batch_size)
     witness = WitnessWriter(context, loader.total_steps)
     witness.begin(
         present_circumstances(context, device, recipe.precision, state.step, loader.total_steps)

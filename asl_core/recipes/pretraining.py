@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation, require_at_least, require_share
@@ -27,6 +27,10 @@ class Pretraining(Optimisation, ABC):
     weight_decay: float = 0.05
     warmup_epochs: float = 40
     flip: bool = True
+    images_on: Literal["disk", "device"] = "disk"
+    """Where the training images are while it trains: on disk, read, cropped and flipped by the
+    loader's processes; or, for a small dataset of one image size, all in the memory of the device,
+    cropped and flipped there. The draws differ, their distribution does not."""
     snapshots: int = 0
     """Number of steps, evenly spaced to the end, at which the encoder is watched, and predictions
     of test images are kept for the analysis of the contrastive view over training, where the
@@ -40,7 +44,9 @@ class Pretraining(Optimisation, ABC):
         require_at_least(self, 0, "snapshots")
         if self.couples_images and self.batch_size < 2:
             raise ValueError("batch_size must be at least 2: an image is compared with others")
-        self.view_plan()  # refuses views that cannot be made
+        plan = self.view_plan()  # refuses views that cannot be made
+        if self.images_on == "device":
+            plan.require_crop_and_flip(self.method)
 
     @property
     def forward_multiple(self) -> int:

@@ -127,6 +127,29 @@ class ViewPlan:
         if not self.views or self.views[0].box == "first":
             raise ValueError("a plan has at least one view, and the first has a box of its own")
 
+    def require_crop_and_flip(self, method: str) -> None:
+        """Refuse what is not one view of a crop and a flip: all that is made on the device.
+
+        Raises:
+            ValueError: More is planned; says what.
+        """
+        first = self.views[0]
+        more = {
+            f"{len(self.views)} views of each image": len(self.views) > 1,
+            "a window of a larger crop": first.crop_size is not None,
+            "colour": first.colour is not None,
+            "rand_augment": first.rand_augment is not None,
+            "random_erasing": first.random_erasing > 0,
+            "a mask of blocks": first.mask is not None,
+            "the boxes of its views": self.boxes,
+        }
+        wanted = [name for name, planned in more.items() if planned]
+        if wanted:
+            raise ValueError(
+                f"images_on: device makes one view, a crop and a flip; {method} wants "
+                f"{', '.join(wanted)}: set images_on: disk"
+            )
+
     def require(
         self,
         method: str,

@@ -191,7 +191,7 @@ def _as_it_was(
         )
     return dataclasses.replace(
         resources, device=was.device, threads=was.threads, compile=was.compiled,
-        micro_batch_size=was.micro_batch_size,
+        cuda_graphs=was.compiled and resources.cuda_graphs, micro_batch_size=was.micro_batch_size,
     )  # fmt: skip
 
 

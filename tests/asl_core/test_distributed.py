@@ -1,5 +1,6 @@
 """Several processes over gloo train like one."""
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -45,7 +46,8 @@ PROBE = LinearProbe(
     precision="fp32",
 )  # fmt: skip
 FINETUNE = FineTune(dataset="icons", batch_size=8, precision="fp32")
-ALL: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, **OTHERS}
+ON_DEVICE = dataclasses.replace(ASL, images_on="device")
+ALL: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, "asl on the device": ON_DEVICE, **OTHERS}
 
 pytestmark = pytest.mark.distributed
 

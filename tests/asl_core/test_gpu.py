@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,18 @@ import pytest
 import torch
 from miniatures import ASL, MAE, OTHERS
 
+from asl_core.data.device_images import load_on_device
+from asl_core.data.device_loader import DeviceLoader
 from asl_core.data.prepare import prepare
+from asl_core.data.sampler import StepPlan
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
+from asl_core.engine.device_loading import device_loader
 from asl_core.engine.journal import Journal
+from asl_core.engine.loop import fit
 from asl_core.methods import method_class
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
-from asl_core.pretrain import pretrain
+from asl_core.pretrain import build_method, pretrain
 from asl_core.recipes.datasets import Scenes
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
@@ -33,7 +39,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 
-ALL: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, **OTHERS}
+ON_DEVICE = dataclasses.replace(MAE, images_on="device")
+ALL: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, "mae on the device": ON_DEVICE, **OTHERS}
 CPU, GPU = Resources(device="cpu", log_every_steps=1), Resources(device="cuda", log_every_steps=1)
 SQUARE = Vit(image_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)
 
@@ -123,12 +130,46 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert all(torch.equal(state[key], whole[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", ["mae", "asl"])
-def test_compiled_code_has_the_losses_of_eager_code(name: str, icons: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", ["mae", "asl", "mae on the device"])
+def test_compiled_code_has_the_losses_of_eager_code(
+    name: str, graphs: bool, icons: Path, tmp_path: Path
+) -> None:
     expected, _ = train(ALL[name], icons, tmp_path / "eager", GPU)
-    compiled = dataclasses.replace(GPU, compile=True)
+    compiled = dataclasses.replace(GPU, compile=True, cuda_graphs=graphs)
     losses, _ = train(ALL[name], icons, tmp_path / "compiled", compiled)
     assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_crops_on_the_device_are_those_of_the_cpu(icons: Path) -> None:
+    dataset = PackedDataset(icons, "train")
+    plan = StepPlan(indices=range(len(dataset)), seed=1, batch_size=8, epochs=2)
+    cpu, gpu = (
+        DeviceLoader(load_on_device(dataset, torch.device(kind)), plan, MAE.view_plan())
+        for kind in ("cpu", "cuda")
+    )
+    for ours, theirs in zip(gpu.iterate(0), cpu.iterate(0), strict=True):
+        assert torch.equal(ours[0].views[0].cpu(), theirs[0].views[0])
+        assert torch.equal(ours[0].indices.cpu(), theirs[0].indices)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_no_step_waits_for_the_device(graphs: bool, icons: Path, tmp_path: Path) -> None:
+    changed = dataclasses.replace(ON_DEVICE, epochs=20, clip_grad=1.0, snapshots=0)
+    quiet = dataclasses.replace(GPU, log_every_steps=1000, compile=graphs, cuda_graphs=graphs)
+    wait = {51: "error", 98: "default"}  # after the last witness, before the end
+    set_mode: Any = torch.cuda.set_sync_debug_mode
+    try:
+        with Journal.open(tmp_path / "journal") as journal:
+            context = RunContext(tmp_path / "ckpt", journal, quiet)
+            method = build_method(changed, PackedDataset(icons, "train"))
+            loader = device_loader(
+                PackedDataset(icons, "train"), changed.view_plan(), changed, quiet
+            )
+            at_steps = {step: partial(set_mode, mode) for step, mode in wait.items()}
+            fit(method, loader, changed, context, at_steps=at_steps)
+    finally:
+        set_mode("default")
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -1,5 +1,6 @@
 """A run killed at any step and started again ends with the weights of one left alone."""
 
+import dataclasses
 import hashlib
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ RECIPE = AslRecipe(
     dataset="icons", model=TINY, design="dle", epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1,
     precision="fp32", clip_grad=1.0, seed=3,
 )  # fmt: skip
+ON_DEVICE = dataclasses.replace(RECIPE, images_on="device")
 WITH_TEACHERS: dict[str, Pretraining] = {
     "ibot": IbotRecipe(
         dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1, seed=3,
@@ -122,6 +124,19 @@ def test_teachers_centres_and_frozen_layers_survive_a_kill(
         assert code == -signal.SIGKILL
     assert run(tmp_path / "killed", icons, recipe=recipe) == 0
     assert len({path.read_text() for path in tmp_path.glob("*/sha256")}) == 1
+
+
+def test_images_on_the_device_are_cropped_alike_after_a_kill(
+    undisturbed: Path, icons: Path, tmp_path: Path
+) -> None:
+    assert run(tmp_path / "whole", icons, recipe=ON_DEVICE) == 0
+    for step in (2, 7, 13):
+        code = run(tmp_path / "killed", icons, kill_at=step, recipe=ON_DEVICE, workers=step % 2)
+        assert code == -signal.SIGKILL
+    assert run(tmp_path / "killed", icons, recipe=ON_DEVICE) == 0
+    digests = {path.read_text() for path in tmp_path.glob("*/sha256")}
+    assert len(digests) == 1
+    assert digests != {(undisturbed / "sha256").read_text()}  # other draws than the loader's
 
 
 def test_killed_run_leaves_one_value_per_step(
