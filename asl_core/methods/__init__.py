@@ -13,6 +13,7 @@ from asl_core.protocol import Method
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.pretraining import Pretraining
+from asl_core.recipes.untrained import UntrainedRecipe
 
 DYNAMIC_IMPORTS: dict[str, str] = {
     "mae": "asl_core.methods.mae:MaskedAutoencoder",
@@ -24,6 +25,7 @@ DYNAMIC_IMPORTS: dict[str, str] = {
     "ibot": "asl_core.methods.ibot:OnlineTokenizer",
     "supervised": "asl_core.methods.supervised:SupervisedEncoder",
     "imported": "asl_core.methods.imported:adopt_encoder",
+    "untrained": "asl_core.methods.untrained:random_encoder",
 }
 """Module and name by the value of a recipe's `method`. A literal: the dependencies of a stage are
 read from it without running it."""
@@ -47,6 +49,11 @@ def method_class(name: str) -> MethodClass:
 def encoder_adopter() -> Callable[[Path, ImportedRecipe, Path], Encoder]:
     """Import what takes an encoder over that is not trained here; see `adopt_encoder`."""
     return _load("imported")
+
+
+def encoder_drawer() -> Callable[[UntrainedRecipe], Encoder]:
+    """Import what draws the weights of an encoder that nobody trains; see `random_encoder`."""
+    return _load("untrained")
 
 
 def _load(name: str) -> Any:

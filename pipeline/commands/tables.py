@@ -25,9 +25,10 @@ def tables(
     ] = None,
     format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
 ) -> None:
-    """Print a suite's tables: paper, ours, delta.
+    """Print a suite's tables: paper, ours, delta where the data are the paper's.
 
-    Reads existing results; changes nothing. A missing cell names the command that fills it. Exit
+    Reads existing results; changes nothing. The first row is a random encoder's, and what does not
+    exceed it is marked. A missing cell names the command that fills it. Exit
     code 1 if a number is not the one that dvc.lock records; it is marked. Without SUITE: the suite
     in the current folder.
 

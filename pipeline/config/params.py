@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from asl_core.recipes import datasets as sources
-from asl_core.recipes.catalogue import RECIPES
-from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.catalogue import NOT_TRAINED, RECIPES
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
 from pipeline.config.expand import SUITE_FILE, expansion_of
@@ -23,14 +22,15 @@ from pipeline.stages.table import EVALUATIONS, RUN_BY_JOBS, STAGES
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 """Names become parts of DVC stage names, dotted keys, paths and shell words."""
 
-METHODS: dict[str, type[Any]] = {**RECIPES, "imported": ImportedRecipe}
+METHODS: dict[str, type[Any]] = {**RECIPES, **NOT_TRAINED}
 SOURCES: dict[str, type[Any]] = {
     declared.__dataclass_fields__["source"].default: declared
     for declared in get_args(sources.Dataset)
 }
 
 _EVALUATED = {stage.name: stage.recipe for stage in EVALUATIONS}
-for _declared in (Optimisation, ImportedRecipe, Vit, sources.Packing, *_EVALUATED.values()):
+_DECLARED = (Optimisation, *NOT_TRAINED.values(), Vit, sources.Packing, *_EVALUATED.values())
+for _declared in _DECLARED:
     # Pydantic reads this attribute off plain dataclasses and their subclasses; set here, so that
     # asl_core stays free of Pydantic.
     _declared.__pydantic_config__ = STRICT  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from asl_core.errors import InputError
 from asl_core.recipes.datasets import folders_of
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.transfer import TokenAnalysis
+from asl_core.recipes.untrained import UntrainedRecipe
 from pipeline.config.params import Params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
@@ -61,6 +62,8 @@ def find_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[
         return {"suite": project.suite}
     if isinstance(recipe, ImportedRecipe):
         return {"imported": _imported_encoder(project, key, recipe)}
+    if isinstance(recipe, UntrainedRecipe):
+        return {}
     found = STAGES[stage]
     inputs = {role: project.suite / path for role, path in found.input_paths(key, recipe).items()}
     for role, path in inputs.items():
@@ -126,7 +129,7 @@ def count_test_images(stage: Stage, recipe: object, inputs: Mapping[str, Path]) 
     """Return how many images a run is measured on; None where its data do not say."""
     try:
         manifest = read_manifest(inputs["dataset"])
-    except (KeyError, InputError):  # an imported encoder has seen none of our data
+    except (KeyError, InputError):  # an encoder that is not trained here reads none of our data
         return None
     counted = manifest.annotated if stage.tested_on == "annotated" else manifest.counts
     images = counted.get("test")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from asl_core.engine.witness import Circumstances, read_witness
 from asl_core.errors import AslCoreError
-from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.catalogue import NOT_TRAINED
 from asl_core.recipes.optimisation import Resources
 from asl_core.wording import counted
 from pipeline.config.cluster import load_resources
@@ -94,7 +94,7 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
     details = stage.details(project.suite, key)
     records = read_records(details / "journal")
     witness = read_witness((record.kind, record.body) for record in records)
-    trains = stage.trains and not isinstance(recipe, ImportedRecipe)
+    trains = stage.trains and not isinstance(recipe, tuple(NOT_TRAINED.values()))
     if trains and not (witness.losses and witness.tensors and witness.circumstances):
         raise UserError(
             f"{stale.name}: its journal has no witness of its first steps; run `dvc repro "

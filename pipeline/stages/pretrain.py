@@ -16,7 +16,7 @@ from asl_core.analysis.watching import WatchPlan, measure, plan_watching
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.held_out import HELD_OUT_FOLDER, held_out_files, write_held_out
-from asl_core.methods import encoder_adopter
+from asl_core.methods import encoder_adopter, encoder_drawer
 from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
 from asl_core.pretrain import (
@@ -30,6 +30,7 @@ from asl_core.protocol import Classifying, Method, Reconstructing
 from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
+from asl_core.recipes.untrained import UntrainedRecipe
 from pipeline.jobs.journal import Points, effective_points, last_losses
 from pipeline.stages.pictures import save_image_grid
 from pipeline.stages.request import StageRequest, StoredRun
@@ -44,11 +45,13 @@ RECONSTRUCTIONS = "pictures/reconstructions"
 VIEWS = "pictures/views.png"
 
 
-def run(request: StageRequest[Pretraining | ImportedRecipe]) -> dict[str, float]:
+def run(request: StageRequest[Pretraining | ImportedRecipe | UntrainedRecipe]) -> dict[str, float]:
     """Train the method; write encoder, whole method, predictions of test images, pictures."""
     recipe = request.recipe
     if isinstance(recipe, ImportedRecipe):
         return _take_over(request, recipe)
+    if isinstance(recipe, UntrainedRecipe):
+        return _draw(recipe, request.outputs["encoder"])
     context = begin_training(request)
     images = PackedDataset(request.inputs["dataset"], "train")
     plan = plan_watching(recipe, len(images))
@@ -68,7 +71,7 @@ def run(request: StageRequest[Pretraining | ImportedRecipe]) -> dict[str, float]
     return _metrics(request.work / "journal", method, recipe, dataset, request.resources)
 
 
-def reevaluate(run: StoredRun[Pretraining | ImportedRecipe]) -> dict[str, float]:
+def reevaluate(run: StoredRun[Pretraining | ImportedRecipe | UntrainedRecipe]) -> dict[str, float]:
     """Write the encoder and the last predictions again; return all metrics again.
 
     The losses are those of the run's journal: a replay compares the steps that made them.
@@ -77,7 +80,9 @@ def reevaluate(run: StoredRun[Pretraining | ImportedRecipe]) -> dict[str, float]
     if isinstance(recipe, ImportedRecipe):
         encoder = encoder_adopter()(run.inputs["imported"], recipe, run.again["encoder"])
         return {"encoder_parameters_m": _count_millions(encoder)}
-    assert dataset is not None  # only an imported encoder has none
+    if isinstance(recipe, UntrainedRecipe):
+        return _draw(recipe, run.again["encoder"])
+    assert dataset is not None  # only what is not trained has none
     method = build_method(recipe, PackedDataset(dataset, "train"))
     load_stored(method, run.folder / WEIGHTS)
     save_encoder(run.again["encoder"], method.encoder_state(), recipe.model)
@@ -198,6 +203,13 @@ def _take_over(request: StageRequest[object], recipe: ImportedRecipe) -> dict[st
     if (folder / ORIGIN_FILE).exists():
         shutil.copy(folder / ORIGIN_FILE, request.out / ORIGIN_FILE)
         request.journal.artifact(ORIGIN_FILE)
+    return {"encoder_parameters_m": _count_millions(encoder)}
+
+
+def _draw(recipe: UntrainedRecipe, folder: Path) -> dict[str, float]:
+    """Put a random encoder where a trained one would be."""
+    encoder = encoder_drawer()(recipe)
+    save_encoder(folder, encoder.state_dict(), recipe.model)
     return {"encoder_parameters_m": _count_millions(encoder)}
 
 

@@ -33,6 +33,10 @@ class Cell:
     """Experiments in the row; more than runs where the task is not asked of all."""
     detail: str = ""
     """What stands behind the number, for a tooltip."""
+    floor: "Cell | None" = None
+    """A random encoder's number under the same evaluation; of several the highest."""
+    other_data: str = ""
+    """What our data are and what the paper's, where these differ: then there is no delta."""
 
     @property
     def measured(self) -> tuple[float, ...]:
@@ -59,6 +63,14 @@ class Cell:
         return stdev(self.measured)
 
     @property
+    def deviation(self) -> float | None:
+        """That over the runs; of a single one, its standard error over the choice of images."""
+        if len(self.measured) > 1:
+            return self.spread
+        known = [error for error in self.errors if error is not None]
+        return known[0] if known else None
+
+    @property
     def decimals(self) -> int:
         """Of our number: one more than the paper prints where there is a spread to read."""
         return self.metric.decimals + (self.spread is not None)
@@ -66,7 +78,7 @@ class Cell:
     @property
     def delta(self) -> float | None:
         """Ours minus the paper's, both as printed, so that the row adds up for a reader."""
-        if self.ours is None or not isinstance(self.paper, float):
+        if self.ours is None or self.other_data or not isinstance(self.paper, float):
             return None
         return float(fixed(float(fixed(self.ours, self.decimals)) - self.paper, self.decimals))
 
@@ -117,13 +129,22 @@ class Heading:
     paper_table: str = ""
     """Number of the table that the paper's values come from; empty: the paper has none."""
     paper_data: str = ""
+    delta: bool = True
+    """Whether any of our numbers may be subtracted from the paper's."""
+
+    @property
+    def name(self) -> str:
+        """The header as a sentence has it: `CIFAR-10 Finetuning`."""
+        return f"{self.group} {self.header}".strip()
 
     @property
     def subheads(self) -> tuple[str, ...]:
         """The columns of the group: what a method costs has no delta, as if it were better."""
         if not self.paper_table:
             return ("ours",)
-        return ("paper", "ours") if self.metric.exact else ("paper", "ours", "delta")
+        if self.metric.exact or not self.delta:
+            return ("paper", "ours")
+        return ("paper", "ours", "delta")
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,8 @@ class Line:
     given: tuple[str, ...]
     source: Literal["run", "quoted", "own"]
     cells: tuple[Cell, ...]
+    untrained: bool = False
+    """Whether it is what the other rows are measured against."""
 
     @property
     def quoted(self) -> bool:

@@ -1,13 +1,15 @@
 """What the runs of a table's rows put into it: numbers, warnings, remarks."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pipeline.stages.table import EVALUATIONS
 from pipeline.tables.cells import Cell
-from pipeline.tables.collect import Suite
+from pipeline.tables.collect import StageResult, Suite
 from pipeline.tables.cost import cost_remarks
+from pipeline.tables.floor import floor_runs, highest
 from pipeline.tables.health import find_branches, watched_remark, watched_warnings
-from pipeline.tables.paper import Paper
+from pipeline.tables.paper import Metric, Paper
 from pipeline.tables.replicates import Replicates
 from pipeline.tables.uncertainty import describe_sample, standard_error
 
@@ -32,15 +34,24 @@ def result_cell(
         for key in group.keys
         if (metric.stage, key) in suite.results
     )
+    floors = floor_runs(suite, group.recipe, runs) if metric.more_is_better else []
+    return replace(
+        _measured_cell(metric, name, runs),
+        paper=value,
+        replicates=len(group.experiments),
+        floor=highest([_measured_cell(metric, name, each) for each in floors]),
+    )
+
+
+def _measured_cell(metric: Metric, name: str, runs: tuple[StageResult, ...]) -> Cell:
+    """Return what some runs, alike but for their seeds, have measured."""
     samples = (describe_sample(metric, name, run) for run in runs)
     return Cell(
         metric,
-        paper=value,
         runs=runs,
         values=tuple(run.metrics.get(name) for run in runs),
         undefined=tuple(name in run.undefined for run in runs),
         errors=tuple(standard_error(metric, name, run) for run in runs),
-        replicates=len(group.experiments),
         detail="; ".join(dict.fromkeys(filter(None, samples))),
     )
 
@@ -84,8 +95,9 @@ def _passes(rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
     """Return one line that says how long each row was pre-trained, where that is not the same."""
     by_epochs: dict[int, list[str]] = {}
     for label, group in rows:
-        if group.recipe.epochs is not None:
-            by_epochs.setdefault(group.recipe.epochs, []).append(label)
+        epochs = getattr(group.recipe, "epochs", None)
+        if epochs is not None:
+            by_epochs.setdefault(epochs, []).append(label)
     if len(by_epochs) < 2:
         return ()
     lengths = (f"{epochs} for {' and '.join(labels)}" for epochs, labels in by_epochs.items())

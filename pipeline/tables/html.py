@@ -29,6 +29,7 @@ from pipeline.tables.figures.similarity import (
 )
 from pipeline.tables.figures.training import branch_curves, loss_curves
 from pipeline.tables.figures.watching import watched_curves
+from pipeline.tables.floor import is_marked
 from pipeline.tables.health import COLLAPSED_BELOW
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
 from pipeline.tables.paper import Paper
@@ -42,7 +43,12 @@ PACKAGE_DATA = ("templates/*.j2", "templates/*.css")
 
 _STATES = {"outdated": "out of date", "unrecorded": "not in dvc.lock"}
 _DIFFERS = "differs from dvc.lock"
-_MARKS = {"*": _STATES["outdated"], "!": _STATES["unrecorded"], "?": _DIFFERS}
+_NOT_ABOVE = "not above untrained"
+_MARKS = {
+    "u": _NOT_ABOVE, "*": _STATES["outdated"], "!": _STATES["unrecorded"], "?": _DIFFERS,
+}  # fmt: skip
+_NOT_TRAINED = {"imported": "trained elsewhere", "untrained": "none"}
+"""Method -> what stands where the others have the data that they were trained on."""
 
 _CAPTIONS = {
     (stage.name, picture): caption
@@ -115,6 +121,7 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
         origins=found,
         states=_STATES,
         differs=_DIFFERS,
+        not_above=_NOT_ABOVE,
         link=link,
         linked=any(link(origin.result.fingerprint or "") for origin in found),
     )  # fmt: skip
@@ -148,6 +155,7 @@ def _environment() -> Environment:
         "papers_number": partial(_typeset, render.papers_number),
         "difference": partial(_typeset, render.difference),
         "seed_count": notes.seed_count,
+        "marked": is_marked,
         "heading_text": render.headings_text,
         "line_label": render.label,
         "remarks": _remarks,
@@ -191,14 +199,14 @@ def _scale_rows(suite: Suite, paper: Paper, groups: Sequence[Replicates]) -> lis
     ]  # fmt: skip
     for group in groups:
         recipe = group.recipe
-        # an imported encoder has a size, and epochs if its authors state them; nothing else
+        # an encoder that is not trained here has a size, and maybe epochs that its authors state
         seeds = [str(getattr(e.recipe, "seed", render.DASH)) for e in group.experiments]
         rows.append(
             ScaleRow(
                 group.label,
                 _model(recipe.model),
                 _trained_on(recipe, suite.datasets.get(recipe.dataset)),
-                str(recipe.epochs or render.DASH),
+                str(getattr(recipe, "epochs", None) or render.DASH),
                 str(getattr(recipe, "batch_size", render.DASH)),
                 ", ".join(seeds),
             )
@@ -207,8 +215,8 @@ def _scale_rows(suite: Suite, paper: Paper, groups: Sequence[Replicates]) -> lis
 
 
 def _trained_on(recipe: Any, manifest: Manifest | None) -> str:
-    if recipe.method == "imported":
-        return "trained elsewhere"
+    if recipe.method in _NOT_TRAINED:
+        return _NOT_TRAINED[recipe.method]
     return recipe.dataset + (f", {counted(manifest.counts['train'], 'image')}" if manifest else "")
 
 

@@ -64,7 +64,7 @@ def _header(table: ResultTable, widths: Sequence[int]) -> list[str]:
     column = len(first) + 1
     for heading, width in zip(table.headings, widths, strict=True):
         unit = f" [{heading.metric.unit}]" if heading.metric.unit else ""
-        name = tex(f"{heading.group} {heading.header}".strip() + unit)
+        name = tex(heading.name + unit)
         first.append(rf"\multicolumn{{{width}}}{{c}}{{{name}}}")
         names = {"ours": tex(ours_header(table)), "delta": r"$\Delta$"}
         second += [names.get(subhead, subhead) for subhead in heading.subheads]

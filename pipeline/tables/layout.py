@@ -10,11 +10,14 @@ from collections.abc import Sequence
 
 from asl_core.wording import counted
 from pipeline.config.suggest import folded
-from pipeline.tables.cells import Heading, Line, ResultTable
+from pipeline.tables.cells import Cell, Heading, Line, ResultTable
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import TRAIN, cost_cell, cost_headings
 from pipeline.tables.filling import remarks, result_cell, warnings
+from pipeline.tables.floor import METHOD as FLOOR
+from pipeline.tables.floor import floor_warnings
 from pipeline.tables.paper import Paper, Table
+from pipeline.tables.paper_data import with_data, with_deltas
 from pipeline.tables.paper_scale import paper_table
 from pipeline.tables.replicates import Replicates, find_replicates
 
@@ -64,13 +67,7 @@ def _own_table(suite: Suite, paper: Paper, names: Sequence[str], title: str) -> 
         return None
     meanings = (f"{paper.metrics[name].header}: {paper.metrics[name].meaning}" for name in shown)
     lines = (
-        Line(
-            label=group.label,
-            keys=group.keys,
-            given=(),
-            source="own",
-            cells=tuple(result_cell(suite, paper, group, name, None) for name in shown),
-        )
+        _own_line(group, [result_cell(suite, paper, group, name, None) for name in shown])
         for group in find_replicates(suite, paper)
         if any((paper.metrics[names[0]].stage, key) in suite.results for key in group.keys)
     )
@@ -82,6 +79,11 @@ def _own_table(suite: Suite, paper: Paper, names: Sequence[str], title: str) -> 
         headings=tuple(Heading(paper.metrics[name], paper.metrics[name].header) for name in shown),
         lines=tuple(lines),
     )
+
+
+def _own_line(group: Replicates, cells: Sequence[Cell]) -> Line:
+    floor = group.recipe.method == FLOOR
+    return Line(group.label, group.keys, (), "own", tuple(cells), untrained=floor)
 
 
 def _suite_table(
@@ -101,28 +103,29 @@ def _suite_table(
             for name in costs
         ]
         cells += [
-            result_cell(
+            _compared_cell(
                 suite,
                 paper,
                 group,
+                name,
                 _measured(tables, name, suite, group),
-                _paper_value(compared[name], name, suite, group),
+                compared[name],
             )
             for name in names
         ]
-        lines.append(Line(group.label, group.keys, (), "own", tuple(cells)))
+        lines.append(_own_line(group, cells))
+    headings = with_deltas(
+        (*costs.values(), *(_suite_heading(paper, name, compared[name]) for name in names)), lines
+    )
     rows = f"{counted(len(lines), 'row')}, " if len(lines) < len(suite.experiments) else ""
     return ResultTable(
         title=suite.title,
         caption=f"{rows}{counted(len(suite.experiments), 'experiment')} of the suite {suite.name}.",
         reduced=suite.reduced,
         given=(),
-        headings=(
-            *costs.values(),
-            *(_suite_heading(paper, name, compared[name]) for name in names),
-        ),
+        headings=headings,
         lines=tuple(lines),
-        warnings=warnings(suite, groups),
+        warnings=(*floor_warnings(headings, lines), *warnings(suite, groups)),
         remarks=remarks(suite, paper, [(group.label, group) for group in groups]),
     )
 
@@ -167,6 +170,22 @@ def _paper_value(
             if value is not None:
                 return value
     return None
+
+
+def _compared_cell(
+    suite: Suite,
+    paper: Paper,
+    group: Replicates,
+    name: str,
+    measured: str,
+    tables: Sequence[Table],
+) -> Cell:
+    """Return a row's number under a column beside that of the first of some tables that has one."""
+    cell = result_cell(suite, paper, group, measured, _paper_value(tables, name, suite, group))
+    column = _column_of(tables[0], name) if tables else None
+    if column is None:
+        return cell
+    return with_data(cell, paper, tables[0], tables[0].columns[column], group.recipe)
 
 
 def _measured(tables: Sequence[Table], name: str, suite: Suite, group: Replicates) -> str:

@@ -1,6 +1,8 @@
 """What cells carry beside their numbers, marks and counts of seeds, and what explains them."""
 
+from pipeline.tables import floor
 from pipeline.tables.cells import Cell, ResultTable
+from pipeline.tables.paper_data import data_notes
 from pipeline.tables.uncertainty import sampling_notes
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -26,8 +28,8 @@ PARTIAL_NOTE = "n = k of m: results of the other seeds are missing."
 QUOTED_NOTE = "Rows marked (quoted): the paper takes the numbers from the cited work."
 
 _EXPLAINED = (
-    ("r", REDUCED_NOTE), ("v", VOUCHED_NOTE), ("*", STALE_NOTE), ("!", UNRECORDED_NOTE),
-    ("?", DIFFERING_NOTE), ("n", SEEDS_NOTE), ("of", PARTIAL_NOTE),
+    ("r", REDUCED_NOTE), ("u", floor.NOTE), ("v", VOUCHED_NOTE), ("*", STALE_NOTE),
+    ("!", UNRECORDED_NOTE), ("?", DIFFERING_NOTE), ("n", SEEDS_NOTE), ("of", PARTIAL_NOTE),
 )  # fmt: skip
 
 
@@ -40,10 +42,11 @@ def seed_count(cell: Cell) -> str:
 
 
 def mark(cell: Cell) -> str:
-    """Return what a number's own cell must say about it: r, v, *, !, ?."""
+    """Return what a number's own cell must say about it: r, u, v, *, !, ?."""
     states = (("outdated", "*"), ("unrecorded", "!"))
     signs = "".join(sign for state, sign in states if state in cell.states)
-    return "r" * cell.reduced + "v" * cell.vouched + signs + "?" * cell.differing
+    worth = "r" * cell.reduced + "u" * floor.is_marked(cell)
+    return worth + "v" * cell.vouched + signs + "?" * cell.differing
 
 
 def notes(table: ResultTable) -> list[str]:
@@ -54,7 +57,8 @@ def notes(table: ResultTable) -> list[str]:
         found.append(UNDEFINED_NOTE)
     if any(line.quoted for line in table.lines):
         found.append(QUOTED_NOTE)
-    return [*found, *sampling_notes(table), *_sources(table), *table.remarks]
+    found += [*floor.floor_notes(table), *sampling_notes(table)]
+    return [*found, *_sources(table), *data_notes(table), *table.remarks]
 
 
 def _sources(table: ResultTable) -> list[str]:
@@ -63,7 +67,6 @@ def _sources(table: ResultTable) -> list[str]:
     for heading in table.headings:
         if heading.paper_table:
             source = f"{heading.paper_table} ({heading.paper_data})"
-            name = f"{heading.group} {heading.header}".strip()
-            sources.setdefault(source, []).append(name)
+            sources.setdefault(source, []).append(heading.name)
     parts = (f"{', '.join(names)} from {source}" for source, names in sources.items())
     return [f"The paper's numbers: {'; '.join(parts)}."] if sources else []

@@ -14,6 +14,7 @@ from pipeline.config.files import FieldNames, Problems
 from pipeline.config.suggest import unknown_name
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
+from pipeline.stages.table import STAGES
 
 Value = str | int | float | bool
 PACKAGE_DATA = ("paper.yaml",)
@@ -41,7 +42,12 @@ class Metric(_Record):
     """Counted, not measured: the same for every seed, and no better for being more or less."""
     tested: Literal["share", "mean", "whole"] | None = None
     """What it is of the test images: the share that is right, a mean over them, or one number of
-    all together, whose standard error their number does not give."""
+    all together (AP, mIoU), whose standard error their number does not give."""
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether it says how good an encoder is; a mean, as the similarity of tokens, does not."""
+        return STAGES[self.stage].evaluates and self.tested in ("share", "whole")
 
 
 class Column(_Record):
@@ -54,7 +60,16 @@ class Column(_Record):
     part: str = ""
     """Name by which a suite takes this column alone: `table6-cifar10`."""
     data: str
-    """What the metric is measured on."""
+    """What the metric is measured on, a key of `data`."""
+
+
+class Data(_Record):
+    """What the paper measured on, and how a suite's dataset shows that it is the same."""
+
+    dataset: str
+    """Its name under `datasets` of params.yaml."""
+    test_images: int
+    """Of the official split."""
 
 
 class Row(_Record):
@@ -79,6 +94,8 @@ class Table(_Record):
     number: str
     title: str
     pretrained_on: str
+    pretraining: tuple[str, ...]
+    """The same as names under `datasets` of params.yaml."""
     model: str
     epochs: str
     given: tuple[str, ...] = ()
@@ -170,6 +187,7 @@ class Paper(_Record):
     contrastive: tuple[str, ...]
     methods: Mapping[str, str]
     variants: tuple[Variant, ...]
+    data: Mapping[str, Data]
     tables: Mapping[str, Table]
     figure1: Figure
 
@@ -177,6 +195,7 @@ class Paper(_Record):
     def _names_exist(self) -> "Paper":
         for key, table in self.tables.items():
             unknown = {column.metric for column in table.columns} - set(self.metrics)
+            unknown |= {column.data for column in table.columns} - set(self.data)
             unknown |= {str(row.match.get("method", "no method")) for row in table.rows} - set(
                 self.methods
             )
@@ -233,7 +252,7 @@ class Paper(_Record):
 
 def _own_fields(recipe: Any) -> list[tuple[str, Any, Any]]:
     """Return (name, value, default) of the fields that not all methods of its kind have."""
-    kinds = [kind for kind in (MaskedPretraining, Pretraining) if isinstance(recipe, kind)]
+    kinds = [Pretraining, *[MaskedPretraining] * isinstance(recipe, MaskedPretraining)]
     shared = {"method", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
     return [
         (field.name, getattr(recipe, field.name), field.default)

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.tables.cells import Heading, Line, ResultTable
+from pipeline.tables.cells import Cell, Heading, Line, ResultTable
 from pipeline.tables.collect import Suite
 from pipeline.tables.cost import TRAIN, cost_cell, cost_headings
 from pipeline.tables.filling import remarks, result_cell, warnings
+from pipeline.tables.floor import METHOD as FLOOR
+from pipeline.tables.floor import floor_warnings
 from pipeline.tables.paper import FLOPS, Column, Paper, Table
+from pipeline.tables.paper_data import with_data, with_deltas
 from pipeline.tables.replicates import Replicates
 
 
@@ -33,7 +36,7 @@ def paper_table(
     # where our FLOPs are counted, the paper's stand beside them and not among what is given
     kept = [i for i, name in enumerate(table.given) if name != FLOPS or TRAIN not in costs]
     lines, filled = [], []
-    for row in _rows(suite, paper, table, groups):
+    for row in [*_floors(suite, paper, table, groups), *_rows(suite, paper, table, groups)]:
         for columns in _share_lines(table, row.filling):
             present = list({group.label: group for group in columns if group}.values())
             first = present[0] if present else None
@@ -42,23 +45,28 @@ def paper_table(
                 for name in costs
             ]
             cells += [
-                result_cell(
-                    suite, paper, group, row.instead.get(column.metric, column.metric), value
-                )
+                _compared_cell(suite, paper, table, column, row, value, group)
                 for column, value, group in zip(table.columns, row.values, columns, strict=True)
             ]
             keys = tuple(key for group in present for key in group.keys)
             given = tuple(row.given[i] for i in kept)
-            lines.append(Line(row.name, keys, given, row.source, tuple(cells)))
+            floor = first is not None and first.recipe.method == FLOOR
+            lines.append(Line(row.name, keys, given, row.source, tuple(cells), untrained=floor))
             filled += [(row.name, group) for group in present]
+    headings = with_deltas(
+        (*costs.values(), *(_heading(paper, table, column) for column in table.columns)), lines
+    )
     return ResultTable(
         title=f"{table.number}: {table.title}",
         caption=f"Pre-trained on: {table.pretrained_on}. {table.model}, epochs: {table.epochs}.",
         reduced=suite.reduced,
         given=tuple(table.given[i] for i in kept),
-        headings=(*costs.values(), *(_heading(paper, table, c) for c in table.columns)),
+        headings=headings,
         lines=tuple(lines),
-        warnings=warnings(suite, [group for _, group in filled]),
+        warnings=(
+            *floor_warnings(headings, lines),
+            *warnings(suite, [group for _, group in filled]),
+        ),
         remarks=remarks(suite, paper, filled),
     )
 
@@ -76,16 +84,50 @@ def _rows(suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]
         )
         for index, row in enumerate(table.rows)
     ]
+    own = (group for group in _own(suite, paper, table, groups) if group.recipe.method != FLOOR)
+    return rows + [_own_row(table, group.label, (group,)) for group in own]
+
+
+def _floors(suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]) -> list[_Row]:
+    """Return a row for each initialisation of a random encoder; in its columns, its datasets."""
+    named: dict[str, list[Replicates]] = {}
+    for group in _own(suite, paper, table, groups):
+        if group.recipe.method == FLOOR:
+            named.setdefault(group.row or paper.method_label(group.recipe), []).append(group)
+    return [_own_row(table, name, tuple(found)) for name, found in named.items()]
+
+
+def _own_row(table: Table, name: str, filling: tuple[Replicates, ...]) -> _Row:
+    given, values = ("-",) * len(table.given), (None,) * len(table.columns)
+    return _Row(name, given, "own", values, None, filling)
+
+
+def _own(
+    suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]
+) -> list[Replicates]:
+    """Return what fills no row of the paper and has something to show in this table."""
     tables = [paper.table(reference) for reference in suite.tables]
     stages = {paper.metrics[column.metric].stage for column in table.columns}
-    own = (
+    return [
         group
         for group in groups
         if all(_place(other, group) is None for other in tables)
         and any((stage, key) in suite.results for stage in stages for key in group.keys)
-    )
-    given, values = ("-",) * len(table.given), (None,) * len(table.columns)
-    return rows + [_Row(group.label, given, "own", values, None, (group,)) for group in own]
+    ]
+
+
+def _compared_cell(
+    suite: Suite,
+    paper: Paper,
+    table: Table,
+    column: Column,
+    row: _Row,
+    value: float | None,
+    group: Replicates | None,
+) -> Cell:
+    name = row.instead.get(column.metric, column.metric)
+    cell = result_cell(suite, paper, group, name, value)
+    return cell if group is None else with_data(cell, paper, table, column, group.recipe)
 
 
 def _place(table: Table, group: Replicates) -> int | None:

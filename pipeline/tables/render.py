@@ -80,7 +80,7 @@ def label(line: Line) -> str:
 def headings_text(heading: Heading) -> str:
     """Return the header of a column group: `CIFAR-10 Finetuning [%]`."""
     unit = f" [{heading.metric.unit}]" if heading.metric.unit else ""
-    return f"{heading.group} {heading.header}".strip() + unit
+    return heading.name + unit
 
 
 def ours_header(table: ResultTable) -> str:

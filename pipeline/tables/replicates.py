@@ -76,8 +76,9 @@ def _are_replicates(suite: Suite, one: Experiment, other: Experiment) -> bool:
         results = [suite.results.get((task, experiment.key)) for experiment in (one, other)]
         if results[0] and results[1]:
             pairs.append((results[0].recipe, results[1].recipe))
-    return all(_without_seed(a) == _without_seed(b) for a, b in pairs)
+    return all(without_seed(a) == without_seed(b) for a, b in pairs)
 
 
-def _without_seed(recipe: Any) -> Any:
+def without_seed(recipe: Any) -> Any:
+    """Return a recipe as it is but for the seed."""
     return dataclasses.replace(recipe, seed=0) if hasattr(recipe, "seed") else recipe

@@ -60,7 +60,7 @@ def sampling_notes(table: ResultTable) -> list[str]:
         images = _images(cells)
         if heading.metric.tested is None or not images:
             continue
-        name = f"{heading.group} {heading.header}".strip()
+        name = heading.name
         errors = [error for cell in cells for error in cell.errors if error is not None]
         if errors:
             known.append(f"{name} {_range(heading, errors)} ({images} images)")
