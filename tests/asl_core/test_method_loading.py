@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from asl_core.methods import DYNAMIC_IMPORTS, encoder_adopter, method_class
+from asl_core.methods import DYNAMIC_IMPORTS, encoder_adopter, encoder_drawer, method_class
 from asl_core.methods.imported import adopt_encoder
-from asl_core.recipes.catalogue import RECIPES
+from asl_core.methods.untrained import random_encoder
+from asl_core.recipes.catalogue import NOT_TRAINED, RECIPES
 
 ROOT = Path(__file__).parents[2]
 LOADED = "print([m for m in sys.modules if m.startswith('asl_core.methods.')])"
@@ -37,6 +38,7 @@ def test_the_table_names_the_class_in_the_methods_own_file(name: str) -> None:
     assert kind.__module__ == f"asl_core.methods.{name}"
 
 
-def test_an_imported_encoder_is_adopted_by_a_function() -> None:
+def test_an_encoder_that_is_not_trained_is_adopted_or_drawn_by_a_function() -> None:
     assert encoder_adopter() is adopt_encoder
-    assert DYNAMIC_IMPORTS.keys() == {*RECIPES, "imported"}
+    assert encoder_drawer() is random_encoder
+    assert DYNAMIC_IMPORTS.keys() == {*RECIPES, *NOT_TRAINED}

@@ -9,7 +9,7 @@ import yaml
 from miniatures import OTHERS
 
 from asl_core.methods import DYNAMIC_IMPORTS
-from asl_core.recipes.catalogue import RECIPES
+from asl_core.recipes.catalogue import NOT_TRAINED, RECIPES
 from pipeline.config.cluster import Local
 from pipeline.config.params import METHODS, SOURCES
 from pipeline.results.code import dag_of
@@ -89,7 +89,7 @@ def test_every_method_is_documented_tested_and_has_a_row(name: str) -> None:
 
 
 def test_recipes_and_modules_have_the_same_names() -> None:
-    assert DYNAMIC_IMPORTS.keys() == {*RECIPES, "imported"}
+    assert DYNAMIC_IMPORTS.keys() == {*RECIPES, *NOT_TRAINED}
     for name, recipe in RECIPES.items():
         assert recipe(dataset="none").method == name
 

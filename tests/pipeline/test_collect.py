@@ -60,6 +60,7 @@ def test_a_missing_cell_differs_from_one_that_the_suite_does_not_ask_for(results
 
 
 def test_the_difference_is_between_the_numbers_as_printed(results: Any) -> None:
+    results.on_the_papers_data()
     results.result("linprobe", "mae", lp_acc1=51.04)
     results.result("linprobe", "asl", lp_acc1=48.5999)
     found = cells(results)
@@ -170,6 +171,7 @@ def at_paper_scale(results: Any, tables: str) -> None:
 
 
 def test_at_the_papers_scale_a_table_is_whole(results: Any) -> None:
+    results.on_the_papers_data()
     at_paper_scale(results, "table1, table5")
     results.result("linprobe", "asl", lp_acc1=49.0, scale="paper")
     table1, table5 = lay_out(results.suite, PAPER)

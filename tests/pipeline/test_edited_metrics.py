@@ -61,7 +61,7 @@ def test_what_dvc_lock_records_is_printed_without_a_mark(recorded: Any, say: Say
     ("form", "cell"),
     [
         ("text", "51.3 r?"),
-        ("md", "| MAE | 46.8 | 51.3 r? | +4.5 |"),
+        ("md", "| MAE | 46.8 | 51.3 r? |"),
         ("latex", r"51.3\textsuperscript{r?}"),
         ("html", "differs from dvc.lock</span></td>"),
     ],

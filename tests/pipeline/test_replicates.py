@@ -35,6 +35,7 @@ def probe(seeds: Any, label: str) -> Cell:
 @pytest.fixture
 def probed(seeds: Any) -> Any:
     """MAE with the probes of both seeds, AEE with that of the first, DLE with none."""
+    seeds.on_the_papers_data()
     seeds.result("linprobe", "mae", lp_acc1=27.0)
     seeds.result("linprobe", "mae-s1", lp_acc1=28.0)
     seeds.result("linprobe", "aee", lp_acc1=30.04)
@@ -114,7 +115,7 @@ def test_a_cell_says_how_many_of_its_seeds_are_there(probed: Any) -> None:
 
 def test_of_three_seeds_two_have_a_spread(probed: Any) -> None:
     probed.edit("  aee: {<<", "  mae-s2: {<<: *mae, seed: 2}\n  aee: {<<")
-    probed.edit("linprobe:\n", "linprobe:\n  mae-s2: {dataset: icons}\n")
+    probed.edit("linprobe:\n", "linprobe:\n  mae-s2: {dataset: imagenet}\n")
     probed.lock()
     assert ours(probe(probed, "MAE")) == "27.50 \N{PLUS-MINUS SIGN} 0.71 (n = 2 of 3) r"
 
@@ -128,7 +129,7 @@ def test_a_cell_without_any_seed_is_missing_and_names_each_command(probed: Any) 
 
 
 def test_a_task_that_is_asked_of_one_seed_alone_is_not_missing_the_other(probed: Any) -> None:
-    probed.edit("finetune: {}", "finetune: {mae: {dataset: icons}}")
+    probed.edit("finetune: {}", "finetune: {mae: {dataset: imagenet}}")
     probed.result("finetune", "mae", ft_acc1=60.0)
     probed.lock()
     assert rows(probed)[0] == ("mae", "mae-s1")
@@ -138,7 +139,7 @@ def test_a_task_that_is_asked_of_one_seed_alone_is_not_missing_the_other(probed:
 
 
 def test_one_outdated_seed_marks_the_mean(probed: Any) -> None:
-    probed.edit("mae-s1: {dataset: icons}\n  aee", "mae-s1: {dataset: icons, seed: 3}\n  aee")
+    probed.edit("mae-s1: {dataset: imagenet}\n  aee", "mae-s1: {dataset: imagenet, seed: 3}\n  aee")
     assert ours(probe(probed, "MAE")).endswith("(n = 2) r*")
 
 
@@ -176,13 +177,13 @@ def test_a_row_whose_probe_is_not_of_cls_is_named(probed: Any) -> None:
         return [note for note in notes(table) if note.startswith("LP of")]
 
     assert said() == []
-    probed.edit("dle: {dataset: icons}", "dle: {dataset: icons, pooling: mean}")
+    probed.edit("dle: {dataset: imagenet}", "dle: {dataset: imagenet, pooling: mean}")
     assert said() == [
         "LP of ASL (DLE): of the mean of the patch tokens; of the other rows: of [cls]."
     ]
     begin, rest = (probed.folder / "params.yaml").read_text().split("linprobe:")
     middle, end = rest.split("finetune:")
-    middle = middle.replace("{dataset: icons}", "{dataset: icons, pooling: mean}")
+    middle = middle.replace("{dataset: imagenet}", "{dataset: imagenet, pooling: mean}")
     probed.write(f"{begin}linprobe:{middle}finetune:{end}")
     assert said() == ["LP of MAE and ASL (AEE) and ASL (DLE): of the mean of the patch tokens."]
 

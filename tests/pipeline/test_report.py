@@ -54,6 +54,7 @@ class Outline(HTMLParser):
 @pytest.fixture
 def finished(results: Any) -> Any:
     """A suite in which both experiments have a journal, pictures and a probe."""
+    results.on_the_papers_data()
     for key, accuracy in (("mae", 51.0), ("asl", 53.0)):
         results.result("pretrain", key, **{"pretrain/loss": 0.5})
         results.result("linprobe", key, lp_acc1=accuracy)
