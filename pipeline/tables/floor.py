@@ -21,9 +21,8 @@ METHOD = "untrained"
 DEVIATIONS = 2
 
 NOTE = (
-    "u: not above untrained. Does not exceed a random encoder under the same evaluation by two "
-    "standard deviations of the difference: over seeds, and for a single run over the choice of "
-    "test images."
+    "u: does not exceed a random encoder under the same evaluation by two standard deviations of "
+    "the difference: over seeds, and for a single run over the choice of test images."
 )
 ALL_LEARNED = "Every trained row exceeds the untrained one in at least one column."
 
@@ -94,7 +93,7 @@ def floor_notes(table: ResultTable) -> list[str]:
     if judged and all(any(found.values()) for found in judged):
         notes.append(ALL_LEARNED)
     if plain := _columns(table, _without_deviation):
-        notes.append(f"No deviation is known of {plain}: u marks what is not above the floor.")
+        notes.append(f"No deviation is known of {plain}: marked is what is not above untrained.")
     if lacking := _columns(table, lambda cell: cell.floor is None):
         notes.append(f"No untrained row: nothing says what a random encoder has in {lacking}.")
     if lacking := _columns(table, lambda cell: cell.floor is not None and cell.floor.ours is None):

@@ -24,6 +24,8 @@ from asl_core.recipes.datasets import Icons
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.supervised import SupervisedRecipe
+from asl_core.recipes.untrained import UntrainedRecipe
+from pipeline.jobs.journal import effective_points
 from pipeline.stages import pretrain
 from pipeline.stages.request import StageRequest, StoredRun
 
@@ -131,3 +133,23 @@ def test_a_classifier_is_measured_on_the_test_split_and_can_be_again(
     right = sum(int(guesses[i]) == test[i].label for i in range(8))
     assert metrics["supervised_acc1"] == 100 * right / 8
     assert pretrain.reevaluate(_stored(recipe, request_, tmp_path / "again")) == metrics
+
+
+def test_an_untrained_encoder_costs_no_step_and_reads_no_image(
+    request_: StageRequest, tmp_path: Path
+) -> None:
+    recipe = UntrainedRecipe(dataset="icons", model=VIT, seed=RECIPE.seed)
+    untrained = dataclasses.replace(request_, recipe=recipe, inputs={})
+    metrics = pretrain.run(untrained)
+    request_.journal.close()
+    assert metrics.keys() == {"encoder_parameters_m"}
+    assert not effective_points(request_.work / "journal")
+    written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+    assert written == {"encoder/encoder.json", "encoder/encoder.safetensors"}
+    begun = build_method(RECIPE, PackedDataset(request_.inputs["dataset"], "train"))
+    drawn = load_file(request_.outputs["encoder"] / "encoder.safetensors")
+    assert all(torch.equal(drawn[key], value) for key, value in begun.encoder_state().items())
+    assert pretrain.reevaluate(_stored(recipe, untrained, tmp_path / "again")) == metrics
+    for name in ("encoder.json", "encoder.safetensors"):
+        again = tmp_path / "again/encoder" / name
+        assert again.read_bytes() == (request_.outputs["encoder"] / name).read_bytes()
