@@ -32,8 +32,12 @@ def with_data(cell: Cell, paper: Paper, table: Table, column: Column, recipe: An
     wanted = paper.data[column.data]
     others = [run for run in cell.runs if run.recipe.dataset != wanted.dataset]
     partial = [run for run in cell.counted if _is_partial(run, wanted.test_images)]
-    if others or partial:
-        text = f"{_shown((others or partial)[0])}; the paper: {column.data}"
+    if others:
+        text = f"{others[0].recipe.dataset}; the paper: {column.data}"
+    elif partial:
+        images = partial[0].test_images
+        count = "unknown" if images is None else f"{images:,}"
+        text = f"{count} test images; the paper: {wanted.test_images:,} of {column.data}"
     elif recipe.method != "imported" and recipe.dataset not in table.pretraining:
         text = f"pre-trained on {recipe.dataset}; the paper: {table.pretrained_on}"
     else:
@@ -66,8 +70,3 @@ def _comparable(cells: Sequence[Cell]) -> bool:
 
 def _is_partial(run: StageResult, test_images: int) -> bool:
     return not COMPLETE * test_images <= (run.test_images or 0) <= test_images
-
-
-def _shown(run: StageResult) -> str:
-    images = f", {run.test_images:,} test images" if run.test_images else ""
-    return f"{run.recipe.dataset}{images}"

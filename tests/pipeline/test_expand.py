@@ -48,6 +48,16 @@ def test_a_seed_that_is_added_leaves_the_others_as_they_were() -> None:
     assert after["mae-seed4"]["seed"] == 4
 
 
+def test_an_untrained_encoder_has_the_seeds_that_the_others_have() -> None:
+    none = {"method": "untrained", "dataset": "icons", "model": "vit-demo"}
+    suite = {**SUITE, "experiments": {**SUITE["experiments"], "none": none}}
+    suite["linprobe"] = {**SUITE["linprobe"], "none": {"dataset": "icons"}}
+    expanded = expand(suite, Path("suite.yaml"))
+    assert expanded["experiments"]["none"] == none
+    assert expanded["experiments"]["none-seed3"] == {**none, "seed": 3}
+    assert {"none", "none-seed3"} <= expanded["linprobe"].keys()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -169,6 +169,22 @@ MISTAKES = [
         "finetune.asl.weight_decay_end: cannot go with layer_decay, which would scale it",
     ),
     ("row: ASL", "row: 7", "experiments.asl.row: got 7, expected a text"),
+    (
+        "experiments:\n",
+        "experiments:\n  none: {method: untrained, dataset: both, model: vit-demo, epochs: 2}\n",
+        "experiments.none.epochs: unknown key (valid: method, dataset, model, initialisation, "
+        "seed, row)",
+    ),
+    (
+        "experiments:\n",
+        "experiments:\n  none: {method: untrained, dataset: both, initialization: mae}\n",
+        "experiments.none.initialization: unknown key; did you mean 'initialisation'?",
+    ),
+    (
+        "experiments:\n",
+        "experiments:\n  none: {method: untrained, dataset: both, initialisation: xavier}\n",
+        "experiments.none.initialisation: got 'xavier', expected one of mae, dino",
+    ),
 ]
 
 
