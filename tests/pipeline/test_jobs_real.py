@@ -11,6 +11,7 @@ import yaml
 from fake_scheduler import HERE as SERVICES
 
 from pipeline.jobs.verdict import Verdict
+from pipeline.submission.plan import Action
 
 PARAMS = """
 suite: tiny
@@ -101,3 +102,18 @@ def test_an_interrupted_job_ends_with_the_bytes_of_an_undisturbed_run_here(
     assert filed == made
     for name in DAG:
         assert "up to date" in site.dvc("status", name)
+
+
+@pytest.mark.slow
+def test_an_untrained_encoder_is_a_job_like_another(real_site) -> None:
+    site = real_site
+    model = "model: {size: vit-demo, embed_dim: 16, depth: 1, num_heads: 2}"
+    entry = f"  none: {{method: untrained, dataset: icons, {model}}}\n"
+    site.edit("params.yaml", "experiments:\n", f"experiments:\n{entry}")
+    site.submit("pretrain", "none")
+    site.run(seconds=120)
+    assert {report.verdict for report in site.reports().values()} == {Verdict.SUCCEEDED}
+    said = site.dvc("repro", "pretrain@none")
+    assert "Stage 'pretrain@none' is cached - skipping run" in said
+    assert (site.root / "runs/encoder/none/encoder.safetensors").is_file()
+    assert site.plan("pretrain", "none").entry("pretrain@none").action is Action.NOTHING
