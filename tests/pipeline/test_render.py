@@ -84,8 +84,8 @@ def test_an_outdated_number_is_marked_and_explained(half_done: Any) -> None:
 
 
 def test_a_narrow_terminal_gets_a_block_per_metric(half_done: Any) -> None:
-    content = text(lay_out(half_done.suite, PAPER), width=60)
-    assert max(map(len, content.splitlines())) <= 60
+    content = text(lay_out(half_done.suite, PAPER), width=66)
+    assert max(map(len, content.splitlines())) <= 66
     assert lines_with(content, "51.0 r")[0].split() == (
         ["LP", "[%]", "MAE", "46.8", "51.0", "r", "+4.2", "linprobe"]
     )

@@ -230,6 +230,7 @@ def test_numbers_of_one_pretraining_stand_under_each_other_whatever_their_table(
     suite = collect(folder, load_params(folder / "params.yaml"))
     (table,) = lay_out(suite, PAPER)
     assert [(line.label, len(line.keys), line.cells[0].paper) for line in table.lines] == [
+        ("Random initialisation", 2, None),
         ("MAE", 2, 46.8),
         ("ASL (DLE), without alignment", 2, 46.5),
         ("ASL (DLE)", 2, 48.5),
