@@ -91,7 +91,7 @@ def test_it_is_current_and_has_a_run_in_mlflow(project: Path, say_there: Say) ->
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert runs.keys() >= {"none", "pretrain/none", "linprobe/none", "analyze/none"}
     assert runs["pretrain/none"].data.params["method"] == "untrained"
-    assert runs["none"].data.tags["row"] == "Random initialisation"
+    assert runs["linprobe/none"].data.tags["asl.row"] == "Random initialisation"
     assert "lp_acc1" in runs["none"].data.metrics
 
 
