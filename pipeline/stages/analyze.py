@@ -26,7 +26,7 @@ from pipeline.writing import or_null
 def run(request: StageRequest[TokenAnalysis]) -> dict[str, float]:
     """Measure; write the numbers, and pictures of them.
 
-    An encoder that was imported has no decoder, hence no predictions and no contrastive view.
+    An encoder that was not trained here has no decoder: no predictions, no contrastive view.
     """
     encoder = load_encoder(request.inputs["encoder"])
     dataset = PackedDataset(request.inputs["dataset"], "test")
