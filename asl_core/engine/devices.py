@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.wording import counted
 
 Batch = TypeVar("Batch")
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes products in; fp32 has none."""
 
 
 def pick_device(resources: Resources) -> torch.device:
@@ -40,18 +43,35 @@ def pick_device(resources: Resources) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Return bf16 autocast for the network, or nothing for fp32."""
+    """Return autocast to bf16 or fp16 for the network, or nothing for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     if device.type == "cpu":
-        return _autocast_on_cpu()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+        return _autocast_on_cpu(HALF[precision])
+    return torch.autocast(device.type, dtype=HALF[precision])
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that torch would leave out with a warning and compute in float32.
+
+    Raises:
+        InputError: This torch has no such autocast on this device.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with autocast(device, precision):
+            there = torch.is_autocast_enabled(device.type)
+    if precision in HALF and not there:
+        raise InputError(
+            f"precision {precision}: torch {torch.__version__} cannot compute in it on a "
+            f"{device.type}; use fp32, or bf16 where there is that"
+        )
 
 
 @contextlib.contextmanager
-def _autocast_on_cpu() -> Iterator[None]:
-    """Switch bf16 on, and off the fused attention: its bf16 gradient takes 15 times float32's."""
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+def _autocast_on_cpu(dtype: torch.dtype) -> Iterator[None]:
+    """Switch it on, and off the fused attention: its bf16 gradient takes 15 times float32's."""
+    with torch.autocast("cpu", dtype=dtype), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -18,7 +18,8 @@ from asl_core.engine.clipping import CLIPPERS
 from asl_core.engine.compiling import compile_network
 from asl_core.engine.context import RunContext
 from asl_core.engine.data_parallel import distribute
-from asl_core.engine.devices import autocast, move, pick_device
+from asl_core.engine.devices import autocast, move, pick_device, require_precision
+from asl_core.engine.loss_scaling import LossScaler
 from asl_core.engine.loss_watch import LossWatch
 from asl_core.engine.memory import keep_freed_memory
 from asl_core.engine.optimizer import build_optimizer, build_schedules, no_decay_groups
@@ -86,7 +87,8 @@ def fit(
     Raises:
         TrainingError: The loss is not finite; names the step, its samples and the newest
             checkpoint, which is from before. Or the memory is not enough.
-        InputError: No checkpoint is whole, or another process does not find the chosen one.
+        InputError: No checkpoint is whole, or another process does not find the chosen one; or
+            this device has no such precision.
         InterruptedRun: A signal asked one of the processes for a stop; all have finished the
             step and a checkpoint was written.
         ReplayFinished: Of a replay, after the last step that the journal has a witness of.
@@ -95,12 +97,13 @@ def fit(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{type(model).__name__} is no nn.Module")
     device = pick_device(context.resources)
+    require_precision(recipe.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
     model.to(device)
     optimizer = build_optimizer(param_groups or no_decay_groups(model, recipe), recipe)
     schedules = build_schedules(optimizer, recipe, loader.steps_per_epoch, loader.total_steps)
-    state = TrainState(model, optimizer)
+    state = TrainState(model, optimizer, scaler=LossScaler(recipe.precision, device))
     checkpoints = CheckpointFolder(context.checkpoints)
     saved = None if context.replay else checkpoints.load_newest()
     if saved is not None:
@@ -170,6 +173,7 @@ class _Run:
                 logs = state.step % every == 0 or state.step == total
                 if logs:
                     self.check_finite(checkpoints)
+                    state.scaler.check(self.context.label)
                     bar.set_postfix(self.log(state, total))
                 if self.context.replay:
                     self.end_replay_if_due(state, stop)
@@ -217,18 +221,19 @@ class _Run:
             with self.without_sync(not last):
                 with autocast(self.device, self.recipe.precision):
                     result: Step = self.network(move(batch, self.device), draw)
-                (result.loss * share).backward()
+                state.scaler.scale(result.loss * share).backward()
             for name, value in {"loss": result.loss, **result.terms}.items():
                 terms[name] = terms.get(name, 0) + value.detach() * share
             for name, value in result.statistics.items():
                 statistics[name] = statistics.get(name, 0) + value.detach() * share
+        state.scaler.unscale(state.optimizer)
         if self.recipe.clip_grad is not None:
             parameters = [p for p in self.network.parameters() if p.requires_grad]
             clip = CLIPPERS[self.recipe.clip_mode]
-            terms["grad_norm"] = clip(parameters, self.recipe.clip_grad)
+            terms["grad_norm"] = state.scaler.norm(clip(parameters, self.recipe.clip_grad))
         if isinstance(state.model, EditsGradients):
             state.model.edit_gradients(step)
-        state.optimizer.step()
+        state.scaler.step(state.optimizer)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.add_terms(terms)
@@ -254,6 +259,7 @@ class _Run:
             means = dict(zip(means, stacked / distributed.world_size(), strict=True))
         stage = self.context.stage
         values = {f"{stage}/{name}": float(value) for name, value in means.items()}
+        values |= {f"{stage}/{name}": value for name, value in state.scaler.to_log().items()}
         now = time.monotonic()
         rate = (state.step - self.last_logged_step) / max(now - self.last_log, 1e-9)
         rates = [group["lr"] / group.get("lr_scale", 1.0) for group in state.optimizer.param_groups]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from asl_core import distributed
+from asl_core.engine.loss_scaling import LossScaler
 
 
 @dataclass
@@ -20,6 +21,7 @@ class TrainState:
         step: Optimiser steps done.
         sums: This process's sums of the logged terms since the last log line.
         summed_steps: How many steps they span.
+        scaler: Scale of the loss, and the steps that were skipped for it.
     """
 
     model: nn.Module
@@ -27,6 +29,7 @@ class TrainState:
     step: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     summed_steps: int = 0
+    scaler: LossScaler = field(default_factory=LossScaler)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, lists and dictionaries.
@@ -39,6 +42,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "sums": distributed.gather_objects(sums),
             "summed_steps": self.summed_steps,
+            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, step: int, saved: dict[str, Any], device: torch.device) -> None:
@@ -48,6 +52,7 @@ class TrainState:
         """
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
         by_rank = saved["sums"]
         if len(by_rank) == distributed.world_size():
             sums = by_rank[distributed.rank()]

@@ -36,6 +36,25 @@ def alignment_loss(
     return distance.mean() if reduction == "mean" else distance.sum(dim=-1).mean()
 
 
+def random_sign_loss(
+    pred_ori: Tensor, pred_aug: Tensor, signs: Tensor, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    r"""Compute the value of `alignment_loss` with a gradient of its size that aligns nothing.
+
+    The gradient of plain L1 is :math:`\mathrm{sign}(a - b)` for a and its opposite for b, each
+    divided by the number of values; here a drawn sign stands in its place, and where a = b the
+    gradient is 0 as there. A control, not the paper's.
+
+    Shape:
+        - pred_ori, pred_aug: as for `alignment_loss`. signs: (B, T, P), 1 or -1.
+    """
+    a, b = at_least_float32(pred_ori), at_least_float32(pred_aug)
+    value = alignment_loss(a.detach(), b.detach(), reduction)
+    slope = signs.to(a.dtype) * (a != b) * (a - b)  # (B, T, P)
+    slope = slope.mean() if reduction == "mean" else slope.sum(dim=-1).mean()
+    return value + (slope - slope.detach())
+
+
 def cosine_alignment_loss(pred_ori: Tensor, pred_aug: Tensor) -> Tensor:
     """Compute the same with 1 - cos(a, b) per token in place of the L1 distance.
 

@@ -11,23 +11,24 @@ Both branches travel stacked along the batch, fea_ori first: one pass of the dec
 What the paper leaves open is a field of `AslRecipe`, with the reason for its default.
 """
 
-from collections.abc import Callable
-from functools import partial
+import contextlib
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from asl_core.data.views import normalise
-from asl_core.losses.alignment import alignment_loss, cosine_alignment_loss
+from asl_core.losses.alignment import alignment_loss, cosine_alignment_loss, random_sign_loss
 from asl_core.losses.reconstruction import reconstruction_loss
+from asl_core.modules.asl_draws import drawn_dropout, drawn_signs, weight_at
 from asl_core.modules.decoder import Decoder
 from asl_core.modules.encoder import Encoder, LayerNorm, initialise_as_mae
 from asl_core.modules.masking import draw_mask, gather_tokens
 from asl_core.modules.patches import pixel_target
-from asl_core.precision import at_least_float32
-from asl_core.protocol import Draw, Mask, Step, Views
-from asl_core.randomness import derive_seed, not_compiled, uniform
+from asl_core.modules.post_norm import PostNormLayer
+from asl_core.precision import at_least_float32, full_precision
+from asl_core.protocol import Draw, Mask, RunLength, Step, Views
+from asl_core.randomness import not_compiled
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.normalisation import Rgb
 
@@ -44,12 +45,15 @@ class ArbitrarySelfSupervised(nn.Module):
         super().__init__()
         recipe.view_plan().require("asl")
         self.recipe, self.mean, self.std = recipe, mean, std
+        self.length = RunLength()
         vit = recipe.model
         self.encoder = Encoder(vit)
         self.encoder.pos_embed.requires_grad_(False)
         if recipe.design == "aee":
             layers: list[nn.Module] = [
-                Block(vit.embed_dim, vit.num_heads, vit.mlp_ratio, True, norm_layer=LayerNorm)
+                PostNormLayer(vit.embed_dim, vit.num_heads, vit.mlp_ratio)
+                if recipe.aee_layer == "vaswani"
+                else Block(vit.embed_dim, vit.num_heads, vit.mlp_ratio, True, norm_layer=LayerNorm)
                 for _ in range(recipe.aee_depth)
             ]
             if recipe.aee_norm:
@@ -58,11 +62,16 @@ class ArbitrarySelfSupervised(nn.Module):
         self.decoder = Decoder(vit)
         self.decoder_aug = None if recipe.share_decoder else Decoder(vit)
 
+    def set_run_length(self, length: RunLength) -> None:
+        """Take note of how many steps an epoch has: the alignment's weight may grow over some."""
+        self.length = length
+
     def forward(self, batch: Views, draw: Draw) -> Step:
-        """Draw a mask, and the dropout of DLE, and do the step."""
+        """Draw a mask and what else is random, and do the step."""
         images, mask = self.masked(batch, draw)
         noise = self.draw_dropout(batch.indices, mask, draw) if self.training else None
-        return self.step(images, mask, noise)
+        signs = self.draw_signs(batch.indices, draw)
+        return self.step(images, mask, noise, signs, self.weight_at(draw.step, images.device))
 
     @not_compiled
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
@@ -71,8 +80,19 @@ class ArbitrarySelfSupervised(nn.Module):
         mask = draw_mask(batch.indices, draw, vit.num_patches, self.recipe.mask_ratio)
         return normalise(batch.views[0], self.mean, self.std), mask
 
-    def step(self, images: Tensor, mask: Mask, noise: Tensor | None = None) -> Step:
-        """Make both sets of features, decode both, reconstruct (Eq. 2) and align (Eq. 9-10)."""
+    def step(
+        self,
+        images: Tensor,
+        mask: Mask,
+        noise: Tensor | None = None,
+        signs: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Step:
+        """Make both sets of features, decode both, reconstruct (Eq. 2) and align (Eq. 9-10).
+
+        `noise` is of `draw_dropout`, `signs` of `draw_signs`, `weight` of `weight_at`; without them
+        nothing is dropped, signs are the alignment's own, and the weight is the recipe's.
+        """
         recipe = self.recipe
         features = self.features(images, mask, noise)  # (2B, 1 + V, D)
         decoded = self.decode(features, mask)  # (2B, 1 + V + R, E)
@@ -90,11 +110,12 @@ class ArbitrarySelfSupervised(nn.Module):
             "both_mean": (mae_ori + mae_aug) / 2,
             "both_sum": mae_ori + mae_aug,
             "ori": mae_ori,
+            "aug": mae_aug,
         }[recipe.mae_on]
 
         in_space = pred if recipe.sem_space == "pixel" else self.decoder.norm(decoded[:, aligned])
         # without a weight the alignment is only watched
-        loss_sem = self.align(in_space if recipe.sem_weight > 0 else in_space.detach())
+        loss_sem = self.align(in_space if recipe.sem_weight > 0 else in_space.detach(), signs)
         terms = {
             "loss_mae": loss_mae,
             "loss_mae_ori": mae_ori,
@@ -108,7 +129,9 @@ class ArbitrarySelfSupervised(nn.Module):
             loss_sem = loss_sem + terms["loss_cls"]
         if recipe.sem_weight == 0:
             return Step(loss_mae, terms)
-        return Step(loss_mae + recipe.sem_weight * loss_sem, terms)
+        if weight is None:
+            return Step(loss_mae + recipe.sem_weight * loss_sem, terms)
+        return Step(loss_mae + weight * loss_sem, {**terms, "sem_weight": weight})
 
     def features(self, images: Tensor, mask: Mask, noise: Tensor | None = None) -> Tensor:
         """Return fea_ori and fea_aug, stacked (2B, 1 + V, D), from the same visible patches."""
@@ -117,12 +140,14 @@ class ArbitrarySelfSupervised(nn.Module):
         if recipe.design == "aee":
             tokens = encoder.prepend_cls(encoder.add_positions(embedded, mask.ids_keep))
             hidden = encoder.transform(tokens)  # (B, 1 + V, D)
-            fea_ori = encoder.norm(hidden)
-            if recipe.aee_pos == "post_norm":
-                fea_aug = self.extra_layer(fea_ori)
-            else:
-                fea_aug = encoder.norm(self.extra_layer(hidden))
-            return torch.cat([fea_ori, fea_aug])
+            with self.not_shared(hidden):
+                hidden = at_least_float32(hidden)
+                fea_ori = encoder.norm(hidden)
+                if recipe.aee_pos == "post_norm":
+                    fea_aug = self.augment(fea_ori, noise)
+                else:
+                    fea_aug = encoder.norm(self.augment(hidden, noise))
+                return torch.cat([fea_ori, fea_aug])
         scale = 1.0 if noise is None else noise
         both, ids_keep = embedded.repeat(2, 1, 1), mask.twice().ids_keep  # (2B, V, D)
         if recipe.dle_where == "pre_pos":
@@ -131,27 +156,45 @@ class ArbitrarySelfSupervised(nn.Module):
             both = encoder.add_positions(both, ids_keep) * scale
         return encoder.norm(encoder.transform(encoder.prepend_cls(both)))
 
+    def augment(self, tokens: Tensor, noise: Tensor | None) -> Tensor:
+        """Run the layers that make fea_aug, their dropout drawn: (B, 1 + V, D) to the same."""
+        if self.recipe.aee_layer == "block":
+            return self.extra_layer(tokens)
+        for number, layer in enumerate(self.extra_layer):
+            tokens = layer(tokens, None if noise is None else noise[number])
+        return tokens
+
+    def not_shared(self, tokens: Tensor) -> contextlib.AbstractContextManager[object]:
+        """Compute as `sem_precision` says what the branches do not share."""
+        recipe = self.recipe
+        if recipe.sem_precision == "full" and recipe.sem_weight > 0:
+            return full_precision(tokens.device)
+        return contextlib.nullcontext()
+
     def decode(self, features: Tensor, mask: Mask) -> Tensor:
         """Run both sets of features through the decoder: (2B, 1 + V, D) to (2B, 1 + V + R, E)."""
-        if self.decoder_aug is None:
-            return self.decoder(features, mask.twice())
-        fea_ori, fea_aug = features.chunk(2)
-        return torch.cat([self.decoder(fea_ori, mask), self.decoder_aug(fea_aug, mask)])
+        with self.not_shared(features):
+            if self.decoder_aug is None:
+                return self.decoder(features, mask.twice())
+            fea_ori, fea_aug = features.chunk(2)
+            return torch.cat([self.decoder(fea_ori, mask), self.decoder_aug(fea_aug, mask)])
 
     def head(self, decoded: Tensor) -> Tensor:
         """Predict the pixels of both branches' tokens: (2B, T, E) to (2B, T, P)."""
-        if self.decoder_aug is None:
-            return self.decoder.head(decoded)
-        ori, aug = decoded.chunk(2)
-        return torch.cat([self.decoder.head(ori), self.decoder_aug.head(aug)])
+        with self.not_shared(decoded):
+            if self.decoder_aug is None:
+                return self.decoder.head(decoded)
+            ori, aug = decoded.chunk(2)
+            return torch.cat([self.decoder.head(ori), self.decoder_aug.head(aug)])
 
-    def align(self, both: Tensor) -> Tensor:
+    def align(self, both: Tensor, signs: Tensor | None = None) -> Tensor:
         """Return the alignment loss of the two halves of a stack, (2B, T, P)."""
-        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-            "l1": partial(alignment_loss, reduction=self.recipe.sem_reduction),
-            "cosine": cosine_alignment_loss,
-        }
-        return losses[self.recipe.sem_type](*both.chunk(2))
+        recipe, (ori, aug) = self.recipe, both.chunk(2)
+        if recipe.sem_type == "cosine":
+            return cosine_alignment_loss(ori, aug)
+        if signs is not None:
+            return random_sign_loss(ori, aug, signs, recipe.sem_reduction)
+        return alignment_loss(ori, aug, recipe.sem_reduction)
 
     def _cls(self, features: Tensor, decoded: Tensor) -> Tensor:
         """Return the [cls] token of both branches in the space that `cls_align` names."""
@@ -168,24 +211,23 @@ class ArbitrarySelfSupervised(nn.Module):
 
     @not_compiled
     def draw_dropout(self, indices: Tensor, mask: Mask, draw: Draw) -> Tensor | None:
-        """Draw what DLE multiplies each value of the visible embeddings with: 0 or 1 / (1 - rate).
+        """Draw what values are multiplied with, 0 or 1 / (1 - rate); None: nothing is dropped."""
+        return drawn_dropout(self.recipe, indices, mask, draw)
 
-        A function of seed, step, branch and sample. None where nothing is dropped.
+    @not_compiled
+    def draw_signs(self, indices: Tensor, draw: Draw) -> Tensor | None:
+        """Draw a sign for each aligned value, (B, T, P); None: they are the alignment's own."""
+        return drawn_signs(self.recipe, indices, draw)
 
-        Shape:
-            - indices: (B,). Output: (2B, V, D).
+    @not_compiled
+    def weight_at(self, step: int, device: torch.device) -> Tensor | None:
+        """Return the alignment's weight in the step after `step` steps; None: it never changes.
+
+        A tensor, for each number would be compiled anew.
         """
-        recipe = self.recipe
-        if recipe.design == "aee" or recipe.dle_rate == 0:
+        if self.recipe.sem_warmup_epochs == 0:
             return None
-        shape = (mask.ids_keep.shape[1], recipe.model.embed_dim)
-        seeds = [derive_seed(draw.seed, "dle", draw.step, branch) for branch in (0, 1)]
-        rates = [recipe.dle_rate if recipe.dle_both else 0.0, recipe.dle_rate]
-        kept = [
-            (uniform(seed, indices, shape) >= rate) / (1 - rate)
-            for seed, rate in zip(seeds, rates, strict=True)
-        ]
-        return torch.cat(kept)
+        return torch.full((), weight_at(self.recipe, step, self.length), device=device)
 
     def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         """Return the predictions of the removed patches by both branches, each (B, R, P).

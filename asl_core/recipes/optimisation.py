@@ -1,7 +1,7 @@
 """Hyperparameters of one training run, shared by pre-training and transfer."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 def require_share(name: str, value: float) -> None:
@@ -37,6 +37,9 @@ def require_positive(recipe: object, *names: str) -> None:
 class Optimisation:
     """How a model is trained; each protocol overrides the defaults with its own."""
 
+    may_be_fp16: ClassVar[bool] = False
+    """Whether its losses and what it calls are known to work in float16."""
+
     seed: int = 0
     epochs: int = 100
     batch_size: int = 1024
@@ -64,9 +67,11 @@ class Optimisation:
     """Largest norm of the gradient; absent: no clipping."""
     clip_mode: Literal["global", "per_tensor"] = "global"
     """Which norm: of all gradients together, or of each tensor separately (DINO, iBOT)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
     """bf16: autocast for the network, losses in float32. A CPU with bfloat16 instructions takes two
-    thirds of fp32's time; one without emulates them, many times slower than fp32."""
+    thirds of fp32's time; one without emulates them, many times slower than fp32. fp16, in
+    pre-training: the same with float16, the loss scaled and steps whose gradients overflow skipped,
+    as MAE's code does it."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "epochs", "batch_size")
@@ -75,6 +80,8 @@ class Optimisation:
         require_rates(self, "momentum")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
+        if self.precision == "fp16" and not self.may_be_fp16:
+            raise ValueError("precision fp16 is for pre-training of mae and asl; use bf16 or fp32")
         if self.layer_decay is not None:
             require_share("layer_decay", self.layer_decay)
         if self.clip_grad is None and self.clip_mode != "global":

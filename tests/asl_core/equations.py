@@ -69,6 +69,20 @@ def block(x: Tensor, p: Weights, heads: int) -> Tensor:
     return x + linear(0.5 * h * (1 + torch.erf(h / math.sqrt(2))), p, "mlp.fc2")
 
 
+def post_norm_layer(x: Tensor, p: Weights, heads: int, kept: Tensor | None) -> Tensor:
+    """A layer of "Attention is all you need", one head at a time; x (T, D), kept (2, T, D)."""
+    first, second = (1.0, 1.0) if kept is None else kept
+    size = x.shape[-1] // heads
+    q, k, v = (x @ p["attn.qkv.weight"].T).split(x.shape[-1], dim=-1)
+    outs = []
+    for i in range(heads):
+        s = slice(i * size, (i + 1) * size)
+        outs.append((q[:, s] @ k[:, s].T / math.sqrt(size)).softmax(-1) @ v[:, s])
+    y = norm(x + torch.cat(outs, -1) @ p["attn.proj.weight"].T * first, p, "norm1")
+    inner = linear(y, p, "mlp.0").clamp_min(0)
+    return norm(y + linear(inner, p, "mlp.2") * second, p, "norm2")
+
+
 def patches_of(image: Tensor) -> list[Tensor]:
     places = [(r, c) for r in range(3) for c in range(3)]
     return [image[:, 4 * r : 4 * r + 4, 4 * c : 4 * c + 4] for r, c in places]

@@ -24,6 +24,7 @@ from equations import (
     norm,
     patches_of,
     pixel_error,
+    post_norm_layer,
     randomised,
     weights_of,
 )
@@ -62,7 +63,11 @@ def asl_features(
     hidden = encode(encoder, image, ids)
     x = norm(hidden, encoder, "norm") if recipe.aee_pos == "post_norm" else hidden
     for depth in range(recipe.aee_depth):
-        x = block(x, below(p, f"extra_layer.{depth}."), 2)
+        layer = below(p, f"extra_layer.{depth}.")
+        if recipe.aee_layer == "block":
+            x = block(x, layer, 2)
+        else:
+            x = post_norm_layer(x, layer, 2, None if noise is None else noise[depth])
     if recipe.aee_norm:
         x = norm(x, p, f"extra_layer.{recipe.aee_depth}")
     if recipe.aee_pos == "pre_norm":
@@ -80,7 +85,10 @@ def asl_loss(
     if not recipe.share_decoder:
         decoders[1] = {**below(p, "decoder_aug."), "pos_embed": decoders[0]["pos_embed"]}
     for b, (image, ids) in enumerate(zip(images, mask.ids_keep.tolist(), strict=True)):
-        own = None if noise is None else noise.reshape(2, 3, KEPT, -1)[:, b]
+        own = noise
+        if noise is not None:  # of this image
+            stacked = recipe.design == "dle"
+            own = noise.reshape(2, 3, KEPT, -1)[:, b] if stacked else noise[:, :, b]
         features = asl_features(p, image, ids, recipe, own)
         normed = [decode(q, x, ids) for q, x in zip(decoders, features, strict=True)]
         preds = [linear(y, q, "pred") for q, y in zip(decoders, normed, strict=True)]
@@ -97,11 +105,11 @@ def asl_loss(
             a, b_ = tokens[recipe.cls_align]
             cls.append(distance(a[0], b_[0], recipe))
     ori, aug = (torch.stack(each).mean() for each in pixels)
-    mae = {"both_mean": (ori + aug) / 2, "both_sum": ori + aug, "ori": ori}[recipe.mae_on]
+    mae = {"both_mean": (ori + aug) / 2, "both_sum": ori + aug, "ori": ori, "aug": aug}
     sem = torch.stack(aligned).mean()
     if cls:
         sem = sem + torch.stack(cls).mean()
-    return mae + recipe.sem_weight * sem
+    return mae[recipe.mae_on] + recipe.sem_weight * sem
 
 
 def test_mae_equals_its_equations(parity: Parity) -> None:
@@ -138,9 +146,12 @@ CHOICES: list[dict[str, Any]] = [
     {"sem_weight": 0.0},
     {"sem_weight": 0.3, "mae_on": "both_sum"},
     {"mae_on": "ori"},
+    {"mae_on": "aug"},
+    {"mae_on": "aug", "sem_weight": 0.0},
     {"sem_type": "cosine"},
     {"sem_reduction": "sum"},
     {"sem_patches": "all"},
+    {"sem_precision": "full"},
     {"sem_space": "decoder_norm"},
     {"sem_space": "decoder_norm", "sem_patches": "all"},
     {"cls_align": "decoder_pred"},
@@ -151,11 +162,16 @@ CHOICES: list[dict[str, Any]] = [
     {"aee_depth": 2},
     {"aee_pos": "pre_norm"},
     {"aee_norm": True},
+    {"aee_layer": "vaswani", "aee_dropout": 0.0},
+    {"aee_layer": "vaswani"},
+    {"aee_layer": "vaswani", "aee_depth": 2, "aee_dropout": 0.4, "aee_pos": "pre_norm"},
     {"norm_pix": False},
     {"design": "dle"},
     {"design": "dle", "sem_weight": 0.0},
     {"design": "dle", "dle_rate": 0.4, "dle_where": "post_pos"},
     {"design": "dle", "dle_both": False, "share_decoder": False},
+    {"design": "dle", "dle_unit": "patch", "dle_rate": 0.4},
+    {"design": "dle", "dle_unit": "patch", "dle_rate": 0.4, "dle_where": "post_pos"},
 ]
 
 
@@ -165,7 +181,8 @@ def test_asl_equals_its_equations(choice: dict[str, Any], parity: Parity) -> Non
     method = randomised(ArbitrarySelfSupervised(recipe, MEAN, STD))
     images, mask = inputs()
     noise = method.draw_dropout(torch.tensor([4, 11, 30]), mask, Draw(0, 3))
-    assert (noise is None) == (recipe.design == "aee")
+    drops = recipe.design == "dle" or (recipe.aee_layer == "vaswani" and recipe.aee_dropout > 0)
+    assert (noise is not None) == drops
     ours = method.step(images, mask, noise).loss
     theirs = asl_loss(weights_of(method), images, mask, recipe, noise)
     name = f"ASL {recipe.design.upper()}, every choice of the recipe"
@@ -209,7 +226,11 @@ def test_asl_without_its_augmentation_is_mae(design: str, parity: Parity) -> Non
 
 
 def test_forward_is_the_step_on_the_draws_of_the_batch() -> None:
-    for recipe in (AslRecipe(**COMMON), AslRecipe(**COMMON, design="dle", dle_rate=0.3)):
+    for recipe in (
+        AslRecipe(**COMMON),
+        AslRecipe(**COMMON, design="dle", dle_rate=0.3),
+        AslRecipe(**COMMON, aee_layer="vaswani"),
+    ):
         torch.manual_seed(1)
         asl = ArbitrarySelfSupervised(recipe, MEAN, STD)
         images, mask = asl.masked(batch(), Draw(3, 8))
@@ -273,6 +294,18 @@ def test_exported_encoder_has_the_keys_of_mae_and_of_timm(design: str) -> None:
         ({"aee_norm": True, "aee_pos": "pre_norm"}, "drop aee_norm"),
         ({"share_decoder": False, "sem_space": "decoder_norm"}, "no common space"),
         ({"aee_depth": 0}, "aee_depth must be at least 1"),
+        ({"aee_dropout": 0.2}, "aee_dropout has no effect with aee_layer block"),
+        ({"aee_layer": "vaswani", "aee_norm": True}, "drop aee_norm"),
+        ({"design": "dle", "aee_layer": "vaswani"}, "aee_layer has no effect with design dle"),
+        ({"dle_unit": "patch"}, "dle_unit has no effect with design aee"),
+        ({"sem_warmup_epochs": 2.0}, "sem_warmup_epochs 2.0 exceeds epochs 1"),
+        ({"sem_weight": 0.0, "sem_warmup_epochs": 0.5}, "sem_warmup_epochs has no effect"),
+        ({"sem_weight": 0.0, "sem_sign": "random"}, "sem_sign has no effect with sem_weight 0"),
+        ({"sem_sign": "random", "sem_type": "cosine"}, "sem_sign random is a control of l1"),
+        ({"sem_sign": "random", "cls_align": "encoder"}, "sem_sign random is a control of l1"),
+        ({"sem_weight": 0.0, "sem_precision": "full"}, "sem_precision has no effect with sem_we"),
+        ({"sem_precision": "full", "precision": "fp32"}, "sem_precision full changes nothing"),
+        ({"sem_precision": "full", "design": "dle"}, "design dle shares too little"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(
