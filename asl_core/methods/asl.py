@@ -45,7 +45,7 @@ class ArbitrarySelfSupervised(nn.Module):
         super().__init__()
         recipe.view_plan().require("asl")
         self.recipe, self.mean, self.std = recipe, mean, std
-        self.length = RunLength()
+        self.length, self.steps_done = RunLength(), 0
         vit = recipe.model
         self.encoder = Encoder(vit)
         self.encoder.pos_embed.requires_grad_(False)
@@ -66,12 +66,18 @@ class ArbitrarySelfSupervised(nn.Module):
         """Take note of how many steps an epoch has: the alignment's weight may grow over some."""
         self.length = length
 
+    def after_step(self, step: int) -> None:
+        """Take note of the steps done: who looks on between them gives a draw of no step."""
+        self.steps_done = step
+
     def forward(self, batch: Views, draw: Draw) -> Step:
         """Draw a mask and what else is random, and do the step."""
         images, mask = self.masked(batch, draw)
         noise = self.draw_dropout(batch.indices, mask, draw) if self.training else None
         signs = self.draw_signs(batch.indices, draw)
-        return self.step(images, mask, noise, signs, self.weight_at(draw.step, images.device))
+        # that of the draw also after a resume, when none was done yet
+        weight = self.weight_at(max(draw.step, self.steps_done), images.device)
+        return self.step(images, mask, noise, signs, weight)
 
     @not_compiled
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:

@@ -165,3 +165,5 @@ def test_forward_knows_the_step() -> None:
     method.set_run_length(RunLength(steps_per_epoch=4, total_steps=16))
     made = [method(batch(), Draw(0, step)) for step in (0, 2, 8)]
     assert [step.terms["sem_weight"] for step in made] == [0, 0.25, 1]
+    method.after_step(2)
+    assert method(batch(), Draw(0, 0)).terms["sem_weight"] == 0.25  # looked at between steps

@@ -41,6 +41,7 @@ pytestmark = [
 
 ON_DEVICE = dataclasses.replace(MAE, images_on="device")
 ALL: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, "mae on the device": ON_DEVICE, **OTHERS}
+HALVED = [*((name, "bf16") for name in ALL), ("mae", "fp16"), ("asl", "fp16")]
 CPU, GPU = Resources(device="cpu", log_every_steps=1), Resources(device="cuda", log_every_steps=1)
 SQUARE = Vit(image_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)
 
@@ -96,21 +97,21 @@ def test_losses_are_those_of_the_cpu(name: str, icons: Path, tmp_path: Path) -> 
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_bf16_is_close_to_fp32(name: str, icons: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "precision"), HALVED)
+def test_half_is_close_to_fp32(name: str, precision: Any, icons: Path, tmp_path: Path) -> None:
     expected, _ = train(ALL[name], icons, tmp_path / "fp32", GPU)
-    halved = dataclasses.replace(ALL[name], precision="bf16")
-    losses, state = train(halved, icons, tmp_path / "bf16", GPU)
+    halved = dataclasses.replace(ALL[name], precision=precision)
+    losses, state = train(halved, icons, tmp_path / precision, GPU)
     assert losses == pytest.approx(expected, rel=0.1)
     assert losses != expected
-    assert all(tensor.dtype != torch.bfloat16 for tensor in state.values())
+    assert not {tensor.dtype for tensor in state.values()} & {torch.bfloat16, torch.float16}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "precision"), HALVED)
 def test_an_interrupted_run_ends_with_the_same_bits(
-    name: str, icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, precision: Any, icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(ALL[name], precision="bf16")
+    recipe = dataclasses.replace(ALL[name], precision=precision)
     losses, whole = train(recipe, icons, tmp_path / "whole", GPU)
     kind: Any = method_class(recipe.method)
     follow = getattr(kind, "after_step", lambda method, step: None)

@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ WITH_TEACHERS: dict[str, Pretraining] = {
         dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1, seed=3,
         precision="fp32", predictor_embed_dim=16, predictor_num_heads=2, predictor_depth=1,
     ),
+}  # fmt: skip
+READINGS: dict[str, AslRecipe] = {
+    "layer and warm-up": replace(
+        RECIPE, design="aee", aee_layer="vaswani", aee_dropout=0.3, sem_warmup_epochs=2.0
+    ),
+    "patches and signs": replace(RECIPE, dle_unit="patch", dle_rate=0.3, sem_sign="random"),
+    "augmented branch": replace(RECIPE, design="aee", mae_on="aug", precision="bf16",
+                                sem_precision="full"),
 }  # fmt: skip
 TOTAL = 15  # optimiser steps: 3 epochs of 40 images
 
@@ -137,6 +146,17 @@ def test_images_on_the_device_are_cropped_alike_after_a_kill(
     digests = {path.read_text() for path in tmp_path.glob("*/sha256")}
     assert len(digests) == 1
     assert digests != {(undisturbed / "sha256").read_text()}  # other draws than the loader's
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_readings_of_asl_survive_a_kill(reading: str, icons: Path, tmp_path: Path) -> None:
+    recipe = READINGS[reading]
+    assert run(tmp_path / "whole", icons, recipe=recipe) == 0
+    for step in (2, 7):  # while the weight grows
+        code = run(tmp_path / "killed", icons, kill_at=step, recipe=recipe, workers=step % 2)
+        assert code == -signal.SIGKILL
+    assert run(tmp_path / "killed", icons, recipe=recipe) == 0
+    assert len({path.read_text() for path in tmp_path.glob("*/sha256")}) == 1
 
 
 def test_killed_run_leaves_one_value_per_step(
