@@ -75,9 +75,7 @@ class ArbitrarySelfSupervised(nn.Module):
         images, mask = self.masked(batch, draw)
         noise = self.draw_dropout(batch.indices, mask, draw) if self.training else None
         signs = self.draw_signs(batch.indices, draw)
-        # that of the draw also after a resume, when none was done yet
-        weight = self.weight_at(max(draw.step, self.steps_done), images.device)
-        return self.step(images, mask, noise, signs, weight)
+        return self.step(images, mask, noise, signs, self.weight_in(draw, images.device))
 
     @not_compiled
     def masked(self, batch: Views, draw: Draw) -> tuple[Tensor, Mask]:
@@ -96,7 +94,7 @@ class ArbitrarySelfSupervised(nn.Module):
     ) -> Step:
         """Make both sets of features, decode both, reconstruct (Eq. 2) and align (Eq. 9-10).
 
-        `noise` is of `draw_dropout`, `signs` of `draw_signs`, `weight` of `weight_at`; without them
+        `noise` is of `draw_dropout`, `signs` of `draw_signs`, `weight` of `weight_in`; without them
         nothing is dropped, signs are the alignment's own, and the weight is the recipe's.
         """
         recipe = self.recipe
@@ -226,13 +224,15 @@ class ArbitrarySelfSupervised(nn.Module):
         return drawn_signs(self.recipe, indices, draw)
 
     @not_compiled
-    def weight_at(self, step: int, device: torch.device) -> Tensor | None:
-        """Return the alignment's weight in the step after `step` steps; None: it never changes.
+    def weight_in(self, draw: Draw, device: torch.device) -> Tensor | None:
+        """Return the alignment's weight in this step; None: it never changes.
 
         A tensor, for each number would be compiled anew.
         """
         if self.recipe.sem_warmup_epochs == 0:
             return None
+        # after a resume none of this process's is done yet
+        step = max(draw.step, self.steps_done)
         return torch.full((), weight_at(self.recipe, step, self.length), device=device)
 
     def predictions(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:

@@ -140,10 +140,10 @@ def test_forward_takes_the_drawn_signs_and_logs_the_alignment_itself() -> None:
 def test_weight_grows_linearly_step_by_step_and_stays() -> None:
     method = method_with(sem_weight=0.5, sem_warmup_epochs=1.6)
     method.set_run_length(RunLength(steps_per_epoch=5, total_steps=20))
-    weights = [method.weight_at(step, CPU) for step in (0, 1, 2, 7, 8, 9, 19)]
+    weights = [method.weight_in(Draw(0, step), CPU) for step in (0, 1, 2, 7, 8, 9, 19)]
     expected = [0.0, 0.0625, 0.125, 0.4375, 0.5, 0.5, 0.5]  # 8 steps of growth
     assert [weight.item() for weight in weights if weight is not None] == expected
-    assert method_with().weight_at(3, CPU) is None
+    assert method_with().weight_in(Draw(0, 3), CPU) is None
 
 
 def test_loss_and_gradient_have_the_weight_of_their_step() -> None:
@@ -151,7 +151,7 @@ def test_loss_and_gradient_have_the_weight_of_their_step() -> None:
     method.set_run_length(RunLength(steps_per_epoch=4, total_steps=16))
     images, mask = inputs()
     for step, expected in ((0, 0.0), (2, 0.125), (6, 0.375), (8, 0.5), (15, 0.5)):
-        made = method.step(images, mask, weight=method.weight_at(step, CPU))
+        made = method.step(images, mask, weight=method.weight_in(Draw(0, step), CPU))
         assert made.terms["sem_weight"] == expected
         mae, sem = made.terms["loss_mae"], made.terms["loss_sem"]
         assert made.loss.item() == pytest.approx((mae + expected * sem).item(), rel=1e-12)

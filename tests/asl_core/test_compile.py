@@ -29,10 +29,15 @@ TINY = Vit(
     decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
 )  # fmt: skip
 MAE = MaeRecipe(dataset="none", model=TINY, epochs=1, warmup_epochs=0)
+AEE = AslRecipe(**{**dataclasses.asdict(MAE), "model": TINY, "method": "asl"})
 RECIPES = {
     "mae": MAE,
-    "aee": AslRecipe(**{**dataclasses.asdict(MAE), "model": TINY, "method": "asl"}),
-    "dle": AslRecipe(**{**dataclasses.asdict(MAE), "model": TINY, "method": "asl"}, design="dle"),
+    "aee": AEE,
+    "dle": dataclasses.replace(AEE, design="dle"),
+    "full": dataclasses.replace(AEE, sem_precision="full"),
+    "drawn": dataclasses.replace(
+        AEE, aee_layer="vaswani", sem_sign="random", sem_warmup_epochs=1.0
+    ),
 }
 
 
@@ -70,7 +75,9 @@ def test_encoder_and_decoder_are_one_graph_each() -> None:
         assert explained.graph_count == 1
 
 
-@pytest.mark.parametrize(("name", "precision"), [("mae", "fp32"), ("aee", "bf16"), ("dle", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("mae", "fp32"), ("aee", "bf16"), ("dle", "bf16"), ("full", "bf16")]
+)
 def test_whole_step_is_one_graph(name: str, precision: str) -> None:
     method = build(name)
     images, mask = masked_images()
