@@ -6,10 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as _coco_mask
 from torch import Tensor
 
-coco_mask: Any = _coco_mask  # its type stubs know neither lists of codes nor polygons
+
+def coco_mask() -> Any:
+    """Return the library of codes, which only data with instances need to be installed for.
+
+    Its type stubs know neither lists of codes nor polygons.
+    """
+    from pycocotools import mask
+
+    return mask
 
 
 def encode_masks(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
@@ -17,7 +24,7 @@ def encode_masks(masks: NDArray[np.bool_]) -> tuple[bytes, ...]:
     if not len(masks):
         return ()
     stacked = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)  # (H, W, K)
-    return tuple(code["counts"] for code in coco_mask.encode(stacked))
+    return tuple(code["counts"] for code in coco_mask().encode(stacked))
 
 
 def decode_masks(codes: Sequence[bytes], height: int, width: int) -> Tensor:
@@ -25,7 +32,7 @@ def decode_masks(codes: Sequence[bytes], height: int, width: int) -> Tensor:
     if not codes:
         return torch.zeros((0, height, width), dtype=torch.bool)
     # (H, W, K), columns first in memory: its transpose is contiguous, and 0 and 1 are bool's bytes
-    stacked = coco_mask.decode([as_coco(code, height, width) for code in codes])
+    stacked = coco_mask().decode([as_coco(code, height, width) for code in codes])
     return torch.from_numpy(stacked.T).view(torch.bool).transpose(1, 2).contiguous()
 
 

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.errors import NotFinishedError
-from pipeline.jobs.fence import SupersededError
+from pipeline.errors import NotFinishedError, SupersededError
 from pipeline.stages.request import StageRequest
 
 logger = logging.getLogger(__name__)

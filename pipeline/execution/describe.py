@@ -8,42 +8,39 @@ from pathlib import Path
 
 from asl_core.engine.journal import Journal
 from pipeline.config.canonical import curated_params
-from pipeline.config.params import Params
-from pipeline.execution.inputs import dataset_digest
+from pipeline.execution.dataset_facts import dataset_digest
 from pipeline.results.port import Identity
 from pipeline.stages.request import StageRequest
-from pipeline.stages.table import MEASURED, PRETRAIN, REPORT, STAGES
-from pipeline.tables.collect import experiments_of
-from pipeline.tables.paper import load_paper
+from pipeline.stages.table import PRETRAIN, REPORT
 
 
 def describe_run(
-    request: StageRequest[object], params: Params, identity: Identity, code: dict[str, str]
+    request: StageRequest[object], suite: str, scale: str, identity: Identity, tags: dict[str, str]
 ) -> None:
     """Write tags, hyperparameters and datasets of a run to its journal.
 
     Args:
         request: The run.
-        params: Its suite.
+        suite: Its name.
+        scale: Of the suite: reduced or paper.
         identity: Its fingerprint and the digests of its inputs.
-        code: Tags that name the code.
+        tags: What else is known of it: its code, the tables that show it.
     """
     journal = request.journal
     journal.tags(
         {
             "stage": request.stage,
             "key": request.key,
-            "suite": params.suite,
-            "scale": params.scale,
+            "suite": suite,
+            "scale": scale,
             "fingerprint": identity.fingerprint,
             "host": socket.gethostname(),
             "python": platform.python_version(),
             "torch": _version("torch"),
-            **code,
+            **tags,
             # as dvc.lock has them; those of outputs are known once DVC has the result
             **{f"dvc.input.{path}": md5 for path, md5 in identity.inputs.items()
                if path.startswith(("data/", "runs/"))},
-            **_place(params, request),
         }
     )  # fmt: skip
     if request.stage != REPORT.name:
@@ -53,15 +50,6 @@ def describe_run(
     if "dataset" in request.inputs:
         folder = request.inputs["dataset"]
         _describe_dataset(journal, folder, identity.inputs.get(f"data/{folder.name}"))
-
-
-def _place(params: Params, request: StageRequest[object]) -> dict[str, str]:
-    """Return the tables that a suite's experiments are shown in, and the experiment's row there."""
-    found = next((each for each in experiments_of(params) if each.key == request.key), None)
-    if found is None or STAGES[request.stage] not in MEASURED or not params.tables:
-        return {}
-    row = found.row or load_paper().method_label(found.recipe)
-    return {"table": ", ".join(params.tables), "row": row}
 
 
 def _describe_dataset(journal: Journal, folder: Path, md5: str | None) -> None:

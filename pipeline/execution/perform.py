@@ -6,7 +6,6 @@ What becomes of the files is the caller's matter.
 
 import contextlib
 import fcntl
-import importlib
 import math
 import os
 import resource
@@ -26,32 +25,24 @@ from asl_core.engine.journal import (
     first_time,
     redact,
 )
-from asl_core.engine.system_metrics import SystemMetrics
 from asl_core.errors import AslCoreError, InterruptedRun
 from asl_core.recipes.optimisation import Resources
 from pipeline.config.canonical import canonical_json
-from pipeline.config.params import Params
-from pipeline.errors import AslPipeError, NotFinishedError
+from pipeline.errors import AslPipeError, NotFinishedError, SupersededError
 from pipeline.execution.compute import circumstances
+from pipeline.execution.dataset_facts import count_test_images
 from pipeline.execution.deleted import restoring_scratch, scratch_needed
 from pipeline.execution.describe import describe_run
-from pipeline.execution.inputs import count_test_images
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
-from pipeline.jobs.fence import SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import is_result
 from pipeline.results.port import Identity
 from pipeline.results.running_code import check_loaded_code, check_running_code
-from pipeline.schedulers.port import NODE
+from pipeline.schedulers.variables import NODE
 from pipeline.stages.request import StageFunction, StageRequest
 from pipeline.stages.table import REPORT, STAGES, TEST_IMAGES
 from pipeline.tracking.small_files import weights_in
 from pipeline.writing import write_json
-
-
-def load_stage(stage: str) -> StageFunction:
-    """Import a stage's module; this is where torch is loaded."""
-    return importlib.import_module(STAGES[stage].module).run
 
 
 class BusyError(NotFinishedError):
@@ -65,13 +56,15 @@ class StageRun:
     Attributes:
         stage: `pretrain`.
         key: `asl`.
-        params: The suite's.
+        suite: Name of the suite.
+        scale: Of the suite: reduced or paper.
         recipe: Resolved entry of params.yaml.
         inputs: Paths by role, see `StageRequest`.
         resources: Device, threads, workers.
         identity: Its fingerprint, the digests of its inputs, its code.
         code_root: Folder of the packages that it is to run.
         job: Where it works.
+        place: In which tables and rows it is shown, as tags.
         tags: What else its journal says of it: the commit, the job.
         last_tags: What its journal says at the end; given the error with which it ends, if any.
         before_checkpoint: See `StageRequest`.
@@ -84,13 +77,15 @@ class StageRun:
 
     stage: str
     key: str
-    params: Params
+    suite: str
+    scale: str
     recipe: object
     inputs: dict[str, Path]
     resources: Resources
     identity: Identity
     code_root: Path
     job: JobFolder
+    place: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
     before_checkpoint: Callable[[], None] = lambda: None
@@ -149,7 +144,7 @@ def perform(
     with lock, Journal.open(job.journal) as journal:
         shutil.rmtree(out, ignore_errors=True)
         request = restoring_scratch(run.request(out, journal), run.name)
-        describe_run(request, run.params, run.identity, run.tags)
+        describe_run(request, run.suite, run.scale, run.identity, run.tags | run.place)
         run.begun()
         with stop_signals_raise() as handler:
             try:
@@ -191,7 +186,7 @@ def help_perform(
 def write_metrics(path: Path, run: StageRun, outcome: Outcome) -> None:
     """Write a run's metrics file."""
     content: dict[str, Any] = {
-        "fingerprint": run.identity.fingerprint, "scale": run.params.scale,
+        "fingerprint": run.identity.fingerprint, "scale": run.scale,
         "code": run.identity.inputs.get(STAGES[run.stage].code_path(run.recipe), ""),
     }  # fmt: skip
     images = count_test_images(STAGES[run.stage], run.recipe, run.inputs)
@@ -219,7 +214,7 @@ def _attempt(
 ) -> Outcome:
     """Call the stage and note what came of it."""
     began = time.monotonic()
-    with SystemMetrics(request.journal, node=_node()):
+    with _watched(request.journal):
         try:
             function = _loaded(run, load)
             request.journal.tags(circumstances(run.resources))
@@ -242,9 +237,18 @@ def _watched_node(job: JobFolder, rank: int) -> Iterator[None]:
     began = first_time(job.journal)
     with (
         Journal.open(job.node_journal(rank), began_ms=began) as journal,
-        SystemMetrics(journal, node=_node()),
+        _watched(journal),
     ):
         yield
+
+
+def _watched(journal: Journal) -> contextlib.AbstractContextManager[object]:
+    """Sample this machine; not where psutil is missing, as on one that has only torch."""
+    try:
+        from asl_core.engine.system_metrics import SystemMetrics
+    except ModuleNotFoundError:
+        return contextlib.nullcontext()
+    return SystemMetrics(journal, node=_node())
 
 
 def _node() -> str | None:

@@ -21,12 +21,12 @@ from pipeline.errors import NotFinishedError, TrackingError
 from pipeline.execution.compute import set_threads
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import find_inputs, recipe_of
+from pipeline.execution.load import load_stage
 from pipeline.execution.perform import (
     BusyError,
     Outcome,
     StageRun,
     help_perform,
-    load_stage,
     perform,
     write_metrics,
 )
@@ -40,6 +40,7 @@ from pipeline.results.port import CodeHistory, Identity, ResultCache
 from pipeline.results.sources import refresh_sources
 from pipeline.stages.request import StageFunction
 from pipeline.stages.table import PREPARE, STAGES
+from pipeline.tables.place import place_of
 from pipeline.tracking.port import Presenter
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ def run_stage(
         _drop_checkpoints(project, services.cache)
     job = JobFolder.of(project.scratch, identity.fingerprint)
     run = StageRun(
-        stage=stage, key=key, params=params, recipe=recipe, inputs=inputs, resources=resources,
+        stage=stage, key=key, suite=params.suite, scale=params.scale,
+        place=place_of(params, stage, key), recipe=recipe, inputs=inputs, resources=resources,
         identity=identity, code_root=packages_folder(project.suite), job=job,
         tags=_tags(project, services, gpus) if rank == 0 else {},
         begun=partial(

@@ -14,19 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import AslPipeError
+from pipeline.errors import SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import newer_attempt
 from pipeline.writing import write_json
 
 PAUSES_S = (0.2, 1.0, 3.0)
 """Between attempts to read a fence."""
-
-
-class SupersededError(AslPipeError):
-    """Raised when a newer start does this work: stop, write nothing."""
-
-    exit_code = 75
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.jobs.fence import SupersededError
+from pipeline.errors import SupersededError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.progress import Progress
 from pipeline.jobs.state import HEARTBEAT_S, JobState, write_state

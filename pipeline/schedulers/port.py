@@ -1,6 +1,7 @@
 """What others need of a scheduler: jobs handed over, a queue that is asked, jobs ended.
 
-A scheduler is a `SchedulerKind`, named by cluster.yaml: see `pipeline.config.schedulers`.
+A scheduler is a `SchedulerKind`, named by cluster.yaml: see `pipeline.config.schedulers`. What it
+tells the processes of a job: `pipeline.schedulers.variables`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,15 +17,6 @@ from pipeline.errors import AslPipeError
 ARRAY_COMMENT = "asl-array:"
 """Begins the comment of an array, which has one for all of its elements; those of the elements are
 in a file."""
-
-JOB_ID, JOB_NODES, JOB_RESTARTS = "ASL_JOB_ID", "ASL_JOB_NODES", "ASL_JOB_RESTARTS"
-JOB_CPUS, NODE = "ASL_JOB_CPUS", "ASL_NODE"
-"""Environment variables of every process of a job: its id as `submit` returned it, its nodes for
-people, how often it was put back into the queue; how many processors this process may use, and what
-the scheduler calls the machine that it is on.
-
-Besides these: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torch's env:// has
-them. All but `JOB_ID` may be missing where there is one process on one machine."""
 
 
 class JobPhase(StrEnum):

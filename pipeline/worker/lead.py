@@ -17,10 +17,10 @@ from pathlib import Path
 
 from asl_core.engine.journal import Journal, redact
 from asl_core.errors import InputError, InterruptedRun
-from pipeline.errors import AslPipeError
+from pipeline.errors import AslPipeError, SupersededError
 from pipeline.execution.perform import StageRun, perform, write_metrics
 from pipeline.execution.stop_signals import StopSignals
-from pipeline.jobs.fence import Fence, SupersededError
+from pipeline.jobs.fence import Fence
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.local_run import host_of_local_run

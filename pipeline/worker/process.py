@@ -20,7 +20,8 @@ from pipeline.errors import AslPipeError, UserError
 from pipeline.execution.compute import set_threads
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import find_inputs, recipe_of
-from pipeline.execution.perform import StageRun, load_stage
+from pipeline.execution.load import load_stage
+from pipeline.execution.perform import StageRun
 from pipeline.execution.stop_signals import StopSignals
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, Terms
@@ -30,9 +31,11 @@ from pipeline.project import Project
 from pipeline.results.code import code_folder
 from pipeline.results.documents import Document, hashes_of
 from pipeline.results.port import Identity, ResultCache
-from pipeline.schedulers.port import JOB_CPUS, JOB_ID, JOB_NODES, JOB_RESTARTS, Scheduler
+from pipeline.schedulers.port import Scheduler
+from pipeline.schedulers.variables import JOB_CPUS, JOB_ID, JOB_NODES, JOB_RESTARTS
 from pipeline.stages.request import StageFunction, StageRequest
 from pipeline.stages.table import STAGES
+from pipeline.tables.place import place_of
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 """Exit codes."""
@@ -204,7 +207,8 @@ class JobProcess(ABC):
         digests = {path: str(hashed["md5"]) for path, hashed in
                    hashes_of(document.get("deps", [])).items()}  # fmt: skip
         return StageRun(
-            stage=self.job.stage, key=self.job.key, params=params, recipe=recipe, inputs=inputs,
+            stage=self.job.stage, key=self.job.key, suite=params.suite, scale=params.scale,
+            place=place_of(params, self.job.stage, self.job.key), recipe=recipe, inputs=inputs,
             resources=resources, identity=Identity(fingerprint, digests, code_text), code_root=code,
             job=JobFolder.of(self.paths.scratch, fingerprint),
         )  # fmt: skip

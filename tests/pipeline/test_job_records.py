@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from asl_core.engine.journal import Journal
+from pipeline.errors import SupersededError
 from pipeline.jobs import claim as claims
 from pipeline.jobs import local_run
 from pipeline.jobs.claim import claim
-from pipeline.jobs.fence import Fence, SupersededError
+from pipeline.jobs.fence import Fence
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import (
     Attempt,

@@ -18,9 +18,10 @@ from fake_scheduler import FakeScheduler
 
 from asl_core.engine.signals import catch_stop_signals
 from asl_core.errors import InputError, InterruptedRun
+from pipeline.errors import SupersededError
 from pipeline.execution.gpus import Gpus
 from pipeline.jobs.claim import claim
-from pipeline.jobs.fence import Fence, SupersededError
+from pipeline.jobs.fence import Fence
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, Terms, comment_of, read_attempts, write_attempt
 from pipeline.jobs.job import write_job as write_job_file

@@ -9,7 +9,7 @@ import pytest
 
 from asl_core.data.manifest import Manifest
 from asl_core.recipes.transfer import LinearProbe, TokenAnalysis
-from pipeline.execution.inputs import count_test_images
+from pipeline.execution.dataset_facts import count_test_images
 from pipeline.stages.table import ANALYZE, DETECT, FINETUNE, PRETRAIN, SEGMENT
 from pipeline.tables.html import page
 from pipeline.tables.layout import lay_out

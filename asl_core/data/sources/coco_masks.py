@@ -43,14 +43,14 @@ def segmentation_to_rle(
     left_out: tuple[str, ...] = ()
     if isinstance(segmentation, list) and segmentation:
         polygons, left_out = _usable_polygons(segmentation, height, width)
-        code = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        code = coco_mask().merge(coco_mask().frPyObjects(polygons, height, width))
     elif isinstance(segmentation, dict) and "counts" in segmentation:
         _check_size(segmentation.get("size"), height, width)
         runs = _runs(segmentation["counts"], height * width)
-        code = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+        code = coco_mask().frPyObjects({"size": [height, width], "counts": runs}, height, width)
     else:
         raise UnusableError("its segmentation is neither polygons nor an RLE")
-    if not coco_mask.area(code):
+    if not coco_mask().area(code):
         raise UnusableError("its mask has no pixel")
     return code["counts"], left_out
 

@@ -87,7 +87,7 @@ def far_from_masks(objects: Sequence[CocoObject]) -> list[CocoObject]:
     """Return the objects of an image whose boxes are not around their masks."""
     codes = [as_coco(each.code, *each.size) for each in objects]
     stated = np.array([each.box for each in objects], dtype=np.float64)  # (K, 4): x, y, w, h
-    overlaps = _overlaps(_widened(stated), _widened(coco_mask.toBbox(codes)))
+    overlaps = _overlaps(_widened(stated), _widened(coco_mask().toBbox(codes)))
     return [each for each, iou in zip(objects, overlaps, strict=True) if iou < _LEAST_OVERLAP]
 
 
