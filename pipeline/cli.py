@@ -14,6 +14,8 @@ import typer
 
 from asl_core.engine.journal import redact
 from asl_core.errors import InputError, InterruptedRun, TrainingError
+from pipeline.commands.accept import accept
+from pipeline.commands.bundle import bundle
 from pipeline.commands.cancel import cancel
 from pipeline.commands.compare import compare
 from pipeline.commands.doctor import doctor
@@ -89,8 +91,8 @@ def asl_pipe(
 
 
 for command in (
-    run, plan, submit, status, logs, cancel, tables, compare, trace, vouch, ui, sync, gc,
-    import_encoder, export_encoder, expand, validate, doctor,
+    run, plan, submit, status, logs, cancel, bundle, accept, tables, compare, trace, vouch, ui,
+    sync, gc, import_encoder, export_encoder, expand, validate, doctor,
 ):  # fmt: skip
     app.command()(command)
 

@@ -114,6 +114,8 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     for name, digest in said.datasets.items():
         yield "data", f"{name} {digest}"
     yield "machine", _machine(tags, said.host)
+    if "pictures" in tags:
+        yield "pictures", f"not drawn: {tags['pictures']}"
     if said.seconds is not None:
         memory = "" if said.peak_memory_gib is None else f", {said.peak_memory_gib:.2f} GiB"
         attempts = f"{counted(said.attempts, 'attempt')}"
@@ -136,6 +138,8 @@ def _code(tags: Mapping[str, str]) -> str:
 
 def _machine(tags: Mapping[str, str], host: str) -> str:
     parts = [tags.get("job.nodes", host) or "unknown"]
+    if "bundle" in tags:
+        parts.append(f"from bundle {tags['bundle']}")
     if "job.id" in tags:
         parts.append(f"job {tags['job.id']} of {tags.get('job.scheduler', 'unknown')}")
     if tags.get("gpu.uuids") == "none":

@@ -93,6 +93,11 @@ class JobFolder:
         return self.folder / "params.yaml"
 
     @property
+    def accepted(self) -> Path:
+        """What a bundle's machine said of a run that was made there."""
+        return self.folder / "accepted.json"
+
+    @property
     def source(self) -> Path:
         """Link to the newest attempt's code, for people."""
         return self.folder / "src"

@@ -67,6 +67,12 @@ def check_loaded_code(text: str, root: Path) -> None:
         _check_compiled(module, source)
 
 
+def loaded_code(text: str) -> dict[str, str]:
+    """Return module -> digest of what was loaded of a text of `code/`, for who reads it later."""
+    found = {module.__name__: _meaning_of(_source_of(module)) for module in _modules(text)}
+    return {name: digest or "no source" for name, digest in sorted(found.items())}
+
+
 def _modules(text: str) -> Iterator[ModuleType]:
     """Yield the modules of a code text that have been imported from a file."""
     for name in parse_code_text(text):

@@ -1,0 +1,350 @@
+"""Files what a bundle brought back, as a job files its result, and refuses all else.
+
+Everything is checked before anything is filed: names, sizes and sha256 of all files, then, run by
+run, that the project as it is now would make the run from the same code, parameters and inputs.
+"""
+
+import contextlib
+import dataclasses
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pipeline.bundles.archive import Archive, ArchiveError
+from pipeline.bundles.manifest import (
+    CODE,
+    METRICS,
+    RESULTS_DIGEST,
+    RESULTS_FILE,
+    RUNS,
+    Marks,
+    Record,
+    Results,
+    Status,
+    mark_bytes,
+    mark_file,
+    mark_folder,
+    read_results,
+    under,
+)
+from pipeline.config.params import load_params
+from pipeline.errors import UserError
+from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.job import PROVISIONAL
+from pipeline.project import Project
+from pipeline.results.closure import changed_modules, parse_code_text
+from pipeline.results.code import code_folder, freeze, read_code
+from pipeline.results.documents import (
+    Hashes,
+    code_of,
+    differences,
+    hashes_of,
+    missing_deps,
+)
+from pipeline.results.port import Filing, ResultCache, StageFacts
+from pipeline.results.sources import refresh_sources
+from pipeline.stages.request import DETAILS
+from pipeline.stages.table import RUN_BY_JOBS, STAGES, key_of, stage_of
+from pipeline.writing import write_json
+
+BESIDES = frozenset({RESULTS_FILE, RESULTS_DIGEST})
+SHOWN = 3
+"""Differences that are named."""
+
+
+class Verdict(StrEnum):
+    """What became of one run of an archive."""
+
+    FILED = "filed"
+    THERE = "filed already"
+    OTHER = "left out"
+    """Its key has another result, made elsewhere."""
+    REFUSED = "refused"
+    UNFINISHED = "not finished"
+    FAILED = "failed there"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What became of one run of an archive.
+
+    Attributes:
+        name: `linprobe@asl`.
+        verdict: What happened.
+        detail: Why, or where it was made.
+        key: Under which it is filed.
+    """
+
+    name: str
+    verdict: Verdict
+    detail: str = ""
+    key: str | None = None
+
+
+def read_archive(file: Path) -> Results:
+    """Return what an archive says of itself; its files are not read.
+
+    Raises:
+        UserError: It is damaged, or something else.
+    """
+    with _refusals(), Archive(file) as archive:
+        return _read(archive)
+
+
+def accept(root: Path, file: Path, cache: ResultCache) -> list[Accepted]:
+    """File the finished runs of an archive; the caller adopts them.
+
+    Args:
+        root: Folder that has `.dvc`.
+        file: What a bundle left.
+        cache: Where results go.
+
+    Returns:
+        What became of each run.
+
+    Raises:
+        UserError: The archive is damaged, or not of this project; nothing was filed.
+    """
+    scratch = root / ".asl"
+    with _refusals(), _folder(scratch) as unpacked:
+        with Archive(file) as archive:
+            results = _read(archive)
+            suite = _suite(root, results)
+            archive.check_list(results.files, BESIDES)
+            _check_places(file, results)
+            need, free = sum(m.size for m in results.files.values()), shutil.disk_usage(root).free
+            if 2 * need > free:
+                raise UserError(f"{file} needs {2 * need / 1e9:.2f} GB, {free / 1e9:.2f} are free")
+            for name, mark in results.files.items():
+                archive.extract(name, unpacked / name, mark)
+        filing = _Acceptance(Project(root, suite), cache, results, unpacked)
+        return [filing.take(record) for record in results.runs]
+
+
+class _Acceptance:
+    """Files one run after the other; what the first made is an input of the next."""
+
+    def __init__(
+        self, project: Project, cache: ResultCache, results: Results, unpacked: Path
+    ) -> None:
+        self.project, self.cache, self.results, self.unpacked = project, cache, results, unpacked
+        self.names: dict[str, str] = {}
+        """Names that stood for what was not known yet -> what is known now."""
+        self.inputs = unpacked / "inputs"
+        self.linked: dict[str, str] = {}
+
+    def take(self, record: Record) -> Accepted:
+        """File a run, if it is finished and what this project would make."""
+        if record.status is Status.FAILED:
+            return Accepted(record.name, Verdict.FAILED, record.detail)
+        if record.status is not Status.FINISHED:
+            detail = f"{record.status}{f': {record.detail}' if record.detail else ''}"
+            return Accepted(record.name, Verdict.UNFINISHED, detail)
+        facts = self._facts(record.name)
+        if facts is None:
+            detail = "params.yaml has no such run any more"
+            return Accepted(record.name, Verdict.REFUSED, detail)
+        refusal = self._refusal(record, facts)
+        if refusal is not None:
+            return Accepted(record.name, Verdict.REFUSED, refusal)
+        key = facts.fingerprint
+        assert key is not None
+        self._name_what_is_known(record, facts)
+        places = self._places(record)
+        if facts.outputs is not None:
+            return self._there(record, facts.outputs, places, key)
+        self._file(record, facts, places)
+        machine = record.machine.get("host", "an unknown machine")
+        return Accepted(record.name, Verdict.FILED, f"made on {machine}", key)
+
+    def _facts(self, name: str) -> StageFacts | None:
+        params = load_params(self.project.params_file)
+        refresh_sources(self.project, params.datasets, self.cache)
+        known = {s.run_name(key) for s in RUN_BY_JOBS for key in params.section(s.name)}
+        return self.cache.survey(self.project.suite, [name])[name] if name in known else None
+
+    def _refusal(self, record: Record, facts: StageFacts) -> str | None:
+        """Say why a run is not what this project would make; None if it is."""
+        different = self._differences(record, facts)
+        if different:
+            shown = "; ".join(different[:SHOWN])
+            more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+            return f"made from something else: {shown}{more}; put that back, or bundle it again"
+        if facts.fingerprint is None:
+            lacking = ", ".join(missing_deps(facts.document))
+            return f"{lacking} has no result here; accept that first"
+        if record.fingerprint not in (facts.fingerprint, PROVISIONAL + facts.recipe):
+            return f"made for the key {record.fingerprint[:12]}, now {facts.fingerprint[:12]}"
+        return self._other_inputs(record, facts)
+
+    def _differences(self, record: Record, facts: StageFacts) -> list[str]:
+        code, md5 = code_of(facts.document)
+        text = (self.unpacked / CODE / code).read_text(encoding="utf-8")
+        now = (self.project.suite / code).read_text(encoding="utf-8")
+        made, unknown = record.document, {*missing_deps(facts.document), *facts.upstream}
+        found: list[str] = []
+        for each in differences(made, facts.document):
+            if each == code:
+                found.append(f"code of {', '.join(changed_modules(text, now)[:SHOWN])}")
+            elif each not in unknown:  # what other runs make is compared file by file
+                found.append(each)
+        if not found and code_of(made)[1] == md5 and text != now:
+            found.append(code)
+        declared = parse_code_text(text)
+        found += [
+            f"{module} that was loaded is not the one that it names"
+            for module, digest in record.code.items() if declared.get(module) != digest
+        ]  # fmt: skip
+        return found
+
+    def _other_inputs(self, record: Record, facts: StageFacts) -> str | None:
+        """Say which file was read there that has another content here; None if none has."""
+        recipe_inputs = {
+            path: str(hashed["md5"])
+            for path, hashed in hashes_of(facts.document["deps"]).items()
+            if path in facts.upstream
+        }
+        for path, md5 in recipe_inputs.items():
+            if self.linked.get(path) != md5:
+                shutil.rmtree(self.inputs / path, ignore_errors=True)
+                self.cache.link(self.project.root, {path: {"md5": md5}}, self.inputs)
+                self.linked[path] = md5
+            here = under(path, mark_folder(self.inputs / path))
+            there = {n: m for n, m in record.inputs.items() if n.startswith(f"{path}/")}
+            differing = sorted(dict(here.items() ^ there.items()))
+            if differing:
+                return f"made from another {differing[0]} than is filed here"
+        return None
+
+    def _name_what_is_known(self, record: Record, facts: StageFacts) -> None:
+        """Put keys and digests in the place of the names that stood for them there.
+
+        Only in what nobody reads but people, and in the metrics: journal and key.
+        """
+        hashes = hashes_of(facts.document["deps"])
+        unknown = sorted(path for path in hashes if path not in hashes_of(record.document["deps"]))
+        if record.fingerprint.startswith(PROVISIONAL):
+            self.names[record.fingerprint] = str(facts.fingerprint)
+            for number, path in enumerate(unknown):
+                self.names[f"{record.fingerprint}.{number}"] = str(hashes[path]["md5"])
+        folder = self.unpacked / RUNS / record.name
+        journal = sorted((folder / DETAILS / "journal").rglob("*.jsonl"))
+        for file in [folder / METRICS, folder / DETAILS / METRICS, *journal]:
+            if file.is_file():
+                content = file.read_bytes()
+                for name in sorted(self.names, key=len, reverse=True):
+                    content = content.replace(name.encode(), self.names[name].encode())
+                file.write_bytes(content)
+
+    def _places(self, record: Record) -> dict[str, Path]:
+        """Return path in the suite's folder -> where that output lies now."""
+        stage, key = stage_of(record.name), key_of(record.name)
+        folder = self.unpacked / RUNS / record.name
+        places = {path: folder / role for role, path in stage.output_paths(key).items()}
+        for place in places.values():
+            place.mkdir(parents=True, exist_ok=True)  # an output may be an empty folder
+        metrics = stage.metrics_path(key)
+        return places if metrics is None else {**places, metrics: folder / METRICS}
+
+    def _there(
+        self, record: Record, outputs: Hashes, places: Mapping[str, Path], key: str
+    ) -> Accepted:
+        """Say whether the result that there is is this one."""
+        there = self.unpacked / "there" / record.name
+        self.cache.link(self.project.root, outputs, there)
+        if all(_marks(there / path) == _marks(place) for path, place in places.items()):
+            return Accepted(record.name, Verdict.THERE, key=key)
+        detail = "its key has another result already, made elsewhere; that one stays"
+        return Accepted(record.name, Verdict.OTHER, detail, key)
+
+    def _file(self, record: Record, facts: StageFacts, places: Mapping[str, Path]) -> None:
+        root, scratch = self.project.root, self.project.scratch
+        code = code_folder(scratch, freeze(read_code(root), scratch))
+        self.inputs.mkdir(exist_ok=True)
+        self.cache.file(Filing(
+            root=root, suite=self.project.suite, document=facts.document, outputs=places,
+            code=code, inputs=self.inputs, params=self.project.params_file, scratch=self.unpacked,
+        ))  # fmt: skip
+        job = JobFolder.of(scratch, str(facts.fingerprint))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_json(job.accepted, {"bundle": self.results.bundle, **dataclasses.asdict(record)})
+
+
+def _marks(place: Path) -> Marks:
+    return mark_folder(place) if place.is_dir() else {"": mark_file(place)}
+
+
+def _read(archive: Archive) -> Results:
+    text = archive.read(RESULTS_FILE)
+    if archive.read(RESULTS_DIGEST, 100).decode("ascii", "replace").strip() != (
+        mark_bytes(text).sha256
+    ):
+        raise ArchiveError(
+            f"{archive.path}: {RESULTS_FILE} is not what {RESULTS_DIGEST} says; nothing was taken, "
+            "copy it once more"
+        )
+    try:
+        return read_results(text.decode("utf-8"))
+    except ValueError as error:
+        raise ArchiveError(f"{archive.path}: {error}; nothing was taken") from error
+
+
+def _suite(root: Path, results: Results) -> Path:
+    """Return the suite that an archive is for, if this project has it."""
+    suite = root / results.folder
+    if not suite.resolve().is_relative_to(root.resolve()) or not (suite / "dvc.yaml").is_file():
+        raise UserError(
+            f"it is for the suite {results.suite} in {results.folder}, which {root} does not have"
+        )
+    return suite
+
+
+def _check_places(file: Path, results: Results) -> None:
+    """Check that each run's files are outputs of its stage and in the archive's list.
+
+    Raises:
+        UserError: One is not; names it.
+    """
+    expected: Marks = {}
+    for record in results.runs:
+        name, _, key = record.name.partition("@")
+        stage = STAGES.get(name)
+        if stage is None or not key:
+            raise UserError(f"{file}: {record.name!r} is no run that a bundle makes")
+        if record.status is Status.FINISHED:
+            metrics = (METRICS,) if stage.has_metrics else ()
+            allowed = tuple(f"{role}/" for role in stage.outputs)
+            for path in record.files:
+                if path not in metrics and not path.startswith(allowed):
+                    raise UserError(f"{file}: {record.name} has {path}, which is no output of it")
+            if any(path not in record.files for path in metrics):
+                raise UserError(f"{file}: {record.name} has no {METRICS}")
+            expected |= under(f"{RUNS}/{record.name}", record.files)
+    listed = {n: mark for n, mark in results.files.items() if n.startswith(f"{RUNS}/")}
+    for path in sorted(dict(listed.items() ^ expected.items())):
+        raise UserError(f"{file}: {path} is not as its run's record has it; nothing was taken")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what is wrong with an archive into one line."""
+    try:
+        yield
+    except ArchiveError as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _folder(scratch: Path) -> Iterator[Path]:
+    """Make a folder in the project's scratch, and remove it afterwards."""
+    folder = scratch / f"accept-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,233 @@
+"""Runs a bundle's runs one after the other, each in a process of its own, and packs the results.
+
+A signal is handed to the run that is under way, which checkpoints after its step; the same command
+goes on from there.
+"""
+
+import contextlib
+import ctypes
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from pipeline.bundles.archive import write_archive
+from pipeline.bundles.manifest import (
+    CODE,
+    RESULTS_DIGEST,
+    RESULTS_FILE,
+    RUNS,
+    Marks,
+    Record,
+    Results,
+    RunPlan,
+    Status,
+    mark_bytes,
+    mark_file,
+)
+from pipeline.bundles.one_run import Bundle, places_of, run_one
+from pipeline.execution.stop_signals import stop_signals_raise
+from pipeline.jobs.progress import Progress, ProgressReader
+
+DONE, A_RUN_FAILED, NOT_FINISHED = 0, 1, 75
+"""Exit codes."""
+POLL_S, PROGRESS_S = 0.1, 30.0
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_PARENT_DIES = 1
+"""PR_SET_PDEATHSIG of Linux: a run whose runner was killed checkpoints and ends as well."""
+
+
+def run_all(bundle: Bundle, results: Path) -> int:
+    """Run what is not finished; write the results after each run. Return the exit code.
+
+    Args:
+        bundle: What to run.
+        results: The archive to write.
+    """
+    runs, records = bundle.manifest.runs, _known(bundle)
+    with _signals() as asked:
+        for number, plan in enumerate(runs, start=1):
+            if asked:
+                break
+            where = f"{plan.name} ({number} of {len(runs)})"
+            if records[plan.name].status is Status.FINISHED:
+                _say(f"{where}: finished before")
+                continue
+            lacking = [name for name in plan.makers.values()
+                       if records[name].status is not Status.FINISHED]  # fmt: skip
+            if lacking:
+                _say(f"{where}: not begun, {lacking[0]} is {records[lacking[0]].status}")
+                continue
+            _say(f"{where}: begins")
+            records[plan.name] = _run_apart(bundle, plan, asked)
+            _say(_ended(where, records[plan.name]))
+            pack_results(bundle, records, results)
+            if records[plan.name].status is Status.INTERRUPTED:
+                break
+    pack_results(bundle, records, results)
+    return _summarise(records, results)
+
+
+def _known(bundle: Bundle) -> dict[str, Record]:
+    """Return what became of each run until now."""
+    records: dict[str, Record] = {}
+    for plan in bundle.manifest.runs:
+        waiting = Record(name=plan.name, status=Status.WAITING)
+        records[plan.name] = bundle.work.read_record(plan.name) or waiting
+    return records
+
+
+def _run_apart(bundle: Bundle, plan: RunPlan, asked: list[int]) -> Record:
+    """Run in a child process; hand signals to it, print how far it is."""
+    sys.stdout.flush()
+    started = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _be_the_run(bundle, plan, started)
+    shown, code = time.monotonic(), None
+    progress = ProgressReader(bundle.work.job(plan.fingerprint).journal, plan.stage)
+    told, last = 0, Progress()
+    while code is None:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        if len(asked) > told:
+            told = len(asked)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if time.monotonic() - shown >= PROGRESS_S:
+            shown = time.monotonic()
+            seen = progress.read()
+            # a terminal has a bar; stages say a line themselves at each tenth
+            if seen != last and not sys.stderr.isatty():
+                _say(_progress(plan.name, seen))
+            last = seen
+        time.sleep(POLL_S)
+    record = bundle.work.read_record(plan.name)
+    if code == DONE and record is not None:
+        return record
+    if code == -signal.SIGTERM and asked:  # before it could say so itself
+        return Record(name=plan.name, status=Status.INTERRUPTED, detail="stopped before it began")
+    said = f"its process ended with {code}" if code >= 0 else (
+        f"its process was ended by {signal.Signals(-code).name}; too little memory?"
+    )  # fmt: skip
+    return Record(name=plan.name, status=Status.FAILED, detail=said)
+
+
+def _be_the_run(bundle: Bundle, plan: RunPlan, parent: int) -> NoReturn:
+    """Be the process of one run; never returns into the caller's loop."""
+    code = A_RUN_FAILED
+    try:
+        os.setsid()  # a terminal's Ctrl-C goes to the runner alone, which hands it on
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
+        if os.getppid() == parent:
+            with stop_signals_raise():
+                run_one(bundle, plan)
+            code = DONE
+    except BaseException:
+        logging.getLogger(__name__).exception("%s", plan.name)
+    finally:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note the signals that ask for a stop, for the duration of the block."""
+    asked: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+
+    ignored = {number for number in STOPPING if signal.getsignal(number) is signal.SIG_IGN}  # nohup
+    before = {number: signal.signal(number, note) for number in STOPPING if number not in ignored}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pack_results(bundle: Bundle, records: dict[str, Record], target: Path) -> None:
+    """Write what comes back: outputs of the runs that are finished, and what became of the others.
+
+    Args:
+        bundle: What was run.
+        records: What became of each run.
+        target: The archive.
+    """
+    entries: dict[str, Path | bytes] = {}
+    marks = Marks()
+    for plan in bundle.manifest.runs:
+        record = records[plan.name]
+        if record.status is not Status.FINISHED:
+            continue
+        code = bundle.work.code / plan.code
+        entries[f"{CODE}/{plan.code}"], marks[f"{CODE}/{plan.code}"] = code, mark_file(code)
+        for role, place in places_of(bundle.work, plan).items():
+            for name, mark in record.files.items():
+                if name == role or name.startswith(f"{role}/"):
+                    path = f"{RUNS}/{plan.name}/{name}"
+                    entries[path] = place / name.removeprefix(role).lstrip("/")
+                    marks[path] = mark
+    text = Results(
+        bundle=bundle.digest, suite=bundle.manifest.suite, folder=bundle.manifest.folder,
+        runs=tuple(records[plan.name] for plan in bundle.manifest.runs), files=marks,
+    ).text().encode()  # fmt: skip
+    digest = f"{mark_bytes(text).sha256}\n".encode()
+    write_archive(target, {RESULTS_FILE: text, RESULTS_DIGEST: digest, **entries})
+    for record in records.values():
+        if record.status is Status.FINISHED:
+            scratch = bundle.work.job(record.fingerprint)
+            shutil.rmtree(scratch.checkpoints, ignore_errors=True)
+
+
+def _summarise(records: dict[str, Record], results: Path) -> int:
+    counts = dict.fromkeys(Status, 0)
+    for record in records.values():
+        counts[record.status] += 1
+    shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    size = results.stat().st_size / 1e6
+    _say(f"{shown}; {results} ({size:.1f} MB), to be taken home: asl-pipe accept {results.name}")
+    if counts[Status.INTERRUPTED]:
+        _say("the same command goes on from the newest checkpoint")
+        return NOT_FINISHED
+    if counts[Status.FAILED]:
+        return A_RUN_FAILED
+    return NOT_FINISHED if counts[Status.WAITING] else DONE
+
+
+def _ended(where: str, record: Record) -> str:
+    seconds = "" if record.seconds is None else f" in {record.seconds:.1f} s"
+    return f"{where}: {record.status}{seconds}{f': {record.detail}' if record.detail else ''}"
+
+
+def _progress(name: str, seen: Progress) -> str:
+    if seen.step is None:
+        return f"{name}: no step yet"
+    total = "" if seen.total_steps is None else f" of {seen.total_steps}"
+    loss = "" if seen.loss is None else f", loss {seen.loss:.4g}"
+    pace = seen.images_per_s or math.nan
+    speed = f", {pace:.0f} images/s" if math.isfinite(pace) else ""
+    left = "" if seen.seconds_left is None else f", {seen.seconds_left:.0f} s left"
+    return f"{name}: step {seen.step}{total}{loss}{speed}{left}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stdout.flush()
