@@ -4,35 +4,27 @@ Everything is checked before anything is filed: names, sizes and sha256 of all f
 run, that the project as it is now would make the run from the same code, parameters and inputs.
 """
 
-import contextlib
 import dataclasses
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from pipeline.bundles.archive import Archive, ArchiveError
 from pipeline.bundles.manifest import (
     CODE,
     METRICS,
-    RESULTS_DIGEST,
-    RESULTS_FILE,
     RUNS,
     Marks,
     Record,
     Results,
     Status,
-    mark_bytes,
     mark_file,
     mark_folder,
-    read_results,
     under,
 )
+from pipeline.bundles.unpack import unpacked_results
 from pipeline.config.params import load_params
-from pipeline.errors import UserError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.project import Project
@@ -48,10 +40,9 @@ from pipeline.results.documents import (
 from pipeline.results.port import Filing, ResultCache, StageFacts
 from pipeline.results.sources import refresh_sources
 from pipeline.stages.request import DETAILS
-from pipeline.stages.table import RUN_BY_JOBS, STAGES, key_of, stage_of
+from pipeline.stages.table import RUN_BY_JOBS, key_of, stage_of
 from pipeline.writing import write_json
 
-BESIDES = frozenset({RESULTS_FILE, RESULTS_DIGEST})
 SHOWN = 3
 """Differences that are named."""
 
@@ -85,16 +76,6 @@ class Accepted:
     key: str | None = None
 
 
-def read_archive(file: Path) -> Results:
-    """Return what an archive says of itself; its files are not read.
-
-    Raises:
-        UserError: It is damaged, or something else.
-    """
-    with _refusals(), Archive(file) as archive:
-        return _read(archive)
-
-
 def accept(root: Path, file: Path, cache: ResultCache) -> list[Accepted]:
     """File the finished runs of an archive; the caller adopts them.
 
@@ -109,19 +90,8 @@ def accept(root: Path, file: Path, cache: ResultCache) -> list[Accepted]:
     Raises:
         UserError: The archive is damaged, or not of this project; nothing was filed.
     """
-    scratch = root / ".asl"
-    with _refusals(), _folder(scratch) as unpacked:
-        with Archive(file) as archive:
-            results = _read(archive)
-            suite = _suite(root, results)
-            archive.check_list(results.files, BESIDES)
-            _check_places(file, results)
-            need, free = sum(m.size for m in results.files.values()), shutil.disk_usage(root).free
-            if 2 * need > free:
-                raise UserError(f"{file} needs {2 * need / 1e9:.2f} GB, {free / 1e9:.2f} are free")
-            for name, mark in results.files.items():
-                archive.extract(name, unpacked / name, mark)
-        filing = _Acceptance(Project(root, suite), cache, results, unpacked)
+    with unpacked_results(root, file) as (results, folder):
+        filing = _Acceptance(Project(root, root / results.folder), cache, results, folder)
         return [filing.take(record) for record in results.runs]
 
 
@@ -148,7 +118,10 @@ class _Acceptance:
         if facts is None:
             detail = "params.yaml has no such run any more"
             return Accepted(record.name, Verdict.REFUSED, detail)
-        refusal = self._refusal(record, facts)
+        try:
+            refusal = self._refusal(record, facts)
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, FileNotFoundError):
+            refusal = "its record does not say what it was made from"
         if refusal is not None:
             return Accepted(record.name, Verdict.REFUSED, refusal)
         key = facts.fingerprint
@@ -276,75 +249,3 @@ class _Acceptance:
 
 def _marks(place: Path) -> Marks:
     return mark_folder(place) if place.is_dir() else {"": mark_file(place)}
-
-
-def _read(archive: Archive) -> Results:
-    text = archive.read(RESULTS_FILE)
-    if archive.read(RESULTS_DIGEST, 100).decode("ascii", "replace").strip() != (
-        mark_bytes(text).sha256
-    ):
-        raise ArchiveError(
-            f"{archive.path}: {RESULTS_FILE} is not what {RESULTS_DIGEST} says; nothing was taken, "
-            "copy it once more"
-        )
-    try:
-        return read_results(text.decode("utf-8"))
-    except ValueError as error:
-        raise ArchiveError(f"{archive.path}: {error}; nothing was taken") from error
-
-
-def _suite(root: Path, results: Results) -> Path:
-    """Return the suite that an archive is for, if this project has it."""
-    suite = root / results.folder
-    if not suite.resolve().is_relative_to(root.resolve()) or not (suite / "dvc.yaml").is_file():
-        raise UserError(
-            f"it is for the suite {results.suite} in {results.folder}, which {root} does not have"
-        )
-    return suite
-
-
-def _check_places(file: Path, results: Results) -> None:
-    """Check that each run's files are outputs of its stage and in the archive's list.
-
-    Raises:
-        UserError: One is not; names it.
-    """
-    expected: Marks = {}
-    for record in results.runs:
-        name, _, key = record.name.partition("@")
-        stage = STAGES.get(name)
-        if stage is None or not key:
-            raise UserError(f"{file}: {record.name!r} is no run that a bundle makes")
-        if record.status is Status.FINISHED:
-            metrics = (METRICS,) if stage.has_metrics else ()
-            allowed = tuple(f"{role}/" for role in stage.outputs)
-            for path in record.files:
-                if path not in metrics and not path.startswith(allowed):
-                    raise UserError(f"{file}: {record.name} has {path}, which is no output of it")
-            if any(path not in record.files for path in metrics):
-                raise UserError(f"{file}: {record.name} has no {METRICS}")
-            expected |= under(f"{RUNS}/{record.name}", record.files)
-    listed = {n: mark for n, mark in results.files.items() if n.startswith(f"{RUNS}/")}
-    for path in sorted(dict(listed.items() ^ expected.items())):
-        raise UserError(f"{file}: {path} is not as its run's record has it; nothing was taken")
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn what is wrong with an archive into one line."""
-    try:
-        yield
-    except ArchiveError as error:
-        raise UserError(str(error)) from error
-
-
-@contextmanager
-def _folder(scratch: Path) -> Iterator[Path]:
-    """Make a folder in the project's scratch, and remove it afterwards."""
-    folder = scratch / f"accept-{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -104,7 +104,7 @@ class Archive:
                     f"{self.path}: has an entry {name!r}, which leads out of it or is no file; "
                     "nothing was taken"
                 )
-            if mode and not stat.S_ISREG(mode):
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG):  # zip files of other systems say none
                 raise ArchiveError(f"{self.path}: {name} is a link or a device; nothing was taken")
             if name in infos:
                 raise ArchiveError(f"{self.path}: has {name} twice; nothing was taken")

@@ -17,15 +17,15 @@ OPTIONAL = frozenset({"matplotlib", "psutil", "pynvml"})
 """Without them there are no pictures, no samples of the machine, and names of GPUs by torch."""
 
 
-def code_files(codebase: Codebase, stages: Iterable[tuple[str, str | None]]) -> dict[str, bytes]:
+def code_files(codebase: Codebase, modules: Iterable[tuple[str, str | None]]) -> dict[str, bytes]:
     """Return path -> content of the files that runs may load, those of the runner included.
 
     Args:
         codebase: All code.
-        stages: Module of a stage, and what it loads by name.
+        modules: Those of stages and recipes, each with what it loads by name.
     """
     wanted: set[str] = set()
-    for module, variant in [*((entry, None) for entry in ENTRIES), *stages]:
+    for module, variant in [*((entry, None) for entry in ENTRIES), *modules]:
         wanted |= codebase.closure(module, variant).keys()
     paths = {codebase.modules.get(name, name) for name in wanted if " -> " not in name}
     return {path: codebase.files[path] for path in sorted(paths)}

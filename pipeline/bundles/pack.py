@@ -27,7 +27,7 @@ from pipeline.bundles.manifest import (
     mark_folder,
     under,
 )
-from pipeline.bundles.plain import to_plain
+from pipeline.bundles.plain import modules_in, to_plain
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
@@ -199,7 +199,8 @@ def _code(state: _State, plans: tuple[RunPlan, ...], codebase: Codebase) -> dict
     recipes = [(plan.stage, recipe_of(state.params, plan.stage, plan.key)) for plan in plans]
     stages = {(STAGES[stage].module, _variant(stage, recipe)) for stage, recipe in recipes}
     texts = {plan.code: state.code.identities[plan.code].encode() for plan in plans}
-    return code_files(codebase, stages) | texts
+    declared = {(module, None) for plan in plans for module in modules_in(plan.recipe)}
+    return code_files(codebase, stages | declared) | texts
 
 
 def _lay_out(

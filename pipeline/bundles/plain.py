@@ -47,3 +47,13 @@ def from_plain(value: Any, load: Callable[[str], Any]) -> Any:
     if not module.startswith(f"{RECIPES}."):
         raise ValueError(f"{value[CLASS]} is no recipe")
     return getattr(load(module), name)(**fields)
+
+
+def modules_in(value: Any) -> set[str]:
+    """Return the modules that `from_plain` imports."""
+    if isinstance(value, list):
+        return {module for item in value for module in modules_in(item)}
+    if not isinstance(value, dict):
+        return set()
+    own = {str(value[CLASS]).partition(":")[0]} if CLASS in value else set[str]()
+    return own | modules_in([item for name, item in value.items() if name != CLASS])

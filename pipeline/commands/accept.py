@@ -23,8 +23,9 @@ def accept(
 
     Example: asl-pipe accept table6.results.zip
     """
-    from pipeline.bundles.accept import Accepted, Verdict, read_archive
+    from pipeline.bundles.accept import Accepted, Verdict
     from pipeline.bundles.accept import accept as take
+    from pipeline.bundles.unpack import read_archive
     from pipeline.commands.printing import console, text_table
     from pipeline.project import Project, find_project
     from pipeline.results.dvc_cache import DvcCache

@@ -34,16 +34,17 @@ class BareMachine:
     def environment(self) -> dict[str, str]:
         return {"PYTHONPATH": str(self.packages), "HOME": str(self.home), "PATH": "/nowhere"}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start Python on a file of `home`."""
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start Python in `home`."""
         # -S: without site-packages; the environment's folder of links is all there is
         return subprocess.Popen(
-            [sys.executable, "-S", "-s", *arguments], cwd=self.home, env=self.environment,
+            [sys.executable, "-S", "-s", *arguments], cwd=self.home,
+            env=self.environment | environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        """Run Python on a file of `home` and return what it printed."""
+        """Run Python in `home` and return what it printed."""
         process = self.start(*arguments)
         said, _ = process.communicate(timeout=240)
         assert process.returncode == code, said
