@@ -150,9 +150,12 @@ class _Acceptance:
         if facts.fingerprint is None:
             lacking = ", ".join(missing_deps(facts.document))
             return f"{lacking} has no result here; accept that first"
-        if record.fingerprint not in (facts.fingerprint, PROVISIONAL + facts.recipe):
-            return f"made for the key {record.fingerprint[:12]}, now {facts.fingerprint[:12]}"
-        return self._other_inputs(record, facts)
+        other = self._other_inputs(record, facts)
+        if other is None and record.fingerprint not in (
+            facts.fingerprint, PROVISIONAL + facts.recipe
+        ):  # fmt: skip
+            other = f"made for the key {record.fingerprint[:12]}, now {facts.fingerprint[:12]}"
+        return other
 
     def _differences(self, record: Record, facts: StageFacts) -> list[str]:
         code, md5 = code_of(facts.document)

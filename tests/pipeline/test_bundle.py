@@ -1,10 +1,13 @@
 """Runs that are carried to a machine with nothing but torch, and what is taken home from there."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from bare_environment import BareMachine
 
 from pipeline.bundles.archive import write_archive
 from pipeline.bundles.manifest import RESULTS_DIGEST, RESULTS_FILE, mark_bytes
+from pipeline.cli import run_command
 
 PARAMS = """
 suite: tiny
@@ -55,31 +59,49 @@ def run_cache(root: Path) -> dict[str, str]:
 
 
 class Home:
-    """A project, its commands, and a machine that its bundles are carried to."""
+    """A project, and a folder on a machine that its bundles are carried to."""
 
-    def __init__(self, root: Path, call: Any, bare: BareMachine, away: Path) -> None:
-        self.root, self._call, self.bare, self.away = root, call, bare, away
-        away.mkdir()
+    def __init__(self, root: Path, bare: BareMachine, away: Path) -> None:
+        self.root, self.bare, self.away = root, bare, away
 
     def asl(self, *arguments: str, code: int = 0) -> str:
-        done = self._call("asl-pipe", *arguments, cwd=self.root, PYTHONPATH=str(self.root))
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        """Run a command of asl-pipe in this process and return what it printed."""
+        out, err = io.StringIO(), io.StringIO()
+        here = contextlib.chdir(self.root)
+        with here, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            found = run_command([*arguments])
+        said = out.getvalue() + err.getvalue()
+        assert found == code, said
+        return said
 
     def dvc(self, *arguments: str) -> str:
-        done = self._call("dvc", *arguments, cwd=self.root, PYTHONPATH=str(self.root))
+        done = subprocess.run(
+            ["dvc", *arguments], cwd=self.root, env=os.environ | {"PYTHONPATH": str(self.root)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def bundle(self, *wanted: str) -> str:
-        return self.asl("bundle", *(wanted or ("linprobe",)), "-o", str(self.away / "tiny.pyz"))
+        return self.asl("bundle", *wanted, "-o", str(self.away / "tiny.pyz"))
 
     def go(self, *options: str, code: int = 0, **stub: Any) -> str:
         """Run the bundle there."""
-        process = self.bare.start(str(self.away / "tiny.pyz"), *options, STUB=json.dumps(stub))
+        process = self.start(*options, **stub)
         said, _ = process.communicate(timeout=240)
         assert process.returncode == code, said
         return said
+
+    def start(self, *options: str, **stub: Any) -> subprocess.Popen[str]:
+        return self.bare.start(str(self.away / "tiny.pyz"), *options, STUB=json.dumps(stub))
+
+    def forget(self) -> None:
+        """Let the bundle be one that has not run."""
+        for left in self.away.iterdir():
+            if left.suffix == ".work":
+                shutil.rmtree(left)
+            elif left.suffix == ".zip":
+                left.unlink()
 
     def accept(self, name: str = RESULTS, code: int = 0) -> str:
         return self.asl("accept", str(self.away / name), code=code)
@@ -112,20 +134,32 @@ class Home:
         return {str(path): path.read_bytes() for path in files if path.is_file()}
 
 
-@pytest.fixture
-def stubs(stub_project: Path, call: Any, bare: BareMachine, tmp_path: Path) -> Home:
-    """Return a project whose stages add numbers up; its data are packed."""
-    home = Home(stub_project, call, bare, tmp_path / "away")
-    home.dvc("repro", "-q", "prepare@icons")
+@pytest.fixture(scope="module")
+def template(
+    stub_template: Path, copy_project: Any, repro: Any, bare: BareMachine, tmp_path_factory: Any
+) -> Home:
+    """Make a project once whose stages add numbers up; its bundle has run."""
+    folder = tmp_path_factory.mktemp("bundle")
+    home = Home(copy_project(stub_template, folder / "project"), bare, folder / "away")
+    home.away.mkdir()
+    repro(home.root, "prepare@icons")
+    said = home.bundle("linprobe")
+    assert "pretrain@asl, linprobe@asl: packed into" in said  # what it needs comes along
+    said = home.go()
+    assert "pretrain@asl (1 of 2): finished" in said
+    assert "linprobe@asl (2 of 2): finished" in said
     return home
 
 
+@pytest.fixture
+def stubs(template: Home, tmp_path: Path) -> Home:
+    """Return a copy of that project, and of what its bundle has left."""
+    shutil.copytree(template.root, tmp_path / "project")
+    shutil.copytree(template.away, tmp_path / "away")
+    return Home(tmp_path / "project", template.bare, tmp_path / "away")
+
+
 def test_a_chain_is_made_there_and_adopted_here(stubs: Home) -> None:
-    said = stubs.bundle()
-    assert "pretrain@asl, linprobe@asl: packed into" in said  # what it needs comes along
-    said = stubs.go()
-    assert "pretrain@asl (1 of 2): finished" in said
-    assert "linprobe@asl (2 of 2): finished" in said
     before = stubs.filed()
     said = stubs.accept()
     assert said.count("filed") == 2
@@ -148,8 +182,6 @@ def test_a_chain_is_made_there_and_adopted_here(stubs: Home) -> None:
 
 
 def test_accepting_twice_adds_nothing(stubs: Home) -> None:
-    stubs.bundle()
-    stubs.go()
     stubs.accept()
     before = stubs.state()
     said = stubs.accept()
@@ -159,18 +191,16 @@ def test_accepting_twice_adds_nothing(stubs: Home) -> None:
 
 
 def test_what_was_made_here_meanwhile_stays(stubs: Home) -> None:
-    stubs.bundle("pretrain")
-    stubs.go()
     stubs.dvc("repro", "-q", "pretrain@asl")
-    before = stubs.state()
+    before = stubs.filed()
     said = stubs.accept()
     assert "left out" in said
     assert "has another result already" in said
-    assert stubs.state() == before
+    assert stubs.filed() - before == {"linprobe@asl"}  # of the same weights
 
 
 def test_an_evaluation_of_an_encoder_that_is_not_the_one_here_is_refused(stubs: Home) -> None:
-    stubs.bundle()
+    stubs.forget()
     stubs.go(steps=4)
     stubs.dvc("repro", "-q", "pretrain@asl")  # three steps: other weights under the same key
     said = stubs.accept(code=2)
@@ -191,8 +221,6 @@ def test_an_evaluation_of_an_encoder_that_is_not_the_one_here_is_refused(stubs: 
 def test_a_result_of_something_else_is_refused(
     stubs: Home, path: str, old: str, new: str, said: str
 ) -> None:
-    stubs.bundle("pretrain")
-    stubs.go()
     stubs.edit(path, old, new)
     if "mae" in new:
         stubs.edit("params.yaml", "  asl: {dataset", "  mae: {dataset")
@@ -202,12 +230,10 @@ def test_a_result_of_something_else_is_refused(
     assert said in printed
     assert "refused" in printed
     assert stubs.filed() == before
-    assert not (stubs.root / "runs").exists() or not (stubs.root / "runs/pretrain").exists()
+    assert not (stubs.root / "runs/encoder").exists()
 
 
 def test_a_result_of_other_data_is_refused(stubs: Home) -> None:
-    stubs.bundle("pretrain")
-    stubs.go()
     stubs.edit("pipeline/stages/prepare.py", "request.key)", "request.key * 2)")
     stubs.dvc("repro", "-q", "prepare@icons")
     assert "made from another data/icons/shard than is filed here" in stubs.accept(code=2)
@@ -215,8 +241,6 @@ def test_a_result_of_other_data_is_refused(stubs: Home) -> None:
 
 
 def test_a_flipped_byte_is_refused_in_one_line(stubs: Home) -> None:
-    stubs.bundle("pretrain")
-    stubs.go()
     archive = stubs.away / RESULTS
     whole, before = archive.read_bytes(), stubs.state()
     with zipfile.ZipFile(archive) as read:
@@ -246,8 +270,6 @@ def forged(archive: Path, change: Callable[[dict[str, Any], dict[str, bytes]], N
 
 
 def test_a_record_that_contradicts_itself_is_refused(stubs: Home) -> None:
-    stubs.bundle("pretrain")
-    stubs.go()
     whole, before = (stubs.away / RESULTS).read_bytes(), stubs.state()
     extra = mark_bytes(b"x")
 
@@ -285,7 +307,7 @@ def test_a_record_that_contradicts_itself_is_refused(stubs: Home) -> None:
 
 
 def test_a_failed_run_is_told_and_what_needs_it_is_not_begun(stubs: Home) -> None:
-    stubs.bundle()
+    stubs.forget()
     said = stubs.go(code=1, fail=0)
     assert "pretrain@asl (1 of 2): failed: ZeroDivisionError: the stub of rank 0 fails" in said
     assert "linprobe@asl (2 of 2): not begun, pretrain@asl is failed" in said
@@ -299,10 +321,8 @@ def test_a_failed_run_is_told_and_what_needs_it_is_not_begun(stubs: Home) -> Non
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(stubs: Home) -> None:
-    stubs.bundle()
-    process = stubs.bare.start(
-        str(stubs.away / "tiny.pyz"), STUB=json.dumps({"steps": 200, "step_s": 0.05})
-    )
+    stubs.forget()
+    process = stubs.start(steps=200, step_s=0.05)
     wait_for_step(stubs.away, 12)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
@@ -326,15 +346,16 @@ def test_a_stopped_run_goes_on_where_it_stopped(stubs: Home) -> None:
 
 
 def test_a_runner_that_is_killed_ends_its_run_too_with_a_checkpoint(stubs: Home) -> None:
-    stubs.bundle("pretrain")
-    process = stubs.bare.start(
-        str(stubs.away / "tiny.pyz"), STUB=json.dumps({"steps": 400, "step_s": 0.05})
-    )
+    stubs.forget()
+    process = stubs.start(steps=400, step_s=0.05)
     wait_for_step(stubs.away, 3)
     process.kill()
     process.wait(timeout=60)
-    assert "1 finished" in stubs.go(steps=400)  # waits for the other to end
-    assert len(journals(stubs.away)) == 2
+    assert "2 finished" in stubs.go(steps=400)  # waits for the other to end
+    assert process.stdout is not None
+    process.stdout.close()
+    first = {path.parent for path in journals(stubs.away) if path.stem == "attempt-001"}
+    assert len(first) == 1
 
 
 def wait_for_step(away: Path, step: int) -> None:
@@ -351,7 +372,7 @@ def journals(away: Path) -> list[Path]:
 
 
 def test_a_damaged_bundle_runs_nothing(stubs: Home) -> None:
-    stubs.bundle("pretrain")
+    stubs.forget()
     path = stubs.away / "tiny.pyz"
     whole = path.read_bytes()
     place = whole.index(b"icons", whole.index(b"suite/data/icons/shard") + 20)
@@ -362,25 +383,25 @@ def test_a_damaged_bundle_runs_nothing(stubs: Home) -> None:
 
 
 def test_an_input_that_is_changed_there_is_put_back(stubs: Home) -> None:
-    stubs.bundle("pretrain")
+    stubs.forget()
     stubs.go(code=1, fail=0)
     (shard,) = stubs.away.glob("tiny-*.work/suite/data/icons/shard")
     shard.write_text("other")
-    assert "1 finished" in stubs.go()
-    assert "filed" in stubs.accept()
+    assert "2 finished" in stubs.go()
 
 
-def test_what_cannot_be_bundled_is_said_in_one_line(stub_project: Path, call: Any) -> None:
-    def bundle(*arguments: str) -> str:
-        done = call("asl-pipe", "bundle", *arguments, cwd=stub_project, PYTHONPATH=stub_project)
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        return done.stderr
+def test_what_cannot_be_bundled_is_said_in_one_line(stub_project: Path, bare: BareMachine) -> None:
+    home = Home(stub_project, bare, stub_project)
 
-    assert "run `dvc repro prepare@icons` first" in bundle("pretrain", "asl")
-    assert "asl" in bundle("pretrain", "als")
-    assert "pretrain" in bundle("pretrian")
-    assert "asl-pipe bundle STAGE NAME..." in bundle("all", "asl")
+    def refusal(*arguments: str) -> str:
+        said = home.asl("bundle", *arguments, code=2)
+        assert len(said.splitlines()) == 1, said
+        return said
+
+    assert "run `dvc repro prepare@icons` first" in refusal("pretrain", "asl")
+    assert "did you mean" in refusal("pretrain", "als")
+    assert "pretrain" in refusal("pretrian")
+    assert "asl-pipe bundle STAGE NAME..." in refusal("all", "asl")
     assert not list(stub_project.glob("*.pyz"))
 
 
@@ -394,7 +415,8 @@ def test_torch_alone_makes_the_bytes_that_are_made_here(
 ) -> None:
     root = copy_project(site_template, tmp_path / "project")
     (root / "params.yaml").write_text(PARAMS)
-    home = Home(root, call, bare, tmp_path / "away")
+    home = Home(root, bare, tmp_path / "away")
+    home.away.mkdir()
     home.dvc("repro", "-q", "prepare@icons")
     absent = [
         "dvc",
