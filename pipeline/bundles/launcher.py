@@ -44,6 +44,8 @@ def main() -> int:
             digest = hashlib.sha256(text).hexdigest()
             _require(manifest)
             results = options.results or bundle.with_name(f"{bundle.stem}.results.zip")
+            if not os.access(results.absolute().parent, os.W_OK):
+                raise Refusal(f"{results.absolute().parent} cannot be written to; see --results")
             work = bundle.with_name(f"{bundle.stem}-{digest[:8]}.work")
             work.mkdir(exist_ok=True)
             lock = _lock(work)

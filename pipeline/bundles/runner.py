@@ -51,7 +51,7 @@ def run_all(bundle: Bundle, results: Path) -> int:
         bundle: What to run.
         results: The archive to write.
     """
-    runs, records = bundle.manifest.runs, _known(bundle)
+    runs, records, written = bundle.manifest.runs, _known(bundle), False
     with _signals() as asked:
         for number, plan in enumerate(runs, start=1):
             if asked:
@@ -68,10 +68,11 @@ def run_all(bundle: Bundle, results: Path) -> int:
             _say(f"{where}: begins")
             records[plan.name] = _run_apart(bundle, plan, asked)
             _say(_ended(where, records[plan.name]))
-            pack_results(bundle, records, results)
+            written = _pack(bundle, records, results)
             if records[plan.name].status is Status.INTERRUPTED:
                 break
-    pack_results(bundle, records, results)
+    if not (written or _pack(bundle, records, results)):
+        return A_RUN_FAILED
     return _summarise(records, results)
 
 
@@ -116,9 +117,10 @@ def _run_apart(bundle: Bundle, plan: RunPlan, asked: list[int]) -> Record:
         return record
     if code == -signal.SIGTERM and asked:  # before it could say so itself
         return Record(name=plan.name, status=Status.INTERRUPTED, detail="stopped before it began")
-    said = f"its process ended with {code}" if code >= 0 else (
-        f"its process was ended by {signal.Signals(-code).name}; too little memory?"
-    )  # fmt: skip
+    said = f"its process ended with {code}"
+    if code < 0:
+        said = f"its process was ended by {signal.Signals(-code).name}"
+        said += "; was memory too small?" * (code == -signal.SIGKILL)
     return Record(name=plan.name, status=Status.FAILED, detail=said)
 
 
@@ -161,6 +163,16 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _pack(bundle: Bundle, records: dict[str, Record], target: Path) -> bool:
+    """Write what comes back and say whether that worked: a full disk must not end what goes on."""
+    try:
+        pack_results(bundle, records, target)
+    except OSError as error:
+        _say(f"{target} cannot be written ({error.strerror}); make room, and start again")
+        return False
+    return True
 
 
 def pack_results(bundle: Bundle, records: dict[str, Record], target: Path) -> None:

@@ -52,6 +52,8 @@ def bundle(
         raise UserError("names are entries of one stage: asl-pipe bundle STAGE NAME...")
     wanted = Wanted(None if everything else stage, tuple(names or ()), downstream)
     target = output or Path(f"{project.name}-{stage}.pyz")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"{target.absolute().parent} does not exist; make it, or name another file")
     packed = pack(project, wanted, DvcCache(), Git(), target.absolute())
     for name in packed.ready:
         typer.echo(f"{name}: has a result, left out")

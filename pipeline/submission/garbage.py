@@ -234,7 +234,10 @@ def _unused_code(
 
 
 def _left_by_killed_commands(scratch: Path, now: float) -> Iterator[Garbage]:
-    places = (("jobs", ".*.claim.*"), ("code", ".*.part"), ("gone", "*"))
+    places = (
+        ("jobs", ".*.claim.*"), ("code", ".*.part"), ("gone", "*"), (".", "accept-*"),
+        (".", "bundle-*"),
+    )  # fmt: skip
     for parent, pattern in places:
         for folder in sorted((scratch / parent).glob(pattern)):
             with contextlib.suppress(OSError):

@@ -455,6 +455,5 @@ def test_torch_alone_makes_the_bytes_that_are_made_here(
     ):  # fmt: skip
         assert sha256(root / "runs" / name) == sha256(here / "runs" / name), name
     assert run_cache(here).items() <= run_cache(root).items()  # `dvc repro` finds them
-    home.dvc("repro", "-q")  # the report
-    assert "up to date" in home.dvc("status")
+    assert "up to date" in home.dvc("status", "pretrain@asl", "linprobe@asl", "analyze@asl")
     assert os.listdir(home.root / "runs/analyze/asl/pictures")
