@@ -149,7 +149,7 @@ class _Acceptance:
             return f"made from something else: {shown}{more}; put that back, or bundle it again"
         if facts.fingerprint is None:
             lacking = ", ".join(missing_deps(facts.document))
-            return f"{lacking} has no result here; accept that first"
+            return f"needs {lacking}, not made here yet; accept that first"
         other = self._other_inputs(record, facts)
         if other is None and record.fingerprint not in (
             facts.fingerprint, PROVISIONAL + facts.recipe

@@ -1,5 +1,6 @@
 """asl-pipe accept."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,7 @@ def accept(
     in_suite = Path("params.yaml").is_file()
     root = find_project(Path.cwd(), None if in_suite else "demo").root
     cache, found = DvcCache(), list[Accepted]()
-    for file in files:
+    for file in [file.absolute() for file in files]:
         folder = read_archive(file).folder
         taken = take(root, file, cache)
         found += taken
@@ -43,7 +44,8 @@ def accept(
         console().print(text_table(("run", "", "key", ""), rows))
         if any(each.verdict in (Verdict.FILED, Verdict.THERE) for each in taken):
             project = Project(root, root / folder)
-            adopted = adopt(project, cache)
+            with contextlib.chdir(project.suite):  # DVC lays out what lies below the current folder
+                adopted = adopt(project, cache)
             if adopted:
                 typer.echo(f"adopted into dvc.lock: {', '.join(adopted)}")
                 paths = " ".join(files_for_git(adopted))

@@ -181,6 +181,22 @@ def test_a_chain_is_made_there_and_adopted_here(stubs: Home) -> None:
     assert accepted["machine"]["host"]
 
 
+def test_a_suite_is_bundled_and_accepted_from_the_root(stubs: Home) -> None:
+    suite = stubs.root / "suites/mine"
+    suite.mkdir(parents=True)
+    params = (stubs.root / "params.yaml").read_text()
+    (suite / "params.yaml").write_text(params.replace("suite: tiny", "suite: mine"))
+    stubs.asl("expand", "mine")
+    stubs.dvc("--cd", str(suite), "repro", "-q", "prepare@icons")
+    stubs.edit("suites/mine/params.yaml", "epochs: 2,", "epochs: 3,")
+    stubs.forget()
+    stubs.bundle("pretrain", "--suite", "mine")
+    stubs.go()
+    assert "adopted into dvc.lock: pretrain@asl" in stubs.accept()
+    assert "up to date" in stubs.dvc("--cd", str(suite), "status", "pretrain@asl")
+    assert not (stubs.root / "runs/encoder").exists()
+
+
 def test_accepting_twice_adds_nothing(stubs: Home) -> None:
     stubs.accept()
     before = stubs.state()
