@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from asl_core.recipes.imported import ImportedRecipe
 from pipeline.bundles.manifest import (
     CODE,
     METRICS,
@@ -25,6 +26,7 @@ from pipeline.bundles.manifest import (
 )
 from pipeline.bundles.unpack import unpacked_results
 from pipeline.config.params import load_params
+from pipeline.execution.inputs import recipe_of
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.project import Project
@@ -179,12 +181,9 @@ class _Acceptance:
 
     def _other_inputs(self, record: Record, facts: StageFacts) -> str | None:
         """Say which file was read there that has another content here; None if none has."""
-        recipe_inputs = {
-            path: str(hashed["md5"])
-            for path, hashed in hashes_of(facts.document["deps"]).items()
-            if path in facts.upstream
-        }
-        for path, md5 in recipe_inputs.items():
+        hashes = hashes_of(facts.document["deps"])
+        for path in self._read_by(record.name):
+            md5 = str(hashes[path]["md5"])
             if self.linked.get(path) != md5:
                 shutil.rmtree(self.inputs / path, ignore_errors=True)
                 self.cache.link(self.project.root, {path: {"md5": md5}}, self.inputs)
@@ -195,6 +194,14 @@ class _Acceptance:
             if differing:
                 return f"made from another {differing[0]} than is filed here"
         return None
+
+    def _read_by(self, name: str) -> list[str]:
+        """Return the paths of other runs' outputs that a run reads."""
+        stage, key = stage_of(name), key_of(name)
+        recipe = recipe_of(load_params(self.project.params_file), stage.name, key)
+        if isinstance(recipe, ImportedRecipe):  # its encoder's sha256 is a parameter
+            return []
+        return list(stage.input_paths(key, recipe).values())
 
     def _name_what_is_known(self, record: Record, facts: StageFacts) -> None:
         """Put keys and digests in the place of the names that stood for them there.
