@@ -13,8 +13,8 @@ ENTRIES = ("pipeline.bundles.runner",)
 LAUNCHER = "pipeline/bundles/launcher.py"
 COMES_ALONG = frozenset({"numpy", "PIL", "tqdm", "yaml"})
 """Installed with torch, torchvision and timm."""
-OPTIONAL = frozenset({"matplotlib", "psutil", "pynvml"})
-"""Without them there are no pictures, no samples of the machine, and names of GPUs by torch."""
+OPTIONAL = frozenset({"matplotlib"})
+"""Something stands in for it: `undrawn.py`."""
 
 
 def code_files(codebase: Codebase, modules: Iterable[tuple[str, str | None]]) -> dict[str, bytes]:

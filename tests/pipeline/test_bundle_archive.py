@@ -7,16 +7,22 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from bare_environment import PACKAGES
 
 from asl_core.recipes.catalogue import RECIPES
 from asl_core.recipes.models import MODELS, Vit
 from pipeline.bundles import undrawn
 from pipeline.bundles.archive import Archive, ArchiveError, is_plain_path, write_archive
+from pipeline.bundles.contents import packages_of
 from pipeline.bundles.manifest import Mark, mark_bytes
 from pipeline.bundles.plain import from_plain, to_plain
-from pipeline.stages.table import EVALUATIONS
+from pipeline.config.params import METHODS
+from pipeline.results.closure import Codebase
+from pipeline.results.code import read_code
+from pipeline.stages.table import DETECT, EVALUATIONS, PRETRAIN, Stage
 
 NONE = frozenset[str]()
+ROOT = Path(__file__).parents[2]
 
 
 def made(path: Path, **entries: bytes) -> Path:
@@ -131,6 +137,17 @@ def test_every_recipe_is_the_same_as_plain_values(tmp_path: Path) -> None:
         assert again == recipe
         assert type(again) is type(recipe)
     assert isinstance(from_plain(to_plain(vit), importlib.import_module), Vit)
+
+
+@pytest.mark.parametrize("stage", [PRETRAIN, *EVALUATIONS], ids=lambda stage: stage.name)
+def test_a_stage_needs_four_packages_alone(stage: Stage) -> None:
+    codebase = Codebase(read_code(ROOT).files)
+    extra = {"faster_coco_eval"} if stage is DETECT else set()
+    found = {
+        package for variant in (METHODS if stage is PRETRAIN else [None])
+        for package in packages_of(codebase, stage.module, variant)
+    }  # fmt: skip
+    assert found - extra <= set(PACKAGES)
 
 
 def test_no_other_class_is_made_of_plain_values() -> None:
