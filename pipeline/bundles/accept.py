@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from asl_core.recipes.imported import ImportedRecipe
 from pipeline.bundles.manifest import (
     CODE,
     METRICS,
@@ -26,7 +25,7 @@ from pipeline.bundles.manifest import (
 )
 from pipeline.bundles.unpack import unpacked_results
 from pipeline.config.params import load_params
-from pipeline.execution.inputs import recipe_of
+from pipeline.execution.inputs import recipe_of, results_read
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.project import Project
@@ -199,9 +198,7 @@ class _Acceptance:
         """Return the paths of other runs' outputs that a run reads."""
         stage, key = stage_of(name), key_of(name)
         recipe = recipe_of(load_params(self.project.params_file), stage.name, key)
-        if isinstance(recipe, ImportedRecipe):  # its encoder's sha256 is a parameter
-            return []
-        return list(stage.input_paths(key, recipe).values())
+        return list(results_read(stage, key, recipe).values())
 
     def _name_what_is_known(self, record: Record, facts: StageFacts) -> None:
         """Put keys and digests in the place of the names that stood for them there.

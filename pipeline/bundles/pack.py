@@ -31,7 +31,7 @@ from pipeline.bundles.plain import modules_in, to_plain
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
-from pipeline.execution.inputs import find_inputs, recipe_of
+from pipeline.execution.inputs import find_inputs, recipe_of, results_read
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.project import Project
 from pipeline.results.closure import Codebase
@@ -167,7 +167,7 @@ def _plan(
     inputs = (
         {IMPORTED: _imported_path(key, recipe)}
         if isinstance(recipe, ImportedRecipe)
-        else stage.input_paths(key, recipe)
+        else results_read(stage, key, recipe)
     )
     hashes = hashes_of(facts.document["deps"])
     unknown = sorted({*missing_deps(facts.document), *made})

@@ -41,6 +41,16 @@ def recipe_of(params: Params, stage: str, key: str) -> Any:
     return section[key]
 
 
+def results_read(stage: Stage, key: str, recipe: object) -> dict[str, str]:
+    """Return what a run reads of other runs' results: role -> path in the suite's folder.
+
+    An encoder that is not trained here reads none of our data, though it depends on them.
+    """
+    if isinstance(recipe, ImportedRecipe | UntrainedRecipe):
+        return {}
+    return stage.input_paths(key, recipe)
+
+
 def find_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[str, Path]:
     """Return the paths that a stage reads, by role.
 
