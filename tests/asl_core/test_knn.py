@@ -101,7 +101,7 @@ def test_predictions_are_those_of_scikit_learn_on_the_features(
     pooling: str, icons: Path, encoder: Path, parity: Parity
 ) -> None:
     recipe = NearestNeighbours(dataset="icons", k=7, pooling=pooling)  # type: ignore[arg-type]
-    predictions = classify_by_neighbours(recipe, encoder, icons, CPU)
+    predictions = classify_by_neighbours(recipe, encoder, icons, CPU).predictions
     train, test = (
         extract_features(
             load_encoder(encoder), PackedDataset(icons, split), poolings=(pooling,),
@@ -122,7 +122,7 @@ def test_predictions_are_those_of_scikit_learn_on_the_features(
         for label, shares in zip(test.labels.tolist(), expected, strict=True)
     ]
     assert voted_accuracy(predictions, 5) == pytest.approx(100 * sum(voted) / 16)
-    again = classify_by_neighbours(recipe, encoder, icons, CPU)
+    again = classify_by_neighbours(recipe, encoder, icons, CPU).predictions
     assert torch.equal(again.logits, predictions.logits)
 
 
@@ -139,7 +139,7 @@ def test_neither_silence_nor_a_draw_is_an_answer() -> None:
 
 def vote(rank: int, recipe: NearestNeighbours, encoder: Path, data: Path, work: Path) -> None:
     knn.CHUNK = 12  # images of all processes together
-    predictions = classify_by_neighbours(recipe, encoder, data, CPU)
+    predictions = classify_by_neighbours(recipe, encoder, data, CPU).predictions
     torch.save((predictions.indices, predictions.logits), work / f"votes-{rank}.pt")
 
 
@@ -191,7 +191,7 @@ def test_an_encoder_that_tells_images_apart_by_nothing_is_judged_by_the_first_im
 ) -> None:
     encoder = write_encoder(tmp_path / "encoder", blind)
     recipe = NearestNeighbours(dataset="icons", k=4)
-    predictions = classify_by_neighbours(recipe, encoder, icons, CPU)
+    predictions = classify_by_neighbours(recipe, encoder, icons, CPU).predictions
     assert len({tuple(row) for row in predictions.logits.tolist()}) == 1
 
 
