@@ -3,12 +3,12 @@
 [cls] and mean of the last four blocks, in a folder that the evaluations share:
 
     <key>/features.bin      (N, 2 * blocks, D), row i that of sample i, read by memory map
-    <key>/done-000003       rows of chunk 3 are written
+    <key>/done-00012288     rows of the chunk that begins with this one are written
 
 The key is a digest of all that they depend on: weights and input size, the split, precision, the
 kind of device, torch. The code is not in it: whoever names the folder answers for that. Chunks are
 always the same images in the same batches, so that neither the number of processes nor a resume
-changes a bit, and each begins on a page of its own: processes on other machines may write beside.
+changes a bit. Of any width they are whole pages: processes on other machines may write beside.
 
 Features of a bfloat16 encoder are kept as float16, whose 11 bits hold what 8 have left; those of a
 float32 encoder as float32. ImageNet-1K by ViT-B: 16 and 31 GB.
@@ -30,10 +30,15 @@ from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
 from asl_core.modules.encoder import Encoder
 from asl_core.recipes.optimisation import Resources
-from asl_core.transfer.features import POOLINGS, FeatureBatch, extract_features
+from asl_core.transfer.features import (
+    CHUNK,
+    POOLINGS,
+    FeatureBatch,
+    encode,
+    encode_together,
+    frozen_features,
+)
 
-CHUNK = 4096
-"""Images: of any width a whole number of pages."""
 BLOCKS = 4
 """Last ones, as far as the encoder has them."""
 STORED = {"bf16": torch.float16, "fp32": torch.float32}
@@ -62,26 +67,24 @@ def split_features(
     """
     labels = torch.from_numpy(np.asarray(dataset.labels))
     indices = torch.arange(len(dataset))
-    chunks = range(-(-len(dataset) // CHUNK))
-    own = chunks[distributed.rank() :: distributed.world_size()]
+    blocks, dtype = stored_blocks(encoder), STORED[precision]
 
-    def compute(chunk: int) -> Tensor:
-        rows = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(dataset)))
-        found = extract_features(
-            encoder, dataset, poolings=POOLINGS, blocks=stored_blocks(encoder),
-            precision=precision, resources=resources, subset=rows,
-        )  # fmt: skip
-        return found.features.to(STORED[precision])  # (C, K, D)
+    def reduce(images: Tensor) -> Tensor:
+        return frozen_features(encoder, images, POOLINGS, blocks)  # (B, K, D)
 
     if folder is None:
-        shares = distributed.gather_objects({chunk: compute(chunk) for chunk in own})
-        by_chunk = {chunk: rows for share in shares for chunk, rows in share.items()}
-        return FeatureBatch(torch.cat([by_chunk[chunk] for chunk in chunks]), labels, indices)
-    shape = (len(dataset), len(POOLINGS) * stored_blocks(encoder), encoder.vit.embed_dim)
-    file = _Rows(folder / _key(encoder, dataset, precision, resources), shape, STORED[precision])
-    for chunk in own:
-        if not file.has(chunk):
-            file.write(chunk, compute(chunk))
+        rows = encode_together(
+            encoder, dataset, range(len(dataset)), reduce,
+            precision=precision, resources=resources, dtype=dtype,
+        )  # fmt: skip
+        return FeatureBatch(rows, labels, indices)
+    shape = (len(dataset), len(POOLINGS) * blocks, encoder.vit.embed_dim)
+    file = _Rows(folder / _key(encoder, dataset, precision, resources), shape, dtype)
+    for start in range(0, len(dataset), CHUNK)[distributed.rank() :: distributed.world_size()]:
+        if not file.has(start):
+            chunk = range(start, min(start + CHUNK, len(dataset)))
+            rows = encode(encoder, dataset, chunk, reduce, precision=precision, resources=resources)
+            file.write(start, rows.to(dtype))
     distributed.barrier()
     return FeatureBatch(file.read(), labels, indices)
 
@@ -109,13 +112,13 @@ class _Rows:
         self.folder, self.shape, self.dtype = folder, shape, dtype
         folder.mkdir(parents=True, exist_ok=True)
 
-    def has(self, chunk: int) -> bool:
-        return self._mark(chunk).exists()
+    def has(self, start: int) -> bool:
+        return self._mark(start).exists()
 
-    def write(self, chunk: int, rows: Tensor) -> None:
-        """Write a chunk; others, of the same content, may do the same meanwhile."""
+    def write(self, start: int, rows: Tensor) -> None:
+        """Write the chunk that begins with a row; others may write the same meanwhile."""
         content = rows.contiguous().numpy().tobytes()
-        place = chunk * CHUNK * self.shape[1] * self.shape[2] * self.dtype.itemsize
+        place = start * self.shape[1] * self.shape[2] * self.dtype.itemsize
         descriptor = os.open(self.folder / ROWS, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             while content:
@@ -124,16 +127,17 @@ class _Rows:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        self._mark(chunk).touch()
+        self._mark(start).touch()
 
     def read(self) -> Tensor:
         """Map the file: pages come when they are read, once for all processes of a machine."""
+        os.utime(self.folder)  # still in use
         kind = {torch.float16: np.float16, torch.float32: np.float32}[self.dtype]
         # copy-on-write: torch wants memory that may be written
         return torch.from_numpy(np.memmap(self.folder / ROWS, kind, "c", shape=self.shape))
 
-    def _mark(self, chunk: int) -> Path:
-        return self.folder / f"done-{chunk:06d}"
+    def _mark(self, start: int) -> Path:
+        return self.folder / f"done-{start:08d}"
 
 
 def _key(encoder: Encoder, dataset: PackedDataset, precision: str, resources: Resources) -> str:

@@ -1,6 +1,6 @@
 """Frozen features of an encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from asl_core.modules.encoder import NORM_EPS, Encoder
 from asl_core.recipes.optimisation import Resources
 
 POOLINGS = ("cls", "mean")
+CHUNK = 4096
+"""Images that one process encodes on end."""
 
 
 class FeatureBatch(NamedTuple):
@@ -89,7 +91,6 @@ def labelled_dataset(folder: Path, split: str) -> PackedDataset:
     return dataset
 
 
-@torch.no_grad()
 def extract_features(
     encoder: Encoder,
     dataset: PackedDataset,
@@ -98,42 +99,95 @@ def extract_features(
     precision: str,
     resources: Resources,
     batch_size: int = 256,
-    blocks: int = 1,
-    subset: Sequence[int] | None = None,
 ) -> FeatureBatch:
-    """Return features of a split, float32, without augmentation, in index order.
+    """Return this process's share of a split's features, without augmentation, in index order.
 
     With more processes than samples the share of some is empty.
 
+    Returns:
+        (S, K, D) float32, labels, indices.
+    """
+    own = range(distributed.rank(), len(dataset), distributed.world_size())
+    if not own:
+        none = torch.empty(0, dtype=torch.int64)
+        return FeatureBatch(torch.empty(0, len(poolings), encoder.vit.embed_dim), none, none)
+
+    def reduce(images: Tensor) -> Tensor:
+        return frozen_features(encoder, images, poolings)
+
+    features = encode(
+        encoder, dataset, own, reduce, precision=precision, resources=resources,
+        batch_size=batch_size,
+    )  # fmt: skip
+    indices = torch.tensor(own)
+    return FeatureBatch(features, torch.from_numpy(dataset.labels)[indices], indices)
+
+
+@torch.no_grad()
+def encode(
+    encoder: Encoder,
+    dataset: PackedDataset,
+    indices: Sequence[int],
+    reduce: Callable[[Tensor], Tensor],
+    *,
+    precision: str,
+    resources: Resources,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return what an encoder, or what follows it, makes of images, without augmentation.
+
     Args:
-        encoder: Moved to the device of the resources.
-        dataset: The split.
-        poolings: As for `frozen_features`.
+        encoder: Moved to the device of the resources; in evaluation afterwards.
+        dataset: A split.
+        indices: Of it; this process encodes all of them.
+        reduce: What becomes of normalised images: (B, 3, H, W) to (B, ...).
         precision: Of the encoder.
         resources: Device, workers.
         batch_size: Images that go through the encoder together.
-        blocks: As for `frozen_features`.
-        subset: What is encoded, by this process alone; absent: its share of the split.
+
+    Returns:
+        (indices, ...) float32, on the CPU.
     """
     device = pick_device(resources)
     encoder.to(device).eval()
     mean, std = dataset.manifest.mean, dataset.manifest.std
-    none = torch.empty(0, dtype=torch.int64)
-    width = len(poolings) * blocks
-    parts = [FeatureBatch(torch.empty(0, width, encoder.vit.embed_dim), none, none)]
     batches = evaluation_batches(
         dataset,
         evaluation_transform(encoder.vit.image_size),
         collate_labelled,
         batch_size=batch_size,
         num_workers=resources.num_workers,
-        rank=distributed.rank() if subset is None else 0,
-        world_size=distributed.world_size() if subset is None else 1,
-        subset=subset,
+        subset=indices,
     )
+    parts = []
     for batch in batches:
         with autocast(device, precision):
-            images = normalise(move(batch.images, device), mean, std)
-            features = frozen_features(encoder, images, poolings, blocks)
-        parts.append(FeatureBatch(features.float().cpu(), batch.labels, batch.indices))
-    return FeatureBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+            parts.append(reduce(normalise(move(batch.images, device), mean, std)).float().cpu())
+    return torch.cat(parts)
+
+
+def encode_together(
+    encoder: Encoder,
+    dataset: PackedDataset,
+    indices: Sequence[int],
+    reduce: Callable[[Tensor], Tensor],
+    *,
+    precision: str,
+    resources: Resources,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the same to every process, each of which encodes some chunks of `CHUNK` images.
+
+    A chunk is the same images in the same batches whoever encodes it: the number of processes
+    changes no bit.
+    """
+    starts = range(0, len(indices), CHUNK)
+    own = {
+        start: encode(
+            encoder, dataset, indices[start : start + CHUNK], reduce,
+            precision=precision, resources=resources,
+        ).to(dtype)
+        for start in starts[distributed.rank() :: distributed.world_size()]
+    }  # fmt: skip
+    by_start = {k: rows for share in distributed.gather_objects(own) for k, rows in share.items()}
+    return torch.cat([by_start[start] for start in starts])

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from asl_core.modules.encoder import Encoder
 from asl_core.precision import full_precision
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.transfer import LinearProbe
+from asl_core.transfer.features import frozen_features
 from asl_core.transfer.probe_step import groups_by_rate
 
 
@@ -80,7 +82,7 @@ class ProbeHeads(nn.ModuleDict):
 
     def __init__(self, recipe: LinearProbe, width: int, num_classes: int) -> None:
         self.recipe_heads = heads_of(recipe)
-        self.read, self.blocks = poolings_read(recipe), max(recipe.blocks)
+        self.poolings, self.blocks = poolings_read(recipe), max(recipe.blocks)
         modules: dict[str, ProbeHead] = {}
         for head in self.recipe_heads:
             key = _module(head)
@@ -103,6 +105,14 @@ class ProbeHeads(nn.ModuleDict):
             for head in self.recipe_heads
         }
 
+    @property
+    def names(self) -> list[str]:
+        return [head.name for head in self.recipe_heads]
+
+    def read(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Return the features that the heads see of normalised images, (B, K, D)."""
+        return frozen_features(encoder, images, self.poolings, self.blocks)
+
     def groups(self, recipe: LinearProbe) -> list[dict[str, Any]]:
         """Return the optimiser's groups; LARS scales each tensor by its own norms."""
         by_rate = {
@@ -114,7 +124,7 @@ class ProbeHeads(nn.ModuleDict):
     def _vectors(self, features: Tensor, head: Head) -> Tensor:
         """Return what a head reads, (B, D')."""
         poolings = ("cls", "mean") if head.pooling == "both" else (head.pooling,)
-        starts = [self.read.index(pooling) * self.blocks for pooling in poolings]
+        starts = [self.poolings.index(pooling) * self.blocks for pooling in poolings]
         parts = [features[:, start : start + head.blocks].flatten(1) for start in starts]
         # contiguous, as one alone is: strides decide in which order is summed
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()

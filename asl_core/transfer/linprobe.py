@@ -9,67 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from asl_core import distributed
-from asl_core.data.sampler import StepPlan
-from asl_core.data.shards import PackedDataset
-from asl_core.data.views import LabelledBatch, collate_labelled, normalise, train_crop_transform
 from asl_core.engine.context import RunContext
 from asl_core.engine.forward_batch import refuse_single_images
-from asl_core.engine.loading import training_loader
-from asl_core.engine.loop import fit
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, load_encoder
-from asl_core.protocol import Draw, Step
-from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.choice import first_best, split_held_out
 from asl_core.transfer.classification import Predictions
 from asl_core.transfer.feature_files import columns, split_features, stored_blocks
-from asl_core.transfer.feature_loader import FeatureLoader
-from asl_core.transfer.features import FeatureBatch, frozen_features, labelled_dataset
+from asl_core.transfer.features import FeatureBatch, labelled_dataset
 from asl_core.transfer.linear_heads import Head, ProbeHeads, heads_of
-from asl_core.transfer.probe_step import Progress, heads_step
+from asl_core.transfer.probe_training import fit_on_features, fit_on_images
 
 ROWS = 4096
 """Vectors that are classified at once."""
-
-
-class FeatureProbe(nn.Module):
-    """Probe on features that were computed before."""
-
-    def __init__(self, heads: ProbeHeads, progress: Progress) -> None:
-        super().__init__()
-        self.heads, self.progress = heads, progress
-
-    def forward(self, batch: FeatureBatch, draw: Draw) -> Step:
-        return heads_step(self.heads(batch.features), batch.labels, draw, self.progress)
-
-    def take_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        self.progress.add(statistics)
-
-
-class ImageProbe(nn.Module):
-    """Probe on augmented images, through the frozen encoder."""
-
-    def __init__(
-        self, encoder: Encoder, heads: ProbeHeads, progress: Progress, mean: Rgb, std: Rgb
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(False)
-        self.heads, self.progress, self.mean, self.std = heads, progress, mean, std
-
-    def forward(self, batch: LabelledBatch, draw: Draw) -> Step:
-        self.encoder.eval()
-        with torch.no_grad():
-            images = normalise(batch.images, self.mean, self.std)
-            features = frozen_features(self.encoder, images, self.heads.read, self.heads.blocks)
-        return heads_step(self.heads(features), batch.labels, draw, self.progress)
-
-    def take_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        self.progress.add(statistics)
 
 
 @dataclass(frozen=True)
@@ -127,13 +83,15 @@ def linprobe(
     train = labelled_dataset(dataset_folder, "train")
     labelled_dataset(dataset_folder, "test")  # refused now and not after training
     heads = ProbeHeads(recipe, encoder.vit.embed_dim, train.num_classes)
-    subset = split_held_out(train, recipe.held_out, recipe.seed)[0] if recipe.grid_rates else None
-    indices = range(len(train)) if subset is None else subset.tolist()
     if recipe.augment:
-        progress = _fit_on_images(recipe, encoder, heads, train, indices, context)
+        training = fit_on_images(recipe, encoder, heads, train, context)
     else:
-        progress = _fit_on_features(recipe, encoder, heads, train, indices, context, features)
-    training = progress.accuracies
+        rows = split_features(
+            encoder, train, precision=recipe.precision, resources=context.resources,
+            folder=features,
+        )  # fmt: skip
+        wanted = columns(heads.poolings, heads.blocks, stored_blocks(encoder))
+        training = fit_on_features(recipe, heads, train, rows, context, wanted)
     result = evaluate_probe(
         heads, encoder, recipe, dataset_folder, context.resources, training, features
     )
@@ -200,7 +158,7 @@ def _predict(
 ) -> dict[str, Predictions]:
     """Classify rows of a split; every process all of them."""
     heads.cpu().eval()
-    wanted = columns(heads.read, heads.blocks, stored_blocks(encoder))
+    wanted = columns(heads.poolings, heads.blocks, stored_blocks(encoder))
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for part in indices.split(ROWS):
         scores = heads(rows.features[part][:, wanted].float())
@@ -210,52 +168,3 @@ def _predict(
         name: Predictions(indices, rows.labels[indices], torch.cat(logits))
         for name, logits in parts.items()
     }
-
-
-def _fit_on_images(
-    recipe: LinearProbe,
-    encoder: Encoder,
-    heads: ProbeHeads,
-    train: PackedDataset,
-    indices: Sequence[int],
-    context: RunContext,
-) -> Progress:
-    transform = train_crop_transform(encoder.vit.image_size, recipe.crop_scale_min, recipe.flip)
-    loader = training_loader(
-        train, transform, collate_labelled, recipe, context.resources, subset=indices
-    )
-    mean, std = train.manifest.mean, train.manifest.std
-    progress = Progress(len(heads_of(recipe)), loader.total_steps)
-    probe = ImageProbe(encoder, heads, progress, mean, std)
-    fit(probe, loader, recipe, context, param_groups=heads.groups(recipe))
-    return progress
-
-
-def _fit_on_features(
-    recipe: LinearProbe,
-    encoder: Encoder,
-    heads: ProbeHeads,
-    train: PackedDataset,
-    indices: Sequence[int],
-    context: RunContext,
-    folder: Path | None,
-) -> Progress:
-    """Train on features computed once: without augmentation they never change."""
-    rows = split_features(
-        encoder, train, precision=recipe.precision, resources=context.resources,
-        folder=folder,
-    )  # fmt: skip
-    plan = StepPlan(
-        indices,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=context.resources.micro_batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    loader = FeatureLoader(rows, plan, columns(heads.read, heads.blocks, stored_blocks(encoder)))
-    progress = Progress(len(heads_of(recipe)), loader.total_steps)
-    probe = FeatureProbe(heads, progress)
-    fit(probe, loader, recipe, context, param_groups=heads.groups(recipe))
-    return progress

@@ -35,6 +35,7 @@ from pipeline.errors import AslPipeError, NotFinishedError
 from pipeline.execution.compute import circumstances
 from pipeline.execution.deleted import restoring_scratch, scratch_needed
 from pipeline.execution.describe import describe_run
+from pipeline.execution.features import shared_features
 from pipeline.execution.inputs import count_test_images
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
 from pipeline.jobs.fence import SupersededError
@@ -111,6 +112,7 @@ class StageRun:
         return StageRequest(
             self.stage, self.key, self.recipe, self.inputs, self.job.folder, outputs, journal,
             self.resources, self.before_checkpoint, page_of=self.page_of,
+            features=shared_features(self.job, self.stage, self.code_root),
         )  # fmt: skip
 
 

@@ -25,12 +25,9 @@ from asl_core.transfer.feature_loader import FeatureLoader
 from asl_core.transfer.features import FeatureBatch, extract_features
 from asl_core.transfer.finetune import Classifier, finetune
 from asl_core.transfer.linear_heads import ProbeHead, ProbeHeads
-from asl_core.transfer.linprobe import (
-    ImageProbe,
-    ProbeResult,
-    linprobe,
-)
+from asl_core.transfer.linprobe import ProbeResult, linprobe
 from asl_core.transfer.probe_step import Progress
+from asl_core.transfer.probe_training import ImageProbe
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,

@@ -34,7 +34,8 @@ from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
 from asl_core.transfer.finetune import Classifier, classify
-from asl_core.transfer.linprobe import FeatureProbe, linprobe
+from asl_core.transfer.linprobe import linprobe
+from asl_core.transfer.probe_training import FeatureProbe
 from pipeline.jobs.journal import effective_points
 
 LONGER = AslRecipe(
