@@ -39,7 +39,7 @@ def run(request: StageRequest[AttentiveProbe]) -> dict[str, float]:
     )  # fmt: skip
     picture_classification(request, result.predictions)
     metrics = _metrics(request.recipe, result)
-    say_what_is_unfinished(request, metrics, "ap")
+    say_what_is_unfinished(request, metrics, "attentive")
     return metrics
 
 
@@ -57,12 +57,12 @@ def reevaluate(run: StoredRun[AttentiveProbe]) -> dict[str, float]:
 
 def _metrics(recipe: AttentiveProbe, result: AttentiveResult) -> dict[str, float]:
     """Return the accuracies of the head that counts, how it was chosen, how far it has come."""
-    metrics = {f"ap_acc{k}": result.predictions.accuracy(k) for k in (1, 5)}
-    metrics |= progress_metrics("ap", result.training[:, result.place])
+    metrics = {f"attentive_acc{k}": result.predictions.accuracy(k) for k in (1, 5)}
+    metrics |= progress_metrics("attentive", result.training[:, result.place])
     if recipe.grid_rates:
         metrics |= {
-            "ap_held_out_acc1": result.held_out[result.place],
-            "ap_rate": result.rate,
-            "ap_rate_at_edge": float(is_edge(result.rate, recipe.rates)),
+            "attentive_held_out_acc1": result.held_out[result.place],
+            "attentive_rate": result.rate,
+            "attentive_rate_at_edge": float(is_edge(result.rate, recipe.rates)),
         }
     return metrics

@@ -44,10 +44,12 @@ def _metrics(fits: Mapping[str, Sequence[Fit]]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, draws in fits.items():
         accuracies = [fit.accuracy for fit in draws]
-        metrics[f"fs_acc1_{name}"] = statistics.fmean(accuracies)
-        metrics[f"fs_std_{name}"] = statistics.stdev(accuracies) if len(draws) > 1 else float("nan")
+        metrics[f"fewshot_acc1_{name}"] = statistics.fmean(accuracies)
+        metrics[f"fewshot_std_{name}"] = (
+            statistics.stdev(accuracies) if len(draws) > 1 else float("nan")
+        )
     solved = all(fit.converged for draws in fits.values() for fit in draws)
-    return {**metrics, "fs_converged": float(solved)}
+    return {**metrics, "fewshot_converged": float(solved)}
 
 
 def _save_curve(path: Path, fits: Mapping[str, Sequence[Fit]]) -> None:

@@ -56,7 +56,7 @@ def progress_metrics(prefix: str, training: Tensor) -> dict[str, float]:
     """Return training accuracy, how it rose at the end, and whether the probe has converged.
 
     Args:
-        prefix: lp, ap.
+        prefix: lp, attentive.
         training: Of the tenth of the steps before the last, and of the last, in percent.
     """
     before, last = training.tolist()

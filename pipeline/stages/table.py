@@ -143,7 +143,7 @@ KNN = _evaluation(
 FEWSHOT = _evaluation(
     "fewshot", FewShot, input_side="image_size", reads_features=True,
     captions={"few_shot": "Accuracy on test images by the number of labelled images."},
-    headline={"fs_acc1_1pct": "1 % of the labels, top-1 [%]"},
+    headline={"fewshot_acc1_1pct": "1 % of the labels, top-1 [%]"},
 )  # fmt: skip
 ATTENTIVE = _evaluation(
     "attentive", AttentiveProbe, trains=True, input_side="image_size",
@@ -151,7 +151,7 @@ ATTENTIVE = _evaluation(
         "confusion": "Confusion matrix of the attentive probe on the test images.",
         "worst_mistakes": "Test images that the attentive probe got most wrong.",
     },
-    headline={"ap_acc1": "Attentive probe, top-1 [%]"},
+    headline={"attentive_acc1": "Attentive probe, top-1 [%]"},
 )  # fmt: skip
 FINETUNE = _evaluation(
     "finetune", FineTune, trains=True, input_side="image_size", layer_decay=True,
@@ -198,7 +198,7 @@ STAGES: dict[str, Stage] = {
         ANALYZE,
         REPORT,
     )
-}
+}  # fmt: skip
 """By name, each after those that it needs."""
 
 EVALUATIONS = tuple(stage for stage in STAGES.values() if stage.evaluates)

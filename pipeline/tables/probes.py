@@ -1,0 +1,77 @@
+"""What a reader must know of probes: how their heads were chosen, and which are not finished."""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.rounding import fixed
+from pipeline.stages.table import EVALUATIONS, Stage
+from pipeline.tables.collect import StageResult, Suite
+from pipeline.tables.paper import Paper
+from pipeline.tables.replicates import Replicates
+
+GRIDS = ("grid_rates", "grid_k")
+"""Fields of recipes that leave something to choose."""
+
+
+def unfinished_probes(suite: Suite, groups: Sequence[Replicates]) -> Iterator[str]:
+    """Yield a sentence for each probe that has not converged."""
+    for label, key, stage, result in _probes(suite, [(group.label, group) for group in groups]):
+        prefix = _prefix(stage)
+        if result.metrics.get(f"{prefix}_converged") == 0:
+            accuracy = fixed(result.metrics[f"{prefix}_acc1"], 1)
+            train = fixed(result.metrics[f"{prefix}_train_acc1"], 1)
+            rise = fixed(result.metrics[f"{prefix}_train_rise"], 1)
+            yield (
+                f"Not converged: {stage.name} of {label}, experiment {key}: its training accuracy "
+                f"still rose by {rise} points over the last tenth of its steps, to {train} % "
+                f"(test images: {accuracy} %); give it more epochs."
+            )
+
+
+def chosen_heads(
+    suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]
+) -> Iterator[str]:
+    """Yield how each column's heads were chosen, and whose rate lies at the edge of its grid."""
+    found = [*_probes(suite, rows)]
+    for stage in EVALUATIONS:
+        results = [each for each in found if each[2] is stage]
+        chosen = [each for each in results if _has_choice(each[3].recipe)]
+        if not chosen:
+            continue
+        header = paper.metrics[next(iter(stage.headline))].header
+        shares = {f"{100 * each[3].recipe.held_out:g}" for each in chosen}
+        every = "" if len(chosen) == len(results) else f" of {' and '.join(_labels(chosen))}"
+        yield (
+            f"{header}{every}: the best of a grid on held-out training images "
+            f"({' or '.join(sorted(shares))} %), by the same rule in each row; test images were "
+            "read once, by what was chosen."
+        )
+        edges = [each for each in chosen if each[3].metrics.get(f"{_prefix(stage)}_rate_at_edge")]
+        if edges:
+            yield (
+                f"{header} of {' and '.join(_labels(edges))}: the best rate lies at the edge of "
+                "the grid; a larger grid may give more."
+            )
+
+
+def _probes(
+    suite: Suite, rows: Sequence[tuple[str, Replicates]]
+) -> Iterator[tuple[str, str, Stage, StageResult]]:
+    """Yield label, experiment, stage and result of what evaluates encoders."""
+    for stage in EVALUATIONS:
+        for label, group in rows:
+            for key in group.keys:
+                if (stage.name, key) in suite.results:
+                    yield label, key, stage, suite.results[stage.name, key]
+
+
+def _has_choice(recipe: object) -> bool:
+    return any(getattr(recipe, name, ()) for name in GRIDS)
+
+
+def _prefix(stage: Stage) -> str:
+    """Return how the names of a stage's metrics begin: lp for lp_acc1."""
+    return next(iter(stage.headline), "").partition("_acc1")[0]
+
+
+def _labels(found: Sequence[tuple[str, str, Stage, StageResult]]) -> list[str]:
+    return [*dict.fromkeys(label for label, *_ in found)]
