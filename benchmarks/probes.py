@@ -105,7 +105,7 @@ class Bench:
 
 def main() -> None:
     """Print a line for each probe."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compare probes on one encoder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--train", type=int, default=20_000)
@@ -132,7 +132,7 @@ def main() -> None:
         bench.extract()
         published = LinearProbe(
             dataset="cifar10", batch_size=512, augment=False, precision="fp32",
-            epochs=arguments.epochs,
+            epochs=arguments.epochs, warmup_epochs=arguments.epochs / 9,
         )  # fmt: skip
         grid = dataclasses.replace(published, grid_rates=tuple(arguments.rates))
         bench.linear("linear, published rate, [cls]", published)
@@ -146,7 +146,7 @@ def main() -> None:
         bench.few("few-shot, mean", FewShot(dataset="cifar10", pooling="mean"))
         attentive = AttentiveProbe(
             dataset="cifar10", batch_size=512, augment=False, precision="fp32",
-            epochs=max(arguments.epochs // 3, 1), warmup_epochs=min(10, arguments.epochs // 9),
+            epochs=max(arguments.epochs // 3, 1), warmup_epochs=arguments.epochs / 27,
         )  # fmt: skip
         bench.attentive("attentive, published rate", attentive)
         bench.attentive(

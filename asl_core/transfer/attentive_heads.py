@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asl_core.modules.batch_norm import BatchNorm
 from asl_core.modules.encoder import Encoder
 from asl_core.precision import full_precision
 from asl_core.randomness import derive_seed, seeded_globals
@@ -47,7 +48,7 @@ class AttentiveHead(nn.Module):
             self.linear = nn.Linear(width, num_classes)
             nn.init.trunc_normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.norm = BatchNorm(width, affine=False, eps=1e-6)
 
     def forward(self, patches: Tensor) -> Tensor:
         with full_precision(patches.device):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from asl_core.modules.batch_norm import BatchNorm
 from asl_core.modules.encoder import Encoder
 from asl_core.precision import full_precision
 from asl_core.randomness import derive_seed, seeded_globals
@@ -46,6 +47,8 @@ def poolings_read(recipe: LinearProbe) -> tuple[str, ...]:
 class ProbeHead(nn.Module):
     """BatchNorm (no affine, eps 1e-6, batch statistics in training), then a Linear for each rate.
 
+    The batch is that of all processes.
+
     The Linears begin alike, each with the weights that it would have alone; what BatchNorm makes
     of the same features is the same for all.
 
@@ -57,7 +60,7 @@ class ProbeHead(nn.Module):
 
     def __init__(self, width: int, num_classes: int, *, seed: int, rates: int = 1) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.norm = BatchNorm(width, affine=False, eps=1e-6)
         self.linears = nn.ModuleList()
         for _ in range(rates):
             with seeded_globals(derive_seed(seed, "init")):
