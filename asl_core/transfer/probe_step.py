@@ -1,10 +1,4 @@
-"""One step of heads that are trained together, each as if alone, and how far they have come.
-
-A head has converged when the mean accuracy on training batches over the last tenth of the steps
-exceeds that over the tenth before by less than `RISE`. A rate that falls to zero flattens every
-curve, so that the rule finds too few steps, not too small a rate: that shows as a choice at the
-edge of a grid, and without one as training accuracy no better than that of test images.
-"""
+"""One step of heads that are trained together, each as if alone, and how far they have come."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,8 +11,33 @@ from asl_core.engine.optimizer import lars_groups, no_decay_groups
 from asl_core.protocol import Draw, Step
 from asl_core.recipes.probing import Probing
 
-RISE = 0.5
-"""Percentage points. Means over a tenth of 90 epochs of 50,000 images vary by a tenth of that."""
+RISE = 3.0
+"""Percentage points; a rate that falls to zero still gains two at the end of a healthy probe."""
+
+
+def has_converged(recipe: Probing, rate: float, training: Tensor, test: float) -> bool:
+    """Return whether more steps, or a larger rate, would hardly have changed a probe.
+
+    It has not converged where
+    1. its rate is the largest of a grid: what limits it is how far its weights have come;
+    2. there is one rate and no augmentation, and it knows the images that it is trained on no
+       better than others: it has not begun to fit them. With augmentation these are not the same
+       images, and one rate alone does not tell;
+    3. its training accuracy over the last tenth of the steps exceeds that over the tenth before by
+       `RISE` or more.
+
+    Args:
+        recipe: Of the probe.
+        rate: Of the head.
+        training: Its column of `Progress.accuracies`, (2,).
+        test: Its accuracy on test images in percent.
+    """
+    before, last = training.tolist()
+    if len(recipe.rates) > 1:
+        limited = rate == recipe.rates[-1]
+    else:
+        limited = not recipe.augment and last <= test
+    return not limited and not last - before >= RISE
 
 
 class Progress(nn.Module):

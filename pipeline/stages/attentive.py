@@ -4,7 +4,6 @@ from asl_core.modules.encoder import load_encoder
 from asl_core.recipes.attentive import AttentiveProbe
 from asl_core.transfer.attentive import AttentiveResult, attentive_probe, evaluate_attentive
 from asl_core.transfer.attentive_heads import AttentiveHeads
-from asl_core.transfer.choice import is_edge
 from asl_core.transfer.features import labelled_dataset
 from pipeline.stages.classification import picture_classification
 from pipeline.stages.probes import (
@@ -58,11 +57,10 @@ def reevaluate(run: StoredRun[AttentiveProbe]) -> dict[str, float]:
 def _metrics(recipe: AttentiveProbe, result: AttentiveResult) -> dict[str, float]:
     """Return the accuracies of the head that counts, how it was chosen, how far it has come."""
     metrics = {f"attentive_acc{k}": result.predictions.accuracy(k) for k in (1, 5)}
-    metrics |= progress_metrics("attentive", result.training[:, result.place])
+    training = result.training[:, result.place]
+    metrics |= progress_metrics(
+        "attentive", recipe, result.rate, training, metrics["attentive_acc1"]
+    )
     if recipe.grid_rates:
-        metrics |= {
-            "attentive_held_out_acc1": result.held_out[result.place],
-            "attentive_rate": result.rate,
-            "attentive_rate_at_edge": float(is_edge(result.rate, recipe.rates)),
-        }
+        metrics["attentive_held_out_acc1"] = result.held_out[result.place]
     return metrics

@@ -2,7 +2,6 @@
 
 from asl_core.modules.encoder import load_encoder
 from asl_core.recipes.transfer import LinearProbe
-from asl_core.transfer.choice import is_edge
 from asl_core.transfer.features import labelled_dataset
 from asl_core.transfer.linear_heads import ProbeHeads, heads_of
 from asl_core.transfer.linprobe import ProbeResult, evaluate_probe, linprobe
@@ -51,13 +50,12 @@ def _metrics(recipe: LinearProbe, result: ProbeResult) -> dict[str, float]:
     metrics = {f"lp_acc{k}": predictions.accuracy(k) for k in (1, 5)}
     if len(result.by_pooling) > 1 or recipe.grid_rates:
         metrics |= {f"lp_acc1_{name}": result.of(name).accuracy() for name in result.by_pooling}
-    metrics |= progress_metrics("lp", result.training[:, every.index(chosen)])
+    training = result.training[:, every.index(chosen)]
+    metrics |= progress_metrics("lp", recipe, chosen.rate, training, metrics["lp_acc1"])
     if recipe.grid_rates:
         metrics |= {
             "lp_held_out_acc1": result.held_out[chosen.name],
-            "lp_rate": chosen.rate,
-            "lp_blocks": chosen.blocks,
-            "lp_rate_at_edge": float(is_edge(chosen.rate, recipe.rates)),
+            "lp_blocks": float(chosen.blocks),
         }
     return metrics
 

@@ -13,7 +13,9 @@ from asl_core.errors import InputError
 from asl_core.modules.encoder import check_same_architecture
 from asl_core.modules.weights import save_weights
 from asl_core.protocol import ModuleLike
-from asl_core.transfer.probe_step import RISE
+from asl_core.recipes.probing import Probing
+from asl_core.transfer.choice import is_edge
+from asl_core.transfer.probe_step import has_converged
 from pipeline.rounding import fixed
 from pipeline.stages.request import StageRequest
 
@@ -52,35 +54,45 @@ def write_heads(request: StageRequest[object], heads: Sequence[Mapping[str, obje
     request.journal.artifact(HEADS)
 
 
-def progress_metrics(prefix: str, training: Tensor) -> dict[str, float]:
+def progress_metrics(
+    prefix: str, recipe: Probing, rate: float, training: Tensor, test: float
+) -> dict[str, float]:
     """Return training accuracy, how it rose at the end, and whether the probe has converged.
 
     Args:
         prefix: lp, attentive.
-        training: Of the tenth of the steps before the last, and of the last, in percent.
+        recipe: Of the probe.
+        rate: Of the head that counts.
+        training: Its accuracy over the tenth of the steps before the last, and over the last.
+        test: Its accuracy on test images.
     """
     before, last = training.tolist()
-    rise = last - before
-    return {
+    found = {
         f"{prefix}_train_acc1": last,
-        f"{prefix}_train_rise": rise,
-        f"{prefix}_converged": float(rise < RISE) if rise == rise else rise,
+        f"{prefix}_train_rise": last - before,
+        f"{prefix}_converged": float(has_converged(recipe, rate, training, test)),
     }
+    if recipe.grid_rates:
+        found[f"{prefix}_rate"] = rate
+        found[f"{prefix}_rate_at_edge"] = float(is_edge(rate, recipe.rates))
+    return found
 
 
 def say_what_is_unfinished(
     request: StageRequest[object], metrics: Mapping[str, float], prefix: str
 ) -> None:
-    """Warn of a probe that has not converged, and of one whose rate lies at the grid's edge."""
+    """Warn of a probe that has not converged, and of one whose rate is its grid's smallest."""
     name = f"{request.stage} {request.key}"
-    if metrics[f"{prefix}_converged"] == 0:
+    largest = " at the largest of grid_rates" if metrics.get(f"{prefix}_rate_at_edge") else ""
+    if not metrics[f"{prefix}_converged"]:
         logger.warning(
-            "%s: has not converged: training accuracy rose by %s points over the last tenth of "
-            "the steps (limit %s); take more epochs", name,
-            fixed(metrics[f"{prefix}_train_rise"], 1), fixed(RISE, 1),
+            "%s: has not converged: %s %% of its training images over the last tenth of the steps "
+            "(%s points more than over the tenth before), %s %% of the test images%s; take larger "
+            "rates or more epochs", name, fixed(metrics[f"{prefix}_train_acc1"], 1),
+            fixed(metrics[f"{prefix}_train_rise"], 1), fixed(metrics[f"{prefix}_acc1"], 1), largest,
         )  # fmt: skip
-    if metrics.get(f"{prefix}_rate_at_edge"):
+    elif largest:
         logger.warning(
-            "%s: the best of grid_rates is %g, at the edge of the grid; extend it", name,
+            "%s: the best of grid_rates is the smallest, %g; take smaller ones as well", name,
             metrics[f"{prefix}_rate"],
         )  # fmt: skip

@@ -17,14 +17,24 @@ def unfinished_probes(suite: Suite, groups: Sequence[Replicates]) -> Iterator[st
     for label, key, stage, result in _probes(suite, [(group.label, group) for group in groups]):
         prefix = _prefix(stage)
         if result.metrics.get(f"{prefix}_converged") == 0:
-            accuracy = fixed(result.metrics[f"{prefix}_acc1"], 1)
-            train = fixed(result.metrics[f"{prefix}_train_acc1"], 1)
-            rise = fixed(result.metrics[f"{prefix}_train_rise"], 1)
+            train, rise = (result.metrics.get(f"{prefix}_train_{n}") for n in ("acc1", "rise"))
+            largest = ", at the largest rate of its grid"
             yield (
-                f"Not converged: {stage.name} of {label}, experiment {key}: its training accuracy "
-                f"still rose by {rise} points over the last tenth of its steps, to {train} % "
-                f"(test images: {accuracy} %); give it more epochs."
+                f"Not converged: {stage.name} of {label}, experiment {key}: "
+                f"{_percent(train)} of its training images over the last tenth of its steps, "
+                f"{_points(rise)} more than over the tenth before, "
+                f"{_percent(result.metrics.get(f'{prefix}_acc1'))} of the test images"
+                f"{largest * bool(result.metrics.get(f'{prefix}_rate_at_edge'))}; larger rates or "
+                "more epochs would give more."
             )
+
+
+def _percent(value: float | None) -> str:
+    return "an unknown share" if value is None else f"{fixed(value, 1)} %"
+
+
+def _points(value: float | None) -> str:
+    return "nobody knows how many" if value is None else f"{fixed(value, 1)} points"
 
 
 def chosen_heads(
@@ -45,11 +55,11 @@ def chosen_heads(
             f"({' or '.join(sorted(shares))} %), by the same rule in each row; test images were "
             "read once, by what was chosen."
         )
-        edges = [each for each in chosen if each[3].metrics.get(f"{_prefix(stage)}_rate_at_edge")]
+        edges = [each for each in chosen if _at_smallest_rate(each)]
         if edges:
             yield (
-                f"{header} of {' and '.join(_labels(edges))}: the best rate lies at the edge of "
-                "the grid; a larger grid may give more."
+                f"{header} of {' and '.join(_labels(edges))}: the best rate is the smallest of "
+                "the grid; smaller ones may give more."
             )
 
 
@@ -62,6 +72,14 @@ def _probes(
             for key in group.keys:
                 if (stage.name, key) in suite.results:
                     yield label, key, stage, suite.results[stage.name, key]
+
+
+def _at_smallest_rate(found: tuple[str, str, Stage, StageResult]) -> bool:
+    _, _, stage, result = found
+    prefix = _prefix(stage)
+    return bool(result.metrics.get(f"{prefix}_rate_at_edge")) and bool(
+        result.metrics.get(f"{prefix}_converged")
+    )
 
 
 def _has_choice(recipe: object) -> bool:

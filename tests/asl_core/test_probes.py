@@ -33,7 +33,7 @@ from asl_core.transfer.feature_files import columns, split_features
 from asl_core.transfer.features import frozen_features
 from asl_core.transfer.linear_heads import ProbeHeads, heads_of
 from asl_core.transfer.linprobe import ProbeResult, linprobe
-from asl_core.transfer.probe_step import Progress
+from asl_core.transfer.probe_step import Progress, has_converged
 from asl_core.transfer.probe_training import FeatureProbe, fit_on_features, images_to_train_on
 
 VIT = Vit(
@@ -216,7 +216,28 @@ def test_ties_go_to_the_first_and_edges_are_known() -> None:
     assert not is_edge(6.4, (6.4,))
 
 
-def test_a_probe_has_converged_by_the_last_two_tenths() -> None:
+@pytest.mark.parametrize(
+    ("fields", "rate", "training", "test", "converged"),
+    [
+        ({}, 6.4, (50.0, 51.9), 46.0, True),
+        ({}, 25.6, (50.0, 50.0), 46.0, False),  # the largest rate
+        ({}, 1.6, (50.0, 50.0), 51.0, True),
+        ({}, 6.4, (50.0, 53.0), 46.0, False),  # still rising
+        ({"grid_rates": ()}, 0.2, (27.4, 27.5), 27.9, False),  # knows its own images no better
+        ({"grid_rates": ()}, 0.2, (27.4, 27.5), 27.4, True),
+        ({"grid_rates": (), "augment": True}, 0.2, (27.4, 27.5), 27.9, True),
+        ({"grid_rates": (6.4,)}, 6.4, (50.0, 50.0), 46.0, True),
+        ({}, 6.4, (float("nan"), float("nan")), 46.0, True),  # fewer than ten steps
+    ],
+)
+def test_convergence_follows_its_written_rule(
+    fields: dict[str, Any], rate: float, training: tuple[float, float], test: float, converged: bool
+) -> None:
+    recipe = dataclasses.replace(GRID, **fields)
+    assert has_converged(recipe, rate, torch.tensor(training), test) is converged
+
+
+def test_training_accuracy_is_that_of_the_last_two_tenths() -> None:
     progress = Progress(2, 30)
     assert [progress.tenth(step) for step in (0, 23, 24, 26, 27, 29, 30)] == [
         None, None, 0, 0, 1, 1, None,
