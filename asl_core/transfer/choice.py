@@ -52,6 +52,11 @@ def first_best(accuracies: Sequence[float]) -> int:
     return max(range(len(accuracies)), key=lambda i: (accuracies[i], -i))
 
 
-def is_edge(value: float, values: Sequence[float]) -> bool:
-    """Return whether what was chosen is the first or the last of several: beyond may be better."""
-    return len(values) > 1 and value in (values[0], values[-1])
+def edge_of(value: float, values: Sequence[float]) -> int:
+    """Return whether what was chosen of several is the first (-1), the last (1), or neither (0).
+
+    At an edge, what lies beyond may be better.
+    """
+    if len(values) < 2:
+        return 0
+    return int(value == values[-1]) - int(value == values[0])

@@ -14,7 +14,7 @@ from asl_core.modules.encoder import check_same_architecture
 from asl_core.modules.weights import save_weights
 from asl_core.protocol import ModuleLike
 from asl_core.recipes.probing import Probing
-from asl_core.transfer.choice import is_edge
+from asl_core.transfer.choice import edge_of
 from asl_core.transfer.probe_step import has_converged
 from pipeline.rounding import fixed
 from pipeline.stages.request import StageRequest
@@ -74,7 +74,7 @@ def progress_metrics(
     }
     if recipe.grid_rates:
         found[f"{prefix}_rate"] = rate
-        found[f"{prefix}_rate_at_edge"] = float(is_edge(rate, recipe.rates))
+        found[f"{prefix}_rate_at_edge"] = float(edge_of(rate, recipe.rates))
     return found
 
 
@@ -83,7 +83,8 @@ def say_what_is_unfinished(
 ) -> None:
     """Warn of a probe that has not converged, and of one whose rate is its grid's smallest."""
     name = f"{request.stage} {request.key}"
-    largest = " at the largest of grid_rates" if metrics.get(f"{prefix}_rate_at_edge") else ""
+    edge = metrics.get(f"{prefix}_rate_at_edge")
+    largest = " at the largest of grid_rates" if edge == 1 else ""
     if not metrics[f"{prefix}_converged"]:
         logger.warning(
             "%s: has not converged: %s %% of its training images over the last tenth of the steps "
@@ -91,7 +92,7 @@ def say_what_is_unfinished(
             "rates or more epochs", name, fixed(metrics[f"{prefix}_train_acc1"], 1),
             fixed(metrics[f"{prefix}_train_rise"], 1), fixed(metrics[f"{prefix}_acc1"], 1), largest,
         )  # fmt: skip
-    elif largest:
+    if edge == -1:
         logger.warning(
             "%s: the best of grid_rates is the smallest, %g; take smaller ones as well", name,
             metrics[f"{prefix}_rate"],

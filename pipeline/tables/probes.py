@@ -24,7 +24,7 @@ def unfinished_probes(suite: Suite, groups: Sequence[Replicates]) -> Iterator[st
                 f"{_percent(train)} of its training images over the last tenth of its steps, "
                 f"{_points(rise)} more than over the tenth before, "
                 f"{_percent(result.metrics.get(f'{prefix}_acc1'))} of the test images"
-                f"{largest * bool(result.metrics.get(f'{prefix}_rate_at_edge'))}; larger rates or "
+                f"{largest * (result.metrics.get(f'{prefix}_rate_at_edge') == 1)}; larger rates or "
                 "more epochs would give more."
             )
 
@@ -76,10 +76,7 @@ def _probes(
 
 def _at_smallest_rate(found: tuple[str, str, Stage, StageResult]) -> bool:
     _, _, stage, result = found
-    prefix = _prefix(stage)
-    return bool(result.metrics.get(f"{prefix}_rate_at_edge")) and bool(
-        result.metrics.get(f"{prefix}_converged")
-    )
+    return result.metrics.get(f"{_prefix(stage)}_rate_at_edge") == -1
 
 
 def _has_choice(recipe: object) -> bool:

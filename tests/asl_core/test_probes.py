@@ -28,7 +28,7 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import LinearProbe
 from asl_core.transfer.attentive import attentive_probe
 from asl_core.transfer.attentive_heads import AttentiveHead
-from asl_core.transfer.choice import draw_order, first_best, is_edge, split_held_out
+from asl_core.transfer.choice import draw_order, edge_of, first_best, split_held_out
 from asl_core.transfer.feature_files import columns, split_features
 from asl_core.transfer.features import frozen_features
 from asl_core.transfer.linear_heads import ProbeHeads, heads_of
@@ -210,10 +210,8 @@ def test_the_share_of_each_class_is_held_out_whatever_else_is_there() -> None:
 def test_ties_go_to_the_first_and_edges_are_known() -> None:
     assert first_best([1.0, 3.0, 3.0]) == 1
     assert first_best([0.0, 0.0]) == 0
-    assert is_edge(1.6, GRID.grid_rates)
-    assert is_edge(25.6, GRID.grid_rates)
-    assert not is_edge(6.4, GRID.grid_rates)
-    assert not is_edge(6.4, (6.4,))
+    assert [edge_of(rate, GRID.grid_rates) for rate in GRID.grid_rates] == [-1, 0, 1]
+    assert edge_of(6.4, (6.4,)) == 0
 
 
 @pytest.mark.parametrize(
