@@ -2,6 +2,7 @@
 
     python benchmarks/probes.py FOLDER_OF_CIFAR10 [--encoder FOLDER] [--train 20000] [--test 5000]
                                 [--rates 1.6 6.4 25.6 102.4] [--epochs 90]
+                                [--only TEXT]
 
 The folder has train.parquet and test.parquet, of which the first images are taken. Without an
 encoder an untrained one is probed: six blocks of 128, patches of 4. One thread. Features are
@@ -9,10 +10,11 @@ computed by the first probe that reads them; the attentive probe computes its pa
 """
 
 import argparse
-import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=5_000)
     parser.add_argument("--rates", type=float, nargs="+", default=[1.6, 6.4, 25.6, 102.4])
     parser.add_argument("--epochs", type=int, default=90)
+    parser.add_argument("--only", default="", help="Of a line's name, to see no other.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -129,29 +132,34 @@ def main() -> None:
             torch.manual_seed(0)
             save_encoder(encoder, Encoder(VIT).state_dict(), VIT)
         bench = Bench(work, encoder, work / "cifar10")
-        bench.extract()
-        published = LinearProbe(
-            dataset="cifar10", batch_size=512, augment=False, precision="fp32",
-            epochs=arguments.epochs, warmup_epochs=arguments.epochs / 9,
-        )  # fmt: skip
-        grid = dataclasses.replace(published, grid_rates=tuple(arguments.rates))
-        bench.linear("linear, published rate, [cls]", published)
-        bench.linear("linear, published rate, mean", dataclasses.replace(published, pooling="mean"))
-        bench.linear("linear, grid", grid)
-        bench.neighbours("k-NN, k 20, [cls]", NearestNeighbours(dataset="cifar10"))
-        bench.neighbours(
-            "k-NN, grid", NearestNeighbours(dataset="cifar10", grid_k=(10, 20, 100, 200))
-        )
-        bench.few("few-shot, [cls]", FewShot(dataset="cifar10"))
-        bench.few("few-shot, mean", FewShot(dataset="cifar10", pooling="mean"))
-        attentive = AttentiveProbe(
-            dataset="cifar10", batch_size=512, augment=False, precision="fp32",
-            epochs=max(arguments.epochs // 3, 1), warmup_epochs=arguments.epochs / 27,
-        )  # fmt: skip
-        bench.attentive("attentive, published rate", attentive)
-        bench.attentive(
-            "attentive, grid", dataclasses.replace(attentive, grid_rates=tuple(arguments.rates))
-        )
+        if "attentive" not in arguments.only:
+            bench.extract()
+        for name, run, recipe in lines(bench, arguments.epochs, tuple(arguments.rates)):
+            if arguments.only in name:
+                run(name, recipe)
+
+
+def lines(
+    bench: Bench, epochs: int, rates: tuple[float, ...]
+) -> list[tuple[str, Callable[..., None], object]]:
+    """Return what is compared: a name, what runs it, its recipe."""
+    short: dict[str, Any] = {
+        "dataset": "cifar10", "batch_size": 512, "augment": False, "precision": "fp32",
+    }  # fmt: skip
+    linear = {**short, "epochs": epochs, "warmup_epochs": epochs / 9}
+    attentive = {**short, "epochs": max(epochs // 3, 1), "warmup_epochs": epochs / 27}
+    ks = (10, 20, 100, 200)
+    return [
+        ("linear, published rate, [cls]", bench.linear, LinearProbe(**linear)),
+        ("linear, published rate, mean", bench.linear, LinearProbe(**linear, pooling="mean")),
+        ("linear, grid", bench.linear, LinearProbe(**linear, grid_rates=rates)),
+        ("k-NN, k 20, [cls]", bench.neighbours, NearestNeighbours(dataset="cifar10")),
+        ("k-NN, grid", bench.neighbours, NearestNeighbours(dataset="cifar10", grid_k=ks)),
+        ("few-shot, [cls]", bench.few, FewShot(dataset="cifar10")),
+        ("few-shot, mean", bench.few, FewShot(dataset="cifar10", pooling="mean")),
+        ("attentive, published rate", bench.attentive, AttentiveProbe(**attentive)),
+        ("attentive, grid", bench.attentive, AttentiveProbe(**attentive, grid_rates=rates)),
+    ]
 
 
 if __name__ == "__main__":
