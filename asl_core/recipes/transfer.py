@@ -12,46 +12,50 @@ from asl_core.recipes.optimisation import (
     require_rates,
     require_share,
 )
+from asl_core.recipes.probing import Probing
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbe(Optimisation):
+class LinearProbe(Probing):
     """MAE's linear probe: BatchNorm without affine, a Linear, LARS (official main_linprobe.py)."""
 
-    dataset: str
-    epochs: int = 90
-    batch_size: int = 16384
-    optimizer: Literal["adamw", "lars"] = "lars"
-    blr: float = 0.1
-    weight_decay: float = 0.0
-    warmup_epochs: float = 10
     pooling: Literal["cls", "mean"] = "cls"
     """cls after the encoder's final norm, or the mean of the patch tokens before it, normalised."""
     both_poolings: bool = False
     """Probe the other as well, at the same time; tables show `pooling`, the report both."""
-    augment: bool = True
-    """RandomResizedCrop and flip in training; without them the features are computed once."""
-    crop_scale_min: float = 0.08
-    flip: bool = True
-    image_size: int | None = None
-    """Side of the input; absent: that of the pre-training."""
+    grid_poolings: tuple[Literal["cls", "mean", "both"], ...] = ("cls", "mean", "both")
+    """Beside `grid_rates`: what is probed, both being [cls] and mean in one vector."""
+    grid_blocks: tuple[Literal[1, 4], ...] = (1, 4)
+    """Beside `grid_rates`: features of how many last blocks, in one vector."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_batch(self)
-        require_share("crop_scale_min", self.crop_scale_min)
-        require_at_least(self, 1, "image_size")
-        if self.both_poolings and self.clip_grad is not None and self.clip_mode == "global":
+        self.refuse_common_norm(2 if self.both_poolings else 1, "both_poolings")
+        for name in ("grid_poolings", "grid_blocks"):
+            values = getattr(self, name)
+            if not values or len({*values}) < len(values):
+                raise ValueError(f"{name} needs at least one value, none twice, got {[*values]}")
+        if not self.grid_rates:
+            return
+        if self.both_poolings or self.pooling != "cls":
             raise ValueError(
-                "clip_grad would clip both probes by their common norm; with both_poolings set "
-                "clip_mode per_tensor or leave clip_grad out"
+                "pooling and both_poolings have no effect beside grid_rates; use grid_poolings"
             )
+        heads = len(self.grid_rates) * len(self.grid_poolings) * len(self.grid_blocks)
+        self.refuse_common_norm(heads, "grid_rates")
 
     @property
     def poolings(self) -> tuple[str, ...]:
         """What is probed, `pooling` first."""
+        if self.grid_rates:
+            return self.grid_poolings
         other = "mean" if self.pooling == "cls" else "cls"
         return (self.pooling, other) if self.both_poolings else (self.pooling,)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Features of how many last blocks are probed."""
+        return self.grid_blocks if self.grid_rates else (1,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,161 +1,101 @@
-"""Linear probing by MAE's protocol: frozen encoder, BatchNorm without affine, a Linear, LARS."""
+"""Linear probing by MAE's protocol: frozen encoder, BatchNorm without affine, a Linear, LARS.
 
-from collections.abc import Iterator
+At the published rate on all training images, or at a grid of rates, poolings and blocks of which
+held-out training images decide; see `asl_core.recipes.probing`.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from asl_core import distributed
-from asl_core.data.sampler import StepPlan
-from asl_core.data.shards import PackedDataset
-from asl_core.data.views import LabelledBatch, collate_labelled, normalise, train_crop_transform
 from asl_core.engine.context import RunContext
 from asl_core.engine.forward_batch import refuse_single_images
-from asl_core.engine.loading import training_loader
-from asl_core.engine.loop import fit
-from asl_core.engine.optimizer import lars_groups, no_decay_groups
+from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, load_encoder
-from asl_core.precision import full_precision
-from asl_core.protocol import Draw, Step
-from asl_core.randomness import derive_seed, seeded_globals
-from asl_core.recipes.normalisation import Rgb
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import LinearProbe
-from asl_core.transfer.classification import Predictions, gather_predictions
-from asl_core.transfer.features import (
-    FeatureBatch,
-    extract_features,
-    frozen_features,
-    labelled_dataset,
-)
+from asl_core.transfer.choice import first_best, split_held_out
+from asl_core.transfer.classification import Predictions
+from asl_core.transfer.feature_files import columns, split_features, stored_blocks
+from asl_core.transfer.features import FeatureBatch, labelled_dataset
+from asl_core.transfer.linear_heads import Head, ProbeHeads, heads_of
+from asl_core.transfer.probe_training import fit_on_features, fit_on_images
 
-
-class ProbeHead(nn.Module):
-    """BatchNorm (no affine, eps 1e-6, batch statistics in training), then a Linear.
-
-    Source: official MAE `main_linprobe.py`.
-
-    Shape:
-        - features: (B, D). Output: (B, K).
-    """
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, num_classes)
-        nn.init.trunc_normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        with full_precision(features.device):
-            return self.linear(self.norm(features.float()))
-
-
-class ProbeHeads(nn.ModuleDict):
-    """A `ProbeHead` for each pooling, in the recipe's order; each learns as if it were alone.
-
-    Shape:
-        - features: (B, K, D). Output: K tensors (B, C), by pooling.
-    """
-
-    def __init__(self, recipe: LinearProbe, width: int, num_classes: int) -> None:
-        heads = {}
-        for pooling in recipe.poolings:
-            with seeded_globals(derive_seed(recipe.seed, "init")):
-                heads[pooling] = ProbeHead(width, num_classes)
-        super().__init__(heads)
-
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        heads = zip(self.items(), features.unbind(1), strict=True)
-        # contiguous, as one alone is: strides decide in which order is summed
-        return {pooling: head(pooled.contiguous()) for (pooling, head), pooled in heads}
-
-
-class FeatureProbe(nn.Module):
-    """Probe on features that were computed before."""
-
-    def __init__(self, heads: ProbeHeads) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, batch: FeatureBatch, draw: Draw) -> Step:
-        return _step(self.heads(batch.features), batch.labels)
-
-
-class ImageProbe(nn.Module):
-    """Probe on augmented images, through the frozen encoder."""
-
-    def __init__(
-        self, encoder: Encoder, heads: ProbeHeads, poolings: tuple[str, ...], mean: Rgb, std: Rgb
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(False)
-        self.heads, self.poolings, self.mean, self.std = heads, poolings, mean, std
-
-    def forward(self, batch: LabelledBatch, draw: Draw) -> Step:
-        self.encoder.eval()
-        with torch.no_grad():
-            images = normalise(batch.images, self.mean, self.std)
-            features = frozen_features(self.encoder, images, self.poolings)
-        return _step(self.heads(features), batch.labels)
+ROWS = 4096
+"""Vectors that are classified at once."""
 
 
 @dataclass(frozen=True)
-class FeatureLoader:
-    """Micro-batches of features that are in memory, in the order of a `TrainingLoader`.
+class ProbeResult:
+    """What a probe says of the test images.
 
     Attributes:
-        rows: Features of the whole training split, row i that of sample i.
-        plan: Which samples when.
+        chosen: The head that counts; without a grid the one of the recipe's `pooling`.
+        by_pooling: Best head of each pooling by the same rule, the chosen one's pooling first.
+        predictions: Of the test split, by name of these heads; no other has seen it.
+        held_out: Accuracy in percent on the images held out, by head; empty without a grid.
+        training: Accuracy in percent on training batches, (2, heads): over the tenth of the steps
+            before the last, over the last tenth.
     """
 
-    rows: FeatureBatch
-    plan: StepPlan
+    chosen: Head
+    by_pooling: dict[str, Head]
+    predictions: dict[str, Predictions]
+    held_out: dict[str, float]
+    training: Tensor
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.plan.steps_per_epoch
-
-    @property
-    def total_steps(self) -> int:
-        return self.plan.total_steps
-
-    def iterate(self, start_step: int) -> Iterator[list[FeatureBatch]]:
-        micro_batches = self.plan.micro_batches(start_step)
-        for _ in range(start_step, self.total_steps):
-            draws = islice(micro_batches, self.plan.micro_batches_per_step)
-            yield [self._rows_of([index for _, index in part]) for part in draws]
-
-    def _rows_of(self, indices: list[int]) -> FeatureBatch:
-        # one read for the batch: sample by sample takes longer than the probe's whole step
-        return FeatureBatch(*(tensor[indices] for tensor in self.rows))
+    def of(self, pooling: str) -> Predictions:
+        """Return the predictions of a pooling's best head."""
+        return self.predictions[self.by_pooling[pooling].name]
 
 
 def linprobe(
-    recipe: LinearProbe, encoder_folder: Path, dataset_folder: Path, context: RunContext
-) -> tuple[ProbeHeads, dict[str, Predictions]]:
-    """Train a probe and predict the test split, by pooling, the recipe's `pooling` first.
+    recipe: LinearProbe,
+    encoder_folder: Path,
+    dataset_folder: Path,
+    context: RunContext,
+    features: Path | None = None,
+) -> tuple[ProbeHeads, ProbeResult]:
+    """Train a probe, choose among its heads, and predict the test split.
+
+    Args:
+        recipe: Rates, poolings, blocks.
+        encoder_folder: Frozen encoder.
+        dataset_folder: Packed dataset.
+        context: Checkpoints, journal, resources.
+        features: Folder of features that evaluations of an encoder share; absent: none is.
 
     Raises:
-        InputError: No encoder, no labels, a batch larger than the training split, or a forward
-            pass of one image.
+        InputError: No encoder, no labels, a batch larger than the training images, a forward pass
+            of one image, more blocks than the encoder has, or nothing that could be held out.
     """
     micro_batch_size = context.resources.micro_batch_size
     refuse_single_images("the linear probe", recipe.batch_size, micro_batch_size)
     encoder = load_encoder(encoder_folder, image_size=recipe.image_size)
+    if max(recipe.blocks) > encoder.vit.depth:
+        raise InputError(
+            f"grid_blocks {max(recipe.blocks)} exceeds the {encoder.vit.depth} blocks of the "
+            f"encoder in {encoder_folder}; leave it out of grid_blocks"
+        )
     train = labelled_dataset(dataset_folder, "train")
     labelled_dataset(dataset_folder, "test")  # refused now and not after training
     heads = ProbeHeads(recipe, encoder.vit.embed_dim, train.num_classes)
     if recipe.augment:
-        _fit_on_images(recipe, encoder, heads, train, context)
+        training = fit_on_images(recipe, encoder, heads, train, context)
     else:
-        _fit_on_features(recipe, encoder, heads, train, context)
-    return heads, evaluate_probe(heads, encoder, recipe, dataset_folder, context.resources)
+        rows = split_features(
+            encoder, train, precision=recipe.precision, resources=context.resources,
+            folder=features,
+        )  # fmt: skip
+        wanted = columns(heads.poolings, heads.blocks, stored_blocks(encoder))
+        training = fit_on_features(recipe, heads, train, rows, context, wanted)
+    result = evaluate_probe(
+        heads, encoder, recipe, dataset_folder, context.resources, training, features
+    )
+    return heads, result
 
 
 @torch.no_grad()
@@ -165,73 +105,66 @@ def evaluate_probe(
     recipe: LinearProbe,
     dataset_folder: Path,
     resources: Resources,
-) -> dict[str, Predictions]:
-    """Predict the test split, by pooling."""
-    features = extract_features(
-        encoder,
-        labelled_dataset(dataset_folder, "test"),
-        poolings=recipe.poolings,
-        precision=recipe.precision,
-        resources=resources,
-    )
-    logits = heads.cpu().eval()(features.features)
-    return {
-        pooling: gather_predictions(features.indices, features.labels, scores)
-        for pooling, scores in logits.items()
+    training: Tensor,
+    features: Path | None = None,
+) -> ProbeResult:
+    """Choose among the heads on images held out, then predict the test split.
+
+    Args:
+        heads: Trained.
+        encoder: Frozen.
+        recipe: Of both.
+        dataset_folder: The packed dataset.
+        resources: Device, workers.
+        training: See `ProbeResult`.
+        features: Folder of features that evaluations share; absent: none is.
+    """
+
+    def rows_of(split: str) -> FeatureBatch:
+        return split_features(
+            encoder, labelled_dataset(dataset_folder, split), precision=recipe.precision,
+            resources=resources, folder=features,
+        )  # fmt: skip
+
+    every, held_out = heads_of(recipe), dict[str, float]()
+    if recipe.grid_rates:
+        train = labelled_dataset(dataset_folder, "train")
+        _, held = split_held_out(train, recipe.held_out, recipe.seed)
+        found = _predict(heads, encoder, rows_of("train"), held, [head.name for head in every])
+        held_out = {name: predictions.accuracy() for name, predictions in found.items()}
+    chosen = _best(every, held_out) if held_out else every[0]
+    ordered = sorted(recipe.poolings, key=lambda pooling: pooling != chosen.pooling)
+    by_pooling = {
+        pooling: _best([head for head in every if head.pooling == pooling], held_out)
+        for pooling in ordered
     }
+    test = rows_of("test")
+    wanted = [head.name for head in by_pooling.values()]
+    predictions = _predict(heads, encoder, test, test.indices, wanted)
+    return ProbeResult(chosen, by_pooling, predictions, held_out, training)
 
 
-def _step(logits: dict[str, Tensor], labels: Tensor) -> Step:
-    losses = {pooling: F.cross_entropy(scores, labels) for pooling, scores in logits.items()}
-    terms = {f"loss_{pooling}": loss for pooling, loss in losses.items()}
-    return Step(torch.stack([*losses.values()]).sum(), terms if len(terms) > 1 else {})
+def _best(heads: Sequence[Head], held_out: Mapping[str, float]) -> Head:
+    """Return the head with the largest accuracy, of equal ones the first."""
+    return heads[first_best([held_out.get(head.name, 0.0) for head in heads])]
 
 
-def _fit_on_images(
-    recipe: LinearProbe,
-    encoder: Encoder,
+def _predict(
     heads: ProbeHeads,
-    train: PackedDataset,
-    context: RunContext,
-) -> None:
-    transform = train_crop_transform(encoder.vit.image_size, recipe.crop_scale_min, recipe.flip)
-    loader = training_loader(train, transform, collate_labelled, recipe, context.resources)
-    mean, std = train.manifest.mean, train.manifest.std
-    probe = ImageProbe(encoder, heads, recipe.poolings, mean, std)
-    fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
-
-
-def _fit_on_features(
-    recipe: LinearProbe,
     encoder: Encoder,
-    heads: ProbeHeads,
-    train: PackedDataset,
-    context: RunContext,
-) -> None:
-    """Train on features computed once: without augmentation they never change."""
-    share = extract_features(
-        encoder,
-        train,
-        poolings=recipe.poolings,
-        precision=recipe.precision,
-        resources=context.resources,
-    )
-    shares = distributed.gather_objects(share)
-    rows = FeatureBatch(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
-    order = torch.argsort(rows.indices)
-    plan = StepPlan(
-        range(len(order)),
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        micro_batch_size=context.resources.micro_batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    loader = FeatureLoader(FeatureBatch(*(tensor[order] for tensor in rows)), plan)
-    probe = FeatureProbe(heads)
-    fit(probe, loader, recipe, context, param_groups=_groups(probe, recipe))
-
-
-def _groups(probe: nn.Module, recipe: LinearProbe) -> list[dict[str, Any]]:
-    return lars_groups(probe) if recipe.optimizer == "lars" else no_decay_groups(probe, recipe)
+    rows: FeatureBatch,
+    indices: Tensor,
+    names: Sequence[str],
+) -> dict[str, Predictions]:
+    """Classify rows of a split; every process all of them."""
+    heads.cpu().eval()
+    wanted = columns(heads.poolings, heads.blocks, stored_blocks(encoder))
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    for part in indices.split(ROWS):
+        scores = heads(rows.features[part][:, wanted].float())
+        for name in names:
+            parts[name].append(scores[name])
+    return {
+        name: Predictions(indices, rows.labels[indices], torch.cat(logits))
+        for name, logits in parts.items()
+    }

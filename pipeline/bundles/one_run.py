@@ -98,7 +98,7 @@ def _run(bundle: Bundle, plan: RunPlan, record: Record) -> Record:
         identity=Identity(
             plan.fingerprint, plan.digests, (work.code / plan.code).read_text(encoding="utf-8")
         ),
-        code_root=work.code, job=job,
+        code_root=work.code, job=job, features=job.features,
         tags=bundle.manifest.tags | {BUNDLE_TAG: bundle.digest[:12]} | pictures,
         last_tags=lambda _: gpus_of_torch().tags(),
     )  # fmt: skip

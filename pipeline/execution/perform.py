@@ -64,6 +64,7 @@ class StageRun:
         identity: Its fingerprint, the digests of its inputs, its code.
         code_root: Folder of the packages that it is to run.
         job: Where it works.
+        features: Where frozen features are kept, see `StageRequest`.
         place: In which tables and rows it is shown, as tags.
         tags: What else its journal says of it: the commit, the job.
         last_tags: What its journal says at the end; given the error with which it ends, if any.
@@ -85,6 +86,7 @@ class StageRun:
     identity: Identity
     code_root: Path
     job: JobFolder
+    features: Path | None = None
     place: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     last_tags: Callable[[BaseException | None], dict[str, str]] = lambda _: {}
@@ -106,6 +108,7 @@ class StageRun:
         return StageRequest(
             self.stage, self.key, self.recipe, self.inputs, self.job.folder, outputs, journal,
             self.resources, self.before_checkpoint, page_of=self.page_of,
+            features=self.features,
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
 from pipeline.errors import NotFinishedError, TrackingError
 from pipeline.execution.compute import set_threads
+from pipeline.execution.features import shared_features
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import find_inputs, recipe_of
 from pipeline.execution.load import load_stage
@@ -105,11 +106,11 @@ def run_stage(
             return _adopt(project, stage, key, recipe, services.cache, identity, outputs)
     if rank == 0:
         _drop_checkpoints(project, services.cache)
-    job = JobFolder.of(project.scratch, identity.fingerprint)
+    job, code = JobFolder.of(project.scratch, identity.fingerprint), packages_folder(project.suite)
     run = StageRun(
         stage=stage, key=key, suite=params.suite, scale=params.scale,
         place=place_of(params, stage, key), recipe=recipe, inputs=inputs, resources=resources,
-        identity=identity, code_root=packages_folder(project.suite), job=job,
+        identity=identity, code_root=code, job=job, features=shared_features(job, stage, code),
         tags=_tags(project, services, gpus) if rank == 0 else {},
         begun=partial(
             _begin_to_show, services.presenter, job, row.details(project.suite, key)

@@ -8,6 +8,10 @@ from pipeline.stages.request import DETAILS
 NODE_PREFIX = "node-"
 
 
+FEATURES = "features"
+"""Folder of `.asl`: features can be computed again from the encoder, so they are no outputs."""
+
+
 @dataclass(frozen=True)
 class JobFolder:
     """The folder of one stage run; it survives a kill, and the next attempt finds it.
@@ -24,6 +28,11 @@ class JobFolder:
     def of(cls, scratch: Path, fingerprint: str) -> "JobFolder":
         """Return the paths of a run; `scratch` is the project's `.asl`."""
         return cls(scratch / "jobs" / fingerprint)
+
+    @property
+    def features(self) -> Path:
+        """The features that evaluations of one encoder share: not of this run alone."""
+        return self.folder.parents[1] / FEATURES
 
     @property
     def checkpoints(self) -> Path:

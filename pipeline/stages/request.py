@@ -36,6 +36,8 @@ class StageRequest(Generic[Recipe_co]):
             taken this run over.
         page_of: Finds the address at which a run is shown to people, by its fingerprint.
         replay: Train the first steps only, to compare them with what another run wrote down.
+        features: Folder of frozen features that evaluations share, of the code that runs; None:
+            each computes its own.
     """
 
     stage: str
@@ -49,6 +51,7 @@ class StageRequest(Generic[Recipe_co]):
     before_checkpoint: Callable[[], None] = lambda: None
     page_of: Callable[[str], str | None] = lambda _: None
     replay: bool = False
+    features: Path | None = None
 
     @property
     def out(self) -> Path:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from asl_core.recipes.attentive import AttentiveProbe
+from asl_core.recipes.fewshot import FewShot
 from asl_core.recipes.knn import NearestNeighbours
 from asl_core.recipes.transfer import (
     Detection,
@@ -51,6 +53,7 @@ class Stage:
         tested_on: The test images that its numbers come from: all, or those somebody annotated.
         trains: Whether it takes optimiser steps, of which its journal bears witness.
         layer_decay: Whether rates may decay by layer.
+        reads_features: Whether it reads frozen features, which evaluations share.
         captions: Picture under `pictures/` -> what the report says of it.
         headline: The metrics by which experiments are compared -> title of a chart.
     """
@@ -68,6 +71,7 @@ class Stage:
     tested_on: Literal["all", "annotated"] = "all"
     trains: bool = False
     layer_decay: bool = False
+    reads_features: bool = False
     captions: Mapping[str, str] = field(default_factory=dict)
     headline: Mapping[str, str] = field(default_factory=dict)
 
@@ -121,7 +125,7 @@ PRETRAIN = Stage(
     captions={"reconstructions": "Reconstructions of test images under a fixed mask."},
 )  # fmt: skip
 LINPROBE = _evaluation(
-    "linprobe", LinearProbe, trains=True, input_side="image_size",
+    "linprobe", LinearProbe, trains=True, input_side="image_size", reads_features=True,
     captions={
         "confusion": "Confusion matrix of the linear probe on the test images.",
         "worst_mistakes": "Test images that the linear probe got most wrong.",
@@ -129,12 +133,25 @@ LINPROBE = _evaluation(
     headline={"lp_acc1": "Linear probe, top-1 [%]"},
 )  # fmt: skip
 KNN = _evaluation(
-    "knn", NearestNeighbours, input_side="image_size",
+    "knn", NearestNeighbours, input_side="image_size", reads_features=True,
     captions={
         "confusion": "Confusion matrix of the nearest neighbours' vote on the test images.",
         "worst_mistakes": "Test images that the nearest neighbours got most wrong.",
     },
     headline={"knn_acc1": "k-NN, top-1 [%]"},
+)  # fmt: skip
+FEWSHOT = _evaluation(
+    "fewshot", FewShot, input_side="image_size", reads_features=True,
+    captions={"few_shot": "Accuracy on test images by the number of labelled images."},
+    headline={"fewshot_acc1_1pct": "1 % of the labels, top-1 [%]"},
+)  # fmt: skip
+ATTENTIVE = _evaluation(
+    "attentive", AttentiveProbe, trains=True, input_side="image_size",
+    captions={
+        "confusion": "Confusion matrix of the attentive probe on the test images.",
+        "worst_mistakes": "Test images that the attentive probe got most wrong.",
+    },
+    headline={"attentive_acc1": "Attentive probe, top-1 [%]"},
 )  # fmt: skip
 FINETUNE = _evaluation(
     "finetune", FineTune, trains=True, input_side="image_size", layer_decay=True,
@@ -168,8 +185,20 @@ REPORT = Stage(name="report", section=None, has_metrics=False, outputs={DETAILS:
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
-    for stage in (PREPARE, PRETRAIN, LINPROBE, KNN, FINETUNE, DETECT, SEGMENT, ANALYZE, REPORT)
-}
+    for stage in (
+        PREPARE,
+        PRETRAIN,
+        LINPROBE,
+        KNN,
+        FEWSHOT,
+        ATTENTIVE,
+        FINETUNE,
+        DETECT,
+        SEGMENT,
+        ANALYZE,
+        REPORT,
+    )
+}  # fmt: skip
 """By name, each after those that it needs."""
 
 EVALUATIONS = tuple(stage for stage in STAGES.values() if stage.evaluates)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from asl_core.wording import counted
 from pipeline.jobs.claim import Claim, claim
-from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.folder import FEATURES, JobFolder
 from pipeline.jobs.job import PROVISIONAL
 from pipeline.jobs.local_run import is_locked
 from pipeline.jobs.verdict import Verdict
@@ -91,6 +91,7 @@ def find_garbage(
             used |= {attempt.terms.snapshot for attempt in report.attempts}
     found += _left_by_runs(scratch, used | set(referenced), now, days, is_shown)
     found += _unused_code(scratch, used, now, days)
+    found += _old_features(scratch, now, days)
     return [*found, *_left_by_killed_commands(scratch, now)]
 
 
@@ -231,6 +232,16 @@ def _unused_code(
         changed = folder.stat().st_mtime
         if folder.name not in used and now - changed > max(days * DAY_S, YOUNGEST_S):
             yield Garbage(folder, "code of no remaining job", _size(folder), changed=changed)
+
+
+def _old_features(scratch: Path, now: float, days: float) -> Iterator[Garbage]:
+    """Yield what no evaluation has read for long; it can be computed again."""
+    for folder in sorted((scratch / FEATURES).glob("*/*")):
+        with contextlib.suppress(OSError):
+            changed = folder.stat().st_mtime
+            if now - changed > max(days * DAY_S, YOUNGEST_S):
+                why = f"features, not read for {counted((now - changed) / DAY_S, 'day')}"
+                yield Garbage(folder, why, _size(folder), changed=changed)
 
 
 def _left_by_killed_commands(scratch: Path, now: float) -> Iterator[Garbage]:

@@ -10,6 +10,7 @@ from pipeline.tables.cost import cost_remarks
 from pipeline.tables.floor import floor_runs, highest
 from pipeline.tables.health import find_branches, watched_remark, watched_warnings
 from pipeline.tables.paper import Metric, Paper
+from pipeline.tables.probes import chosen_heads, unfinished_probes
 from pipeline.tables.replicates import Replicates
 from pipeline.tables.uncertainty import describe_sample, standard_error
 
@@ -59,8 +60,8 @@ def _measured_cell(metric: Metric, name: str, runs: tuple[StageResult, ...]) -> 
 def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
     """Return what a reader must know of these rows first.
 
-    That is which numbers are not those of dvc.lock, which branches have collapsed, and what else
-    was seen in pre-training.
+    That is which numbers are not those of dvc.lock, which branches have collapsed, what else was
+    seen in pre-training, and which probes have not converged.
     """
     keys = {key for group in groups for key in group.keys}
     runs = (run for (_, key), run in suite.results.items() if key in keys)
@@ -69,6 +70,7 @@ def warnings(suite: Suite, groups: Sequence[Replicates]) -> tuple[str, ...]:
         *(run.warning for run in runs if run.difference),
         *(branch.warning for branch in branches if branch.collapsed),
         *watched_warnings(suite, groups),
+        *unfinished_probes(suite, groups),
     )
 
 
@@ -87,7 +89,8 @@ def remarks(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) 
     )
     watched = watched_remark(find_branches(suite, [group for _, group in rows]))
     return (
-        *cost_remarks(suite, rows), *_passes(rows), *_pooled(suite, paper, rows), *watched, *data,
+        *cost_remarks(suite, rows), *_passes(rows), *_pooled(suite, paper, rows),
+        *chosen_heads(suite, paper, rows), *watched, *data,
     )  # fmt: skip
 
 

@@ -90,7 +90,13 @@ def _suite_table(
     suite: Suite, paper: Paper, tables: Sequence[Table], groups: Sequence[Replicates]
 ) -> ResultTable:
     asked = {stage for stage, _ in suite.results}
-    names = [name for name in paper.headline if paper.metrics[name].stage in asked]
+    found = {name for run in suite.results.values() for name in run.metrics}
+    names = [
+        name
+        for name in paper.headline
+        if paper.metrics[name].stage in asked
+        and (name in found or not paper.metrics[name].optional)
+    ]
     names += _without_a_column(suite, paper, names)
     compared = {name: _compared_tables(name, suite, tables, groups) for name in names}
     priced = next((t for t in tables if any(_paper_flops(t, suite, g) for g in groups)), None)

@@ -18,6 +18,7 @@ from asl_core.recipes.optimisation import Resources
 from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, UserError
 from pipeline.execution.compute import set_threads
+from pipeline.execution.features import shared_features
 from pipeline.execution.gpus import Gpus
 from pipeline.execution.inputs import find_inputs, recipe_of
 from pipeline.execution.load import load_stage
@@ -206,11 +207,12 @@ class JobProcess(ABC):
         code_text = (code / STAGES[self.job.stage].code_path(recipe)).read_text("utf-8")
         digests = {path: str(hashed["md5"]) for path, hashed in
                    hashes_of(document.get("deps", [])).items()}  # fmt: skip
+        scratch = JobFolder.of(self.paths.scratch, fingerprint)
         return StageRun(
             stage=self.job.stage, key=self.job.key, suite=params.suite, scale=params.scale,
             place=place_of(params, self.job.stage, self.job.key), recipe=recipe, inputs=inputs,
             resources=resources, identity=Identity(fingerprint, digests, code_text), code_root=code,
-            job=JobFolder.of(self.paths.scratch, fingerprint),
+            job=scratch, features=shared_features(scratch, self.job.stage, code),
         )  # fmt: skip
 
 

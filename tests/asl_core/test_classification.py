@@ -21,15 +21,13 @@ from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import Detection, FineTune, LinearProbe, Segmentation
 from asl_core.transfer.classification import Predictions
+from asl_core.transfer.feature_loader import FeatureLoader
 from asl_core.transfer.features import FeatureBatch, extract_features
 from asl_core.transfer.finetune import Classifier, finetune
-from asl_core.transfer.linprobe import (
-    FeatureLoader,
-    ImageProbe,
-    ProbeHead,
-    ProbeHeads,
-    linprobe,
-)
+from asl_core.transfer.linear_heads import ProbeHead, ProbeHeads
+from asl_core.transfer.linprobe import ProbeResult, linprobe
+from asl_core.transfer.probe_step import Progress
+from asl_core.transfer.probe_training import ImageProbe
 
 TINY = Vit(
     image_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2,
@@ -81,18 +79,18 @@ def test_worst_predictions_are_the_wrong_ones_by_loss() -> None:
 
 
 def test_probe_head_normalises_with_batch_statistics_only() -> None:
-    head = ProbeHead(4, 3)
-    assert [name for name, _ in head.named_parameters()] == ["linear.weight", "linear.bias"]
+    head = ProbeHead(4, 3, seed=0)
+    assert [n for n, _ in head.named_parameters()] == ["linears.0.weight", "linears.0.bias"]
     features = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) * 5 + 2
     normed = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-6).sqrt()
-    torch.testing.assert_close(head(features), head.linear(normed))
+    torch.testing.assert_close(head(features), [head.linears[0](normed)])
 
 
 def test_probe_fits_its_training_features(
     icons: Path, encoder_folder: Path, context: RunContext
 ) -> None:
     recipe = probe_recipe(optimizer="adamw", lr=0.05, epochs=60)
-    heads, by_pooling = linprobe(recipe, encoder_folder, icons, context)
+    heads, result = linprobe(recipe, encoder_folder, icons, context)
     train = PackedDataset(icons, "train")
     features = extract_features(
         load_encoder(encoder_folder), train, poolings=("cls",), precision="fp32", resources=CPU
@@ -100,8 +98,8 @@ def test_probe_fits_its_training_features(
     with torch.no_grad():
         fitted = heads(features.features)["cls"].argmax(1)
     assert (fitted == features.labels).float().mean() > 0.5
-    assert len(by_pooling["cls"].labels) == len(PackedDataset(icons, "test"))
-    assert 0 <= by_pooling["cls"].accuracy() <= 100
+    assert len(result.of("cls").labels) == len(PackedDataset(icons, "test"))
+    assert 0 <= result.of("cls").accuracy() <= 100
 
 
 def test_cached_features_equal_the_encoder_on_each_image(icons: Path, encoder_folder: Path) -> None:
@@ -130,10 +128,10 @@ def test_probe_with_augmentation_leaves_the_encoder_alone(
     linprobe(recipe, encoder_folder, icons, context)
     encoder = load_encoder(encoder_folder)
     heads = ProbeHeads(recipe, 16, 10)
-    probe = ImageProbe(encoder, heads, recipe.poolings, (0.5,) * 3, (0.5,) * 3)
+    probe = ImageProbe(encoder, heads, Progress(1, 10), (0.5,) * 3, (0.5,) * 3)
     assert {n for n, p in probe.named_parameters() if p.requires_grad} == {
-        "heads.cls.linear.weight",
-        "heads.cls.linear.bias",
+        "heads.cls.linears.0.weight",
+        "heads.cls.linears.0.bias",
     }
 
 
@@ -142,22 +140,22 @@ def test_probe_with_augmentation_leaves_the_encoder_alone(
 def test_two_poolings_are_probed_together_as_each_alone(
     optimizer: str, augment: bool, icons: Path, encoder_folder: Path, tmp_path: Path
 ) -> None:
-    def probe(name: str, **fields: object) -> tuple[ProbeHeads, dict[str, Predictions]]:
+    def probe(name: str, **fields: object) -> tuple[ProbeHeads, ProbeResult]:
         recipe = probe_recipe(optimizer=optimizer, augment=augment, epochs=2, lr=0.1, **fields)
         with Journal.open(tmp_path / name / "journal") as journal:
             context = RunContext(tmp_path / name / "ckpt", journal, CPU)
             return linprobe(recipe, encoder_folder, icons, context)
 
     heads, together = probe("both", pooling="mean", both_poolings=True)
-    assert list(together) == ["mean", "cls"]
-    assert not torch.equal(together["mean"].logits, together["cls"].logits)
-    for pooling, predictions in together.items():
+    assert list(together.by_pooling) == ["mean", "cls"]
+    assert not torch.equal(together.of("mean").logits, together.of("cls").logits)
+    for pooling in together.by_pooling:
         alone_heads, alone = probe(pooling, pooling=pooling)
-        assert list(alone) == [pooling]
+        assert list(alone.by_pooling) == [pooling]
         torch.testing.assert_close(
             heads[pooling].state_dict(), alone_heads[pooling].state_dict(), rtol=0, atol=0
         )
-        assert torch.equal(predictions.logits, alone[pooling].logits)
+        assert torch.equal(together.of(pooling).logits, alone.of(pooling).logits)
 
 
 def test_a_norm_that_two_probes_would_share_is_refused() -> None:

@@ -34,7 +34,8 @@ from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.transfer import FineTune, LinearProbe
 from asl_core.transfer.classification import gather_predictions
 from asl_core.transfer.finetune import Classifier, classify
-from asl_core.transfer.linprobe import FeatureProbe, linprobe
+from asl_core.transfer.linprobe import linprobe
+from asl_core.transfer.probe_training import FeatureProbe
 from pipeline.jobs.journal import effective_points
 
 LONGER = AslRecipe(
@@ -154,8 +155,8 @@ def probe(rank: int, work: Path, encoder: Path, dataset: Path, stop_at: int | No
     FeatureProbe.after_step = after_step  # type: ignore[attr-defined]
     with Journal.open(work / f"journal-{rank}") as journal:
         context = RunContext(work / "ckpt", journal, Resources(device="cpu"))
-        heads, predictions = linprobe(PROBE, encoder, dataset, context)
-    torch.save((heads.state_dict(), predictions["cls"].logits), work / f"probe-{rank}.pt")
+        heads, result = linprobe(PROBE, encoder, dataset, context)
+    torch.save((heads.state_dict(), result.of("cls").logits), work / f"probe-{rank}.pt")
 
 
 @pytest.fixture
@@ -192,8 +193,8 @@ def evaluate(rank: int, encoder: Path, dataset: Path, work: Path) -> None:
     classified = classify(classifier, test, "fp32", Resources(device="cpu"))
     with Journal.open(work / f"journal-{rank}") as journal:
         context = RunContext(work / "ckpt", journal, Resources(device="cpu"))
-        _, by_pooling = linprobe(PROBE, encoder, dataset, context)
-    probed = by_pooling["cls"]
+        _, result = linprobe(PROBE, encoder, dataset, context)
+    probed = result.of("cls")
     for predictions in (classified, probed):
         assert predictions.indices.tolist() == [0, 1, 2, 3, 4]
     torch.save((classified.logits, probed.logits), work / f"scores-{rank}.pt")

@@ -22,11 +22,13 @@ from asl_core.engine.loop import fit
 from asl_core.methods import method_class
 from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.pretrain import build_method, pretrain
+from asl_core.recipes.attentive import AttentiveProbe
 from asl_core.recipes.datasets import Scenes
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.transfer import Detection, FineTune, LinearProbe, Segmentation
+from asl_core.transfer.attentive import attentive_probe, evaluate_attentive
 from asl_core.transfer.detection.train import evaluate_detector, train_detector
 from asl_core.transfer.finetune import classify, finetune
 from asl_core.transfer.linprobe import evaluate_probe, linprobe
@@ -180,10 +182,27 @@ def test_linear_probe(
     recipe = LinearProbe(
         dataset="icons", epochs=2, batch_size=16, lr=0.1, warmup_epochs=0, augment=augment
     )
-    heads, predictions = linprobe(recipe, encoder_folder, icons, context)
-    on_cpu = evaluate_probe(heads, load_encoder(encoder_folder), recipe, icons, CPU)
+    heads, result = linprobe(recipe, encoder_folder, icons, context)
+    encoder = load_encoder(encoder_folder)
+    on_cpu = evaluate_probe(heads, encoder, recipe, icons, CPU, result.training)
     torch.testing.assert_close(
-        predictions["cls"].logits, on_cpu["cls"].logits, rtol=0.05, atol=0.05
+        result.of("cls").logits, on_cpu.of("cls").logits, rtol=0.05, atol=0.05
+    )
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_attentive_probe(
+    augment: bool, icons: Path, encoder_folder: Path, context: RunContext
+) -> None:
+    recipe = AttentiveProbe(
+        dataset="icons", epochs=2, batch_size=16, warmup_epochs=0, augment=augment, queries=4,
+        grid_rates=(0.1, 1.6), held_out=0.25,
+    )  # fmt: skip
+    heads, result = attentive_probe(recipe, encoder_folder, icons, context)
+    encoder = load_encoder(encoder_folder)
+    on_cpu = evaluate_attentive(heads, encoder, recipe, icons, CPU, result.training)
+    torch.testing.assert_close(
+        result.predictions.logits, on_cpu.predictions.logits, rtol=0.05, atol=0.05
     )
 
 

@@ -20,6 +20,7 @@ from asl_core.recipes.datasets import Icons, Scenes
 from asl_core.recipes.knn import NearestNeighbours
 from asl_core.recipes.optimisation import Resources
 from asl_core.transfer import knn
+from asl_core.transfer.choice import split_held_out
 from asl_core.transfer.classification import Predictions
 from asl_core.transfer.features import FeatureBatch, extract_features
 from asl_core.transfer.knn import (
@@ -101,7 +102,7 @@ def test_predictions_are_those_of_scikit_learn_on_the_features(
     pooling: str, icons: Path, encoder: Path, parity: Parity
 ) -> None:
     recipe = NearestNeighbours(dataset="icons", k=7, pooling=pooling)  # type: ignore[arg-type]
-    predictions = classify_by_neighbours(recipe, encoder, icons, CPU)
+    predictions = classify_by_neighbours(recipe, encoder, icons, CPU).predictions
     train, test = (
         extract_features(
             load_encoder(encoder), PackedDataset(icons, split), poolings=(pooling,),
@@ -122,8 +123,45 @@ def test_predictions_are_those_of_scikit_learn_on_the_features(
         for label, shares in zip(test.labels.tolist(), expected, strict=True)
     ]
     assert voted_accuracy(predictions, 5) == pytest.approx(100 * sum(voted) / 16)
-    again = classify_by_neighbours(recipe, encoder, icons, CPU)
+    again = classify_by_neighbours(recipe, encoder, icons, CPU).predictions
     assert torch.equal(again.logits, predictions.logits)
+
+
+def test_voters_and_pooling_are_chosen_on_held_out_images_and_all_training_images_vote(
+    icons: Path, encoder: Path
+) -> None:
+    recipe = NearestNeighbours(dataset="icons", grid_k=(1, 3, 9), held_out=0.25, seed=4)
+    vote = classify_by_neighbours(recipe, encoder, icons, CPU)
+    train = PackedDataset(icons, "train")
+    kept, held = split_held_out(train, 0.25, 4)
+    rows = extract_features(
+        load_encoder(encoder), train, poolings=("cls", "mean"), precision="fp32", resources=CPU
+    )
+    for i, pooling in enumerate(("cls", "mean")):
+        bank, queries = (
+            FeatureBatch(rows.features[part, i : i + 1], rows.labels[part], rows.indices[part])
+            for part in (kept, held)
+        )
+        for k in (1, 3, 9):
+            theirs = sklearns(bank, k, 0.07)
+            shares = torch.zeros(len(held), 10, dtype=torch.float64)
+            found = theirs.predict_proba(queries.features[:, 0].double().numpy())
+            shares[:, torch.from_numpy(theirs.classes_)] = torch.from_numpy(found)
+            expected = voted_accuracy(Predictions(held, queries.labels, shares.log()))
+            assert vote.held_out[pooling, k] == pytest.approx(expected)
+    best = max(vote.held_out.values())
+    assert (vote.pooling, vote.k) == next(c for c, found in vote.held_out.items() if found == best)
+    assert next(iter(vote.by_pooling)) == vote.pooling
+    single = NearestNeighbours(dataset="icons", k=vote.k, pooling=vote.pooling)  # type: ignore[arg-type]
+    alone = classify_by_neighbours(single, encoder, icons, CPU)
+    assert torch.equal(alone.predictions.logits, vote.predictions.logits)
+    assert alone.held_out == {}
+
+
+def test_more_voters_than_are_not_held_out_are_refused(icons: Path, encoder: Path) -> None:
+    recipe = NearestNeighbours(dataset="icons", grid_k=(10, 35), held_out=0.25)
+    with pytest.raises(InputError, match="training images of icons that are not held out"):
+        classify_by_neighbours(recipe, encoder, icons, CPU)
 
 
 def test_neither_silence_nor_a_draw_is_an_answer() -> None:
@@ -139,7 +177,7 @@ def test_neither_silence_nor_a_draw_is_an_answer() -> None:
 
 def vote(rank: int, recipe: NearestNeighbours, encoder: Path, data: Path, work: Path) -> None:
     knn.CHUNK = 12  # images of all processes together
-    predictions = classify_by_neighbours(recipe, encoder, data, CPU)
+    predictions = classify_by_neighbours(recipe, encoder, data, CPU).predictions
     torch.save((predictions.indices, predictions.logits), work / f"votes-{rank}.pt")
 
 
@@ -191,7 +229,7 @@ def test_an_encoder_that_tells_images_apart_by_nothing_is_judged_by_the_first_im
 ) -> None:
     encoder = write_encoder(tmp_path / "encoder", blind)
     recipe = NearestNeighbours(dataset="icons", k=4)
-    predictions = classify_by_neighbours(recipe, encoder, icons, CPU)
+    predictions = classify_by_neighbours(recipe, encoder, icons, CPU).predictions
     assert len({tuple(row) for row in predictions.logits.tolist()}) == 1
 
 
@@ -231,6 +269,9 @@ def test_a_dataset_without_labels_is_refused(encoder: Path, tmp_path: Path) -> N
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"grid_k": (20, 10)}, "grid_k must be at least 1 and grow"),
+        ({"grid_k": (10,), "pooling": "mean"}, "pooling has no effect beside grid_k"),
+        ({"held_out": 0.0}, r"held_out must be in \(0, 1\)"),
     ],
 )
 def test_recipes_refuse_values_that_make_no_sense(fields: dict[str, Any], message: str) -> None:

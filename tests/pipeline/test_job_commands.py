@@ -362,6 +362,17 @@ def test_gc_takes_the_checkpoints_of_runs_without_a_job_and_keeps_their_journals
     assert list((site.root / ".asl/gone").iterdir()) == []
 
 
+def test_gc_takes_features_that_no_evaluation_has_read_for_long(site: Any, say: Say) -> None:
+    old, used = (site.root / ".asl/features" / "c0de" / name for name in ("old", "used"))
+    for folder in (old, used):
+        folder.mkdir(parents=True)
+        (folder / "features.bin").write_bytes(b"1234")
+    os.utime(old, (time.time() - 3 * 86400,) * 2)
+    assert "features, not read for 3 days" in say("gc", "--days", "1", "--dry-run")
+    say("gc", "--days", "1")
+    assert (old.exists(), used.exists()) == (False, True)
+
+
 def test_gc_takes_the_folder_in_which_a_collected_job_has_worked_and_no_other(
     site: Any, say: Say
 ) -> None:
