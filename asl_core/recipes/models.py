@@ -64,7 +64,11 @@ MODELS: dict[str, Vit] = {
         image_size=32, patch_size=4, embed_dim=96, num_heads=3,
         decoder_embed_dim=48, decoder_num_heads=3,
     ),
-    # Learns on CIFAR-10 within minutes on a CPU: few, wider blocks, small patches, shallow decoder.
+    # These two learn within minutes on a CPU: few, wider blocks, small patches, a shallow decoder.
+    "vit-demo-4": Vit(
+        image_size=32, patch_size=4, embed_dim=96, depth=4, num_heads=3,
+        decoder_embed_dim=48, decoder_depth=1, decoder_num_heads=3,
+    ),
     "vit-mini-4": Vit(
         image_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4,
         decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=2,
