@@ -27,6 +27,8 @@ from typing import Any, TextIO
 
 MANIFEST, CHUNK, PATIENCE_S = "manifest.json", 1 << 20, 60.0
 REQUIRED = ("torch", "torchvision", "timm", "safetensors")
+INSTALLED_AS = {"faster_coco_eval": "faster-coco-eval", "sklearn": "scikit-learn"}
+"""What pip calls a package that is imported by another name."""
 OLDEST = (3, 11)
 """Python on a foreign machine, which no installer has checked."""
 DATE = (315532800, 315532800)
@@ -91,7 +93,7 @@ def _require(manifest: dict[str, Any]) -> None:
     wanted = {*REQUIRED, *(name for run in manifest["runs"] for name in run["packages"])}
     missing = [name for name in sorted(wanted) if importlib.util.find_spec(name) is None]
     if missing:
-        names = " ".join(missing)
+        names = " ".join(INSTALLED_AS.get(name, name) for name in missing)
         raise Refusal(f"{', '.join(missing)} cannot be imported by {sys.executable}; "
                       f"pip install {names}")  # fmt: skip
 

@@ -27,8 +27,8 @@ def bundle(
     """Write one file that runs stages on a machine without the project: a rented GPU, a laptop.
 
     The file holds code, parameters and packed data of the named runs and of what they need and has
-    no result yet. It needs Python and torch, torchvision, timm and safetensors there: no network,
-    git, DVC or scheduler. Three commands:
+    no result yet. It needs Python and torch, torchvision, timm and safetensors there (detect
+    and fewshot one more, which is said): no network, git, DVC or scheduler. Three commands:
 
     here: asl-pipe bundle pretrain mae asl --downstream -o table6.pyz
 
@@ -39,6 +39,7 @@ def bundle(
     Data sets must be packed before: dvc repro prepare@NAME. Pictures are drawn where matplotlib is
     installed; elsewhere a line of text says that they were not.
     """
+    from pipeline.bundles.launcher import INSTALLED_AS
     from pipeline.bundles.pack import pack
     from pipeline.errors import UserError
     from pipeline.project import find_project
@@ -59,6 +60,6 @@ def bundle(
         typer.echo(f"{name}: has a result, left out")
     size = target.stat().st_size / 1e6
     typer.echo(f"{', '.join(packed.runs)}: packed into {target} ({size:.1f} MB)")
-    needs = ", ".join(packed.packages)
+    needs = ", ".join(sorted(INSTALLED_AS.get(name, name) for name in packed.packages))
     typer.echo(f"there: python {target.name}, with Python 3.11 or newer and {needs}")
     typer.echo(f"then here: asl-pipe accept {target.stem}.results.zip")

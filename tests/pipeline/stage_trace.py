@@ -64,8 +64,16 @@ def recipe_of(stage: str, variant: str) -> object:
         return importlib.import_module("asl_core.recipes.knn").NearestNeighbours(
             dataset="icons", k=2
         )
-    transfer = importlib.import_module("asl_core.recipes.transfer")
+    if stage == "fewshot":
+        return importlib.import_module("asl_core.recipes.fewshot").FewShot(
+            dataset="icons", percent=(50,), shots=(1,), draws=2
+        )
     few = {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "precision": "fp32"}
+    if stage == "attentive":
+        return importlib.import_module("asl_core.recipes.attentive").AttentiveProbe(
+            dataset="icons", queries=2, **few
+        )
+    transfer = importlib.import_module("asl_core.recipes.transfer")
     return {
         "linprobe": lambda: transfer.LinearProbe(dataset="icons", **few),
         "finetune": lambda: transfer.FineTune(dataset="icons", **few),

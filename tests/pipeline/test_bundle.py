@@ -19,9 +19,11 @@ import yaml
 from bare_environment import BareMachine
 
 from pipeline.bundles.archive import write_archive
+from pipeline.bundles.contents import LAUNCHER
 from pipeline.bundles.manifest import RESULTS_DIGEST, RESULTS_FILE, mark_bytes
 from pipeline.cli import run_command
 
+ROOT = Path(__file__).parents[2]
 PARAMS = """
 suite: tiny
 title: Tiny
@@ -375,7 +377,7 @@ def test_a_runner_that_is_killed_ends_its_run_too_with_a_checkpoint(stubs: Home)
 
 
 def wait_for_step(away: Path, step: int) -> None:
-    for _ in range(1200):
+    for _ in range(4800):  # importing torch takes long on a machine that is busy
         if any(f'"step": {step},' in path.read_text() for path in journals(away)):
             return
         time.sleep(0.05)
@@ -419,6 +421,21 @@ def test_what_cannot_be_bundled_is_said_in_one_line(stub_project: Path, bare: Ba
     assert "pretrain" in refusal("pretrian")
     assert "asl-pipe bundle STAGE NAME..." in refusal("all", "asl")
     assert not list(stub_project.glob("*.pyz"))
+
+
+def test_a_package_that_is_missing_there_is_named_as_pip_names_it(bare: BareMachine) -> None:
+    script = (
+        "import runpy\n"
+        f"launcher = runpy.run_path({str(ROOT / LAUNCHER)!r})\n"
+        "launcher['_require']({'runs': [{'packages': ['torch']}]})\n"
+        "try:\n"
+        "    launcher['_require']({'runs': [{'packages': ['timm', 'sklearn']}]})\n"
+        "except launcher['Refusal'] as refusal:\n"
+        "    print(refusal.code, refusal)\n"
+    )
+    said = bare.run("-c", script)
+    assert said.startswith("2 sklearn cannot be imported by ")
+    assert said.endswith("; pip install scikit-learn\n")
 
 
 def sha256(path: Path) -> str:
