@@ -408,6 +408,19 @@ def test_no_length_is_chosen_where_none_fits(stubs: Home) -> None:
     assert not (stubs.away / RESULTS).exists()
 
 
+def test_a_run_that_lacks_a_package_is_left_out_where_that_is_asked_for(stubs: Home) -> None:
+    stubs.forget()
+    stubs.edit("pipeline/stages/linprobe.py", "import json\n", "import json\nimport mlflow\n")
+    stubs.bundle("linprobe")
+    assert "mlflow cannot be imported" in stubs.go(code=2)
+    said = stubs.go("--skip-missing", code=75)
+    assert "linprobe@asl (2 of 2): not begun, mlflow cannot be imported" in said
+    assert "pretrain@asl (1 of 2): finished" in said
+    before = stubs.filed()
+    stubs.accept(code=75)
+    assert stubs.filed() - before == {"pretrain@asl"}
+
+
 def wait_for_step(away: Path, step: int) -> None:
     for _ in range(1200):
         if any(f'"step": {step},' in path.read_text() for path in journals(away)):
