@@ -5,19 +5,22 @@ What is chosen is written down before the first run begins: a restart finds it.
 
 import dataclasses
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
 
-from asl_core.errors import InterruptedRun
+from asl_core.errors import AslCoreError, InterruptedRun
 from pipeline.bundles.apart import begin
 from pipeline.bundles.length import EPOCHS, Pace, longest, trainings, with_epochs
 from pipeline.bundles.manifest import RunPlan
 from pipeline.bundles.one_run import Bundle, train_only
 from pipeline.bundles.plain import from_plain
-from pipeline.errors import NotFinishedError, UserError
+from pipeline.errors import AslPipeError, NotFinishedError, UserError
 from pipeline.jobs.progress import ProgressReader
 from pipeline.writing import write_bytes
+
+logger = logging.getLogger(__name__)
 
 CHOICE = "length.json"
 POLL_S, KEPT_BACK = 0.05, 0.05
@@ -133,3 +136,5 @@ def _train(bundle: Bundle, plan: RunPlan, name: str) -> None:
         train_only(bundle, plan, name)
     except (InterruptedRun, KeyboardInterrupt):
         return
+    except (AslPipeError, AslCoreError) as error:
+        logger.error("%s: %s", plan.name, error)

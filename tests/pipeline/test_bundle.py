@@ -405,6 +405,8 @@ def test_no_length_is_chosen_where_none_fits(stubs: Home) -> None:
     stubs.forget()
     said = stubs.go("--minutes", "0.001", code=2, steps=60, step_s=0.02)
     assert "no epoch fits" in said
+    said = stubs.go("--minutes", "1", code=2, fail=0)
+    assert "pretrain@asl made too few steps to be measured" in said
     assert not (stubs.away / RESULTS).exists()
 
 

@@ -19,7 +19,7 @@ from pipeline.bundles.plain import from_plain, to_plain
 from pipeline.config.params import METHODS
 from pipeline.results.closure import Codebase
 from pipeline.results.code import read_code
-from pipeline.stages.table import DETECT, EVALUATIONS, PRETRAIN, Stage
+from pipeline.stages.table import DETECT, EVALUATIONS, FEWSHOT, PRETRAIN, Stage
 
 NONE = frozenset[str]()
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_an_entry_that_unpacks_to_more_than_it_says_ends_at_what_it_says(tmp_pat
 
 def test_a_flipped_byte_is_damage_wherever_it_is(tmp_path: Path) -> None:
     content = bytes(range(256)) * 4
-    path, name = tmp_path / "archive.zip", "a.tar"  # not compressed: every byte counts
+    path, name = tmp_path / "archive.zip", "a.npz"  # not compressed: every byte counts
     write_archive(path, {name: content})
     whole = path.read_bytes()
     start = whole.index(content)
@@ -142,7 +142,7 @@ def test_every_recipe_is_the_same_as_plain_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", [PRETRAIN, *EVALUATIONS], ids=lambda stage: stage.name)
 def test_a_stage_needs_four_packages_alone(stage: Stage) -> None:
     codebase = Codebase(read_code(ROOT).files)
-    extra = {"faster_coco_eval"} if stage is DETECT else set()
+    extra = {DETECT.name: {"faster_coco_eval"}, FEWSHOT.name: {"sklearn"}}.get(stage.name, set())
     found = {
         package for variant in (METHODS if stage is PRETRAIN else [None])
         for package in packages_of(codebase, stage.module, variant)
