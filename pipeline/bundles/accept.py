@@ -26,8 +26,7 @@ from pipeline.bundles.manifest import (
 from pipeline.bundles.unpack import unpacked_results
 from pipeline.config.params import load_params
 from pipeline.execution.inputs import recipe_of, results_read
-from pipeline.jobs.folder import JobFolder
-from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.folder import PROVISIONAL, JobFolder
 from pipeline.project import Project
 from pipeline.results.closure import changed_modules, parse_code_text
 from pipeline.results.code import code_folder, freeze, read_code

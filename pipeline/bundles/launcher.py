@@ -44,7 +44,7 @@ def main() -> int:
             text = archive.read(MANIFEST)
             manifest: dict[str, Any] = json.loads(text)
             digest = hashlib.sha256(text).hexdigest()
-            _require(manifest)
+            _require([] if options.skip_missing else manifest["runs"])
             results = options.results or bundle.with_name(f"{bundle.stem}.results.zip")
             if not os.access(results.absolute().parent, os.W_OK):
                 raise Refusal(f"{results.absolute().parent} cannot be written to; see --results")
@@ -82,15 +82,25 @@ def _options(bundle: Path) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes that load images")
     parser.add_argument("--micro-batch", type=int, help="images per pass, where memory is short")
     parser.add_argument("--checkpoint-minutes", type=float, help="between two checkpoints")
+    parser.add_argument("--compile", action="store_true", default=None, help="the network")
+    parser.add_argument("--cuda-graphs", action="store_true", default=None,
+                        help="replay it with few launches; with --compile, on a GPU")  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=float,
+        help="measure each pre-training, then give all of them the largest number of epochs for "
+        "which they fit into so many minutes, the measuring included; evaluations come after",
+    )  # fmt: skip
+    parser.add_argument("--skip-missing", action="store_true",
+                        help="leave out runs whose packages are not installed")  # fmt: skip
     parser.add_argument("--results", type=Path, help="archive to write")
     return parser.parse_args()
 
 
-def _require(manifest: dict[str, Any]) -> None:
+def _require(runs: list[dict[str, Any]]) -> None:
     """Refuse where a package is missing that some run imports."""
     if sys.version_info[:2] < OLDEST:
         raise Refusal(f"Python {sys.version.split()[0]} is too old; 3.11 is needed")
-    wanted = {*REQUIRED, *(name for run in manifest["runs"] for name in run["packages"])}
+    wanted = {*REQUIRED, *(name for run in runs for name in run["packages"])}
     missing = [name for name in sorted(wanted) if importlib.util.find_spec(name) is None]
     if missing:
         names = " ".join(INSTALLED_AS.get(name, name) for name in missing)
@@ -172,6 +182,7 @@ def _run(text: str, digest: str, work: Path, results: Path, options: argparse.Na
     said = {
         "device": options.device, "threads": options.threads, "num_workers": options.workers,
         "micro_batch_size": options.micro_batch, "checkpoint_minutes": options.checkpoint_minutes,
+        "compile": options.compile, "cuda_graphs": options.cuda_graphs,
     }  # fmt: skip
     resources = {name: value for name, value in said.items() if value is not None}
     manifest = read_manifest(text)
@@ -182,7 +193,7 @@ def _run(text: str, digest: str, work: Path, results: Path, options: argparse.Na
         _say(f"{error}; see --help", sys.stderr)
         return 2
     bundle = Bundle(manifest, digest, WorkFolder(work), importlib.import_module, resources)
-    return run_all(bundle, results.absolute())
+    return run_all(bundle, results.absolute(), options.minutes)
 
 
 def _say(line: str, stream: TextIO) -> None:

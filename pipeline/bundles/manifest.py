@@ -74,6 +74,7 @@ class RunPlan:
         resources: Device, threads, workers: what cluster.yaml says of this stage here.
         inputs: Role -> path in the suite's folder.
         makers: Path of an input -> name of the run of the bundle that makes it.
+        upstream: Path of each input that a run makes -> `recipe_id` of that run.
         digests: Path of each input of the document -> md5; where it is not known yet a name that
             `accept` puts it in place of.
         code: Path of the text that stands for its code.
@@ -90,6 +91,7 @@ class RunPlan:
     resources: dict[str, Any]
     inputs: dict[str, str]
     makers: dict[str, str]
+    upstream: dict[str, str]
     digests: dict[str, str]
     code: str
     packages: tuple[str, ...]

@@ -88,9 +88,35 @@ def _run(bundle: Bundle, plan: RunPlan, record: Record) -> Record:
     resources = Resources(**{**plan.resources, **bundle.resources})
     set_threads(resources, visible_gpus())
     inputs = _checked_inputs(bundle, plan)
-    job = work.job(plan.fingerprint)
     pictures = {} if undrawn is None else {PICTURES: undrawn}
-    run = StageRun(
+    run = _stage_run(bundle, plan, resources, plan.fingerprint, pictures)
+    outcome = _perform(bundle, run)
+    files = _publish(work, run, outcome)
+    machine = machine_facts() | circumstances(resources) | pictures
+    return dataclasses.replace(
+        record, status=Status.FINISHED, machine=machine, seconds=outcome.seconds, inputs=inputs,
+        code=loaded_code(run.identity.code), files=files,
+    )  # fmt: skip
+
+
+def train_only(bundle: Bundle, plan: RunPlan, scratch: str) -> None:
+    """Train as `run_one` would, in other scratch; nothing is published or written down.
+
+    Raises:
+        InterruptedRun: It was stopped, as it is meant to be.
+    """
+    replace_if_missing()
+    resources = Resources(**{**plan.resources, **bundle.resources})
+    set_threads(resources, visible_gpus())
+    _checked_inputs(bundle, plan)
+    _perform(bundle, _stage_run(bundle, plan, resources, scratch, {}))
+
+
+def _stage_run(
+    bundle: Bundle, plan: RunPlan, resources: Resources, scratch: str, tags: dict[str, str]
+) -> StageRun:
+    work, job = bundle.work, bundle.work.job(scratch)
+    return StageRun(
         stage=plan.stage, key=plan.key, suite=bundle.manifest.suite, scale=bundle.manifest.scale,
         place=plan.place, recipe=from_plain(plan.recipe, bundle.load),
         inputs={role: work.suite / path for role, path in plan.inputs.items()},
@@ -99,16 +125,13 @@ def _run(bundle: Bundle, plan: RunPlan, record: Record) -> Record:
             plan.fingerprint, plan.digests, (work.code / plan.code).read_text(encoding="utf-8")
         ),
         code_root=work.code, job=job, features=job.features,
-        tags=bundle.manifest.tags | {BUNDLE_TAG: bundle.digest[:12]} | pictures,
+        tags=bundle.manifest.tags | {BUNDLE_TAG: bundle.digest[:12]} | tags,
         last_tags=lambda _: gpus_of_torch().tags(),
     )  # fmt: skip
-    outcome = perform(run, lambda stage: bundle.load(STAGES[stage].module).run, lambda: None)
-    files = _publish(work, run, outcome)
-    machine = machine_facts() | circumstances(resources) | pictures
-    return dataclasses.replace(
-        record, status=Status.FINISHED, machine=machine, seconds=outcome.seconds, inputs=inputs,
-        code=loaded_code(run.identity.code), files=files,
-    )  # fmt: skip
+
+
+def _perform(bundle: Bundle, run: StageRun) -> Outcome:
+    return perform(run, lambda stage: bundle.load(STAGES[stage].module).run, lambda: None)
 
 
 def _checked_inputs(bundle: Bundle, plan: RunPlan) -> Marks:

@@ -32,7 +32,7 @@ from pipeline.config.cluster import load_resources
 from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
 from pipeline.execution.inputs import find_inputs, recipe_of, results_read
-from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.folder import PROVISIONAL
 from pipeline.project import Project
 from pipeline.results.closure import Codebase
 from pipeline.results.code import Code, read_code
@@ -178,6 +178,7 @@ def _plan(
         recipe=to_plain(recipe), place=place_of(state.params, stage.name, key),
         resources=dataclasses.asdict(load_resources(project.cluster_file, stage.name)),
         inputs=inputs, makers={path: made[path] for path in inputs.values() if path in made},
+        upstream={path: state.facts[maker].recipe for path, maker in facts.upstream.items()},
         digests=digests, code=stage.code_path(recipe),
         packages=packages_of(codebase, stage.module, _variant(stage.name, recipe)),
     )  # fmt: skip

@@ -4,21 +4,17 @@ A signal is handed to the run that is under way, which checkpoints after its ste
 goes on from there.
 """
 
-import contextlib
-import ctypes
-import logging
+import importlib.util
 import math
-import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from pipeline.bundles.apart import A_RUN_FAILED, DONE, begin, noted_signals
 from pipeline.bundles.archive import write_archive
+from pipeline.bundles.length import EPOCHS, trainings
 from pipeline.bundles.manifest import (
     CODE,
     RESULTS_DIGEST,
@@ -32,45 +28,64 @@ from pipeline.bundles.manifest import (
     mark_bytes,
     mark_file,
 )
+from pipeline.bundles.measure import settle
 from pipeline.bundles.one_run import Bundle, places_of, run_one
-from pipeline.execution.stop_signals import stop_signals_raise
+from pipeline.errors import AslPipeError
 from pipeline.jobs.progress import Progress, ProgressReader
 
-DONE, A_RUN_FAILED, NOT_FINISHED = 0, 1, 75
-"""Exit codes."""
+NOT_FINISHED = 75
+"""Exit code beside those of `apart`."""
 POLL_S, PROGRESS_S = 0.1, 30.0
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-_PARENT_DIES = 1
-"""PR_SET_PDEATHSIG of Linux: a run whose runner was killed checkpoints and ends as well."""
+MEASURE_S = 5.0
+"""For which each pre-training is measured before a length is chosen."""
 
 
-def run_all(bundle: Bundle, results: Path) -> int:
+def run_all(bundle: Bundle, results: Path, minutes: float | None = None) -> int:
     """Run what is not finished; write the results after each run. Return the exit code.
 
     Args:
         bundle: What to run.
         results: The archive to write.
+        minutes: In which all pre-trainings are to be made, for as many epochs as fit; absent: for
+            those that they were packed with.
     """
+    with noted_signals() as asked:
+        try:
+            settled = settle(bundle, minutes, MEASURE_S, asked, _say)
+        except AslPipeError as error:
+            _say(str(error))
+            return error.exit_code
+        code = _run_all(settled, results, asked)
+    if settled.manifest is not bundle.manifest:
+        epochs = trainings(settled.manifest.runs)[0].recipe[EPOCHS]
+        _say(f"epochs: {epochs} was chosen here; write it into the suite before you accept")
+    return code
+
+
+def _run_all(bundle: Bundle, results: Path, asked: list[int]) -> int:
     runs, records, written = bundle.manifest.runs, _known(bundle), False
-    with _signals() as asked:
-        for number, plan in enumerate(runs, start=1):
-            if asked:
-                break
-            where = f"{plan.name} ({number} of {len(runs)})"
-            if records[plan.name].status is Status.FINISHED:
-                _say(f"{where}: finished before")
-                continue
-            lacking = [name for name in plan.makers.values()
-                       if records[name].status is not Status.FINISHED]  # fmt: skip
-            if lacking:
-                _say(f"{where}: not begun, {lacking[0]} is {records[lacking[0]].status}")
-                continue
-            _say(f"{where}: begins")
-            records[plan.name] = _run_apart(bundle, plan, asked)
-            _say(_ended(where, records[plan.name]))
-            written = _pack(bundle, records, results)
-            if records[plan.name].status is Status.INTERRUPTED:
-                break
+    for number, plan in enumerate(runs, start=1):
+        if asked:
+            break
+        where = f"{plan.name} ({number} of {len(runs)})"
+        if records[plan.name].status is Status.FINISHED:
+            _say(f"{where}: finished before")
+            continue
+        lacking = [name for name in plan.makers.values()
+                   if records[name].status is not Status.FINISHED]  # fmt: skip
+        if lacking:
+            _say(f"{where}: not begun, {lacking[0]} is {records[lacking[0]].status}")
+            continue
+        absent = [name for name in plan.packages if importlib.util.find_spec(name) is None]
+        if absent:
+            _say(f"{where}: not begun, {', '.join(absent)} cannot be imported")
+            continue
+        _say(f"{where}: begins")
+        records[plan.name] = _run_apart(bundle, plan, asked)
+        _say(_ended(where, records[plan.name]))
+        written = _pack(bundle, records, results)
+        if records[plan.name].status is Status.INTERRUPTED:
+            break
     if not (written or _pack(bundle, records, results)):
         return A_RUN_FAILED
     return _summarise(records, results)
@@ -80,30 +95,19 @@ def _known(bundle: Bundle) -> dict[str, Record]:
     """Return what became of each run until now."""
     records: dict[str, Record] = {}
     for plan in bundle.manifest.runs:
-        waiting = Record(name=plan.name, status=Status.WAITING)
-        records[plan.name] = bundle.work.read_record(plan.name) or waiting
+        record = bundle.work.read_record(plan.name)
+        if record is None or record.fingerprint != plan.fingerprint:  # begun at another length
+            record = Record(name=plan.name, status=Status.WAITING)
+        records[plan.name] = record
     return records
 
 
 def _run_apart(bundle: Bundle, plan: RunPlan, asked: list[int]) -> Record:
     """Run in a child process; hand signals to it, print how far it is."""
-    sys.stdout.flush()
-    started = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        _be_the_run(bundle, plan, started)
-    shown, code = time.monotonic(), None
+    shown, last = time.monotonic(), Progress()
+    child = begin(plan.name, lambda: run_one(bundle, plan), asked)
     progress = ProgressReader(bundle.work.job(plan.fingerprint).journal, plan.stage)
-    told, last = 0, Progress()
-    while code is None:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            break
-        if len(asked) > told:
-            told = len(asked)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+    while child.poll():
         if time.monotonic() - shown >= PROGRESS_S:
             shown = time.monotonic()
             seen = progress.read()
@@ -112,7 +116,7 @@ def _run_apart(bundle: Bundle, plan: RunPlan, asked: list[int]) -> Record:
                 _say(_progress(plan.name, seen))
             last = seen
         time.sleep(POLL_S)
-    record = bundle.work.read_record(plan.name)
+    record, code = bundle.work.read_record(plan.name), child.code or DONE
     if code == DONE and record is not None:
         return record
     if code == -signal.SIGTERM and asked:  # before it could say so itself
@@ -122,47 +126,6 @@ def _run_apart(bundle: Bundle, plan: RunPlan, asked: list[int]) -> Record:
         said = f"its process was ended by {signal.Signals(-code).name}"
         said += "; was memory too small?" * (code == -signal.SIGKILL)
     return Record(name=plan.name, status=Status.FAILED, detail=said)
-
-
-def _be_the_run(bundle: Bundle, plan: RunPlan, parent: int) -> NoReturn:
-    """Be the process of one run; never returns into the caller's loop."""
-    code = A_RUN_FAILED
-    try:
-        os.setsid()  # a terminal's Ctrl-C goes to the runner alone, which hands it on
-        for number in STOPPING:
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
-        if os.getppid() == parent:
-            with stop_signals_raise():
-                run_one(bundle, plan)
-            code = DONE
-    except BaseException:
-        logging.getLogger(__name__).exception("%s", plan.name)
-    finally:
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note the signals that ask for a stop, for the duration of the block."""
-    asked: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-
-    ignored = {number for number in STOPPING if signal.getsignal(number) is signal.SIG_IGN}  # nohup
-    before = {number: signal.signal(number, note) for number in STOPPING if number not in ignored}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _pack(bundle: Bundle, records: dict[str, Record], target: Path) -> bool:

@@ -6,7 +6,8 @@ from pathlib import Path
 from pipeline.stages.request import DETAILS
 
 NODE_PREFIX = "node-"
-
+PROVISIONAL = "p-"
+"""Begins the fingerprint of a run whose inputs do not exist yet."""
 
 FEATURES = "features"
 """Folder of `.asl`: features can be computed again from the encoder, so they are no outputs."""

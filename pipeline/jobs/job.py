@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schedulers import DEFAULT
-from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.folder import PROVISIONAL, JobFolder
 from pipeline.schedulers.port import ARRAY_COMMENT
 from pipeline.writing import write_json
 
 SCHEMA = 1
-PROVISIONAL = "p-"
-"""Begins the fingerprint of a run whose inputs do not exist yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

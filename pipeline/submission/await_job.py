@@ -9,8 +9,8 @@ import logging
 from dataclasses import dataclass
 
 from pipeline.errors import AslPipeError, NotFinishedError
-from pipeline.jobs.folder import JobFolder
-from pipeline.jobs.job import PROVISIONAL, read_job
+from pipeline.jobs.folder import PROVISIONAL, JobFolder
+from pipeline.jobs.job import read_job
 from pipeline.jobs.state import read_state
 from pipeline.jobs.verdict import Verdict
 from pipeline.project import Project

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from asl_core.wording import counted
 from pipeline.jobs.claim import Claim, claim
-from pipeline.jobs.folder import FEATURES, JobFolder
-from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.folder import FEATURES, PROVISIONAL, JobFolder
 from pipeline.jobs.local_run import is_locked
 from pipeline.jobs.verdict import Verdict
 from pipeline.submission.job_reports import JobReport

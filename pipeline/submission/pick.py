@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
-from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.folder import PROVISIONAL
 from pipeline.submission.job_reports import JobReport
 
 SHORTEST_FINGERPRINT = 6

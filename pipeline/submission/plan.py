@@ -11,8 +11,7 @@ from pipeline.config.cluster import JobRequest, load_job_request
 from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
 from pipeline.execution.inputs import recipe_of, untracked_inputs
-from pipeline.jobs.folder import JobFolder
-from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.folder import PROVISIONAL, JobFolder
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.project import Project

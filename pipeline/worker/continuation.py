@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.jobs.claim import Claim, claim
-from pipeline.jobs.job import PROVISIONAL, newer_attempt
+from pipeline.jobs.folder import PROVISIONAL
+from pipeline.jobs.job import newer_attempt
 from pipeline.schedulers.port import JobPhase, QueuedJob, SchedulerError
 from pipeline.submission.hand_over import hand_over, prepare_attempt
 from pipeline.worker.process import DONE, INTERRUPTED, JobProcess

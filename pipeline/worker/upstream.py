@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pipeline.errors import AslPipeError
 from pipeline.jobs.fence import holder_of
-from pipeline.jobs.folder import JobFolder
-from pipeline.jobs.job import PROVISIONAL, Job
+from pipeline.jobs.folder import PROVISIONAL, JobFolder
+from pipeline.jobs.job import Job
 from pipeline.jobs.state import RunStatus
 from pipeline.jobs.verdict import Patience, Verdict
 from pipeline.results.documents import Document, Hashes, missing_deps, with_deps

@@ -376,6 +376,55 @@ def test_a_runner_that_is_killed_ends_its_run_too_with_a_checkpoint(stubs: Home)
     assert len(first) == 1
 
 
+def test_a_length_that_was_chosen_there_is_accepted_under_that_length_alone(stubs: Home) -> None:
+    stubs.forget()
+    # packed with two epochs: it ends before it has been measured for long, which is enough
+    work = {"steps": 60, "step_s": 0.02}
+    packed = 2  # STUB_PARAMS
+    said = stubs.go("--minutes", "0.5", **work)
+    (choice,) = stubs.away.glob("tiny-*.work/length.json")
+    epochs = json.loads(choice.read_text())["epochs"]
+    assert f"epochs: {epochs} was chosen here" in said
+    assert epochs != packed
+    before = stubs.filed()
+    refused = stubs.accept(code=2)
+    assert f"experiments.asl.epochs {epochs} -> {packed}" in refused
+    assert stubs.filed() == before
+    again = stubs.go(**work)
+    assert f"{epochs} epochs each, as chosen before" in again
+    assert again.count("finished before") == 2
+    assert "is kept; delete" in stubs.go("--minutes", "1", code=2, **work)
+    stubs.edit("params.yaml", f"epochs: {packed},", f"epochs: {epochs},")
+    assert "adopted into dvc.lock: pretrain@asl, linprobe@asl" in stubs.accept()
+    assert stubs.filed() - before == set(CHAIN)
+    for name in CHAIN:
+        assert "up to date" in stubs.dvc("status", name)
+    key = stubs.key("linprobe@asl")
+    assert stubs.metrics("linprobe")["fingerprint"] == key
+
+
+def test_no_length_is_chosen_where_none_fits(stubs: Home) -> None:
+    stubs.forget()
+    said = stubs.go("--minutes", "0.001", code=2, steps=60, step_s=0.02)
+    assert "no epoch fits" in said
+    said = stubs.go("--minutes", "1", code=2, fail=0)
+    assert "pretrain@asl made too few steps to be measured" in said
+    assert not (stubs.away / RESULTS).exists()
+
+
+def test_a_run_that_lacks_a_package_is_left_out_where_that_is_asked_for(stubs: Home) -> None:
+    stubs.forget()
+    stubs.edit("pipeline/stages/linprobe.py", "import json\n", "import json\nimport mlflow\n")
+    stubs.bundle("linprobe")
+    assert "mlflow cannot be imported" in stubs.go(code=2)
+    said = stubs.go("--skip-missing", code=75)
+    assert "linprobe@asl (2 of 2): not begun, mlflow cannot be imported" in said
+    assert "pretrain@asl (1 of 2): finished" in said
+    before = stubs.filed()
+    stubs.accept(code=75)
+    assert stubs.filed() - before == {"pretrain@asl"}
+
+
 def wait_for_step(away: Path, step: int) -> None:
     for _ in range(4800):  # importing torch takes long on a machine that is busy
         if any(f'"step": {step},' in path.read_text() for path in journals(away)):

@@ -115,7 +115,7 @@ def test_an_entry_that_unpacks_to_more_than_it_says_ends_at_what_it_says(tmp_pat
 
 def test_a_flipped_byte_is_damage_wherever_it_is(tmp_path: Path) -> None:
     content = bytes(range(256)) * 4
-    path, name = tmp_path / "archive.zip", "a.tar"  # not compressed: every byte counts
+    path, name = tmp_path / "archive.zip", "a.npz"  # not compressed: every byte counts
     write_archive(path, {name: content})
     whole = path.read_bytes()
     start = whole.index(content)

@@ -16,7 +16,7 @@ import pytest
 from asl_core.engine.journal import Journal
 from pipeline.jobs import logs
 from pipeline.jobs.claim import claim
-from pipeline.jobs.job import PROVISIONAL
+from pipeline.jobs.folder import PROVISIONAL
 from pipeline.jobs.verdict import Finding, Verdict
 from pipeline.results.code import freeze, read_code
 from pipeline.results.dvc_cache import DvcCache
