@@ -476,9 +476,9 @@ def test_a_package_that_is_missing_there_is_named_as_pip_names_it(bare: BareMach
     script = (
         "import runpy\n"
         f"launcher = runpy.run_path({str(ROOT / LAUNCHER)!r})\n"
-        "launcher['_require']({'runs': [{'packages': ['torch']}]})\n"
+        "launcher['_require']([{'packages': ['torch']}])\n"
         "try:\n"
-        "    launcher['_require']({'runs': [{'packages': ['timm', 'sklearn']}]})\n"
+        "    launcher['_require']([{'packages': ['timm', 'sklearn']}])\n"
         "except launcher['Refusal'] as refusal:\n"
         "    print(refusal.code, refusal)\n"
     )
