@@ -381,24 +381,26 @@ def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_m
     lab, moments = held, random.Random(0)
     started = time.monotonic()
     lab.submit("--all")
-    whole = time.monotonic() - started
-    interrupted = 0
-    for kill in range(KILLS):
+    longest = time.monotonic() - started
+    interrupted = train = 0
+    while interrupted < KILLS:
         lab.cluster.clear()
         lab.first_id = 1 + max(int(job.job_id.partition("_")[0]) for job in lab.queue())
-        lab.edit("params.yaml", f"train: {8 + kill}", f"train: {9 + kill}")  # all of it is new
+        lab.edit("params.yaml", f"train: {8 + train}", f"train: {9 + train}")  # all of it is new
+        train += 1
         client = lab.start("asl-pipe", "submit", "--all")
-        time.sleep(moments.uniform(0.2, 1.0) * whole)
+        time.sleep(moments.uniform(0.1, 1.0) * longest)
         if client.poll() is None:
             interrupted += 1
             os.killpg(client.pid, signal.SIGKILL)
+        else:  # the machine has become faster since: kill the next one earlier
+            longest *= 0.8
         client.communicate()
         lab.submit("--all")
         live = Counter(job.comment.split(":")[1] for job in lab.live())
-        assert sorted(live.values()) == [1, 1, 1], (kill, lab.queue())
+        assert sorted(live.values()) == [1, 1, 1], (train, lab.queue())
         reports = lab.reports().values()
         assert {report.verdict for report in reports} == {Verdict.ACTIVE}
-    assert interrupted > KILLS / 2
 
 
 @pytest.mark.timeout(900)
