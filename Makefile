@@ -14,7 +14,7 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 # commands started by the DAG find this project's programs first
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help env repro test check fix ui bench clean
+.PHONY: help env repro test coverage check fix ui bench clean
 
 help:  ## show this list
 	@echo "make TARGET; the demo runs with 'make repro', another suite with 'make repro SUITE=cifar10-mini'"
@@ -49,11 +49,17 @@ fix: $(STAMP)  ## format, and fix what ruff can fix
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
-# Waiting threads of two processes on few cores cost twentyfold: one compute thread in each.
-# Two at a time: most tests start programs or wait for a cluster, and leave a core idle.
-test: check  ## check, then all tests with the coverage of both packages
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) python -m pytest \
-		-n 2 --dist loadfile --no-loadscope-reorder --durations=10 --cov --cov-report=term:skip-covered
+# Waiting threads of several processes on few cores cost twentyfold: one compute thread in each.
+# Three at a time on two cores: most tests start programs or wait for a cluster, and leave one idle.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(RUN) python -m pytest \
+	-n 3 --dist loadfile --no-loadscope-reorder --durations=10
+
+test: check  ## check, then all tests
+	@$(PYTEST)
+
+# A third slower: every stage that a test starts is measured too.
+coverage: $(STAMP)  ## all tests with the coverage of both packages
+	@$(PYTEST) --cov --cov-report=term:skip-covered
 
 ui: $(STAMP)  ## open MLflow on the project's runs
 	@$(RUN) asl-pipe ui
