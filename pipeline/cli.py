@@ -35,6 +35,7 @@ from pipeline.commands.ui import ui
 from pipeline.commands.validate import validate
 from pipeline.commands.vouch import vouch
 from pipeline.errors import AslPipeError
+from pipeline.garbage import collect_rarely, leave_garbage
 from pipeline.loading import HERE, import_failure
 
 _ROOM = "earlier results are intact; free some space and run the same command"
@@ -99,11 +100,13 @@ for command in (
 
 def main() -> None:
     """Run the command line and exit."""
+    collect_rarely()
     try:
         code = run_command(sys.argv[1:])
     except Exception:  # unexpected; libraries put addresses with passwords into their errors
         sys.stderr.write(redact(traceback.format_exc()))
         code = _say("unexpected error; please report the traceback above", 1)
+    leave_garbage()
     sys.exit(code)
 
 

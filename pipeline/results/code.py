@@ -10,6 +10,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,20 +44,32 @@ class Code:
             total.update(f"{path}\0{hashlib.sha256(self.files[path]).hexdigest()}\n".encode())
         return total.hexdigest()[:_DIGITS]
 
-    @cached_property
+    @property
     def identities(self) -> dict[str, str]:
-        """Path under the suite's folder -> the text that stands for a stage's code.
+        """Path under the suite's folder -> the text that stands for a stage's code, of all stages.
 
         Raises:
             UserError: A file is no Python, or a declaration in it is wrong.
         """
-        codebase = Codebase(self.files)
-        return {
-            f"{CODE_FOLDER}/{stage.name}{'' if variant is None else f'-{variant}'}.txt":
-                codebase.code_text(stage.module, variant)
-            for stage in STAGES.values()
-            for variant in _variants(stage)
-        }  # fmt: skip
+        return {path: self.identity(path) for path in _IDENTITIES}
+
+    def identity(self, path: str) -> str:
+        """Return the text at a path under the suite's folder; reads what that stage may run.
+
+        Raises:
+            UserError: A file is no Python, or a declaration in it is wrong.
+        """
+        if path not in self._texts:
+            self._texts[path] = self._codebase.code_text(*_IDENTITIES[path])
+        return self._texts[path]
+
+    @cached_property
+    def _codebase(self) -> Codebase:
+        return Codebase(self.files)
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        return {}
 
 
 def _variants(stage: Stage) -> list[str | None]:
@@ -64,6 +77,15 @@ def _variants(stage: Stage) -> list[str | None]:
     if stage is PRETRAIN:
         return list(METHODS)
     return list(SOURCES) if stage is PREPARE else [None]
+
+
+_IDENTITIES = {
+    f"{CODE_FOLDER}/{stage.name}{'' if variant is None else f'-{variant}'}.txt":
+        (stage.module, variant)
+    for stage in STAGES.values()
+    for variant in _variants(stage)
+}  # fmt: skip
+"""Path under the suite's folder -> the module where a stage's code begins, and its variant."""
 
 
 def code_root(folder: Path) -> Path | None:
@@ -120,26 +142,35 @@ def _is_no_code(name: str) -> bool:
     return name.startswith((".", "__pycache__")) or name.endswith((".pyc", ".pyo", ".tmp"))
 
 
-def refresh_identities(suite: Path, code: Code | None = None) -> list[str]:
+def refresh_identities(
+    suite: Path, code: Code | None = None, only: Collection[str] | None = None
+) -> list[str]:
     """Bring `code/` of a suite up to the code as it is; return the files that changed.
 
     Files that are right stay untouched, so that DVC's outputs do. Others are replaced and not
     written over: DVC may share them with its cache.
 
+    Args:
+        suite: Its folder.
+        code: As it is; read if absent.
+        only: Paths under the suite's folder: of `code/` these alone, the others are left.
+
     Raises:
         UserError: A file is no Python, or a declaration in it is wrong.
     """
-    wanted = (code or read_code(suite)).identities
-    folder, changed = suite / CODE_FOLDER, []
-    folder.mkdir(exist_ok=True)
-    for path, text in wanted.items():
+    code, changed = code or read_code(suite), []
+    (suite / CODE_FOLDER).mkdir(exist_ok=True)
+    for path in _IDENTITIES:
+        if only is not None and path not in only:
+            continue
+        text = code.identity(path)
         with contextlib.suppress(OSError):
             if (suite / path).read_text(encoding="utf-8") == text:
                 continue
         write_bytes(suite / path, text.encode())
         changed.append(path)
-    for left in folder.glob("*.txt"):
-        if f"{CODE_FOLDER}/{left.name}" not in wanted:
+    for left in () if only is not None else (suite / CODE_FOLDER).glob("*.txt"):
+        if f"{CODE_FOLDER}/{left.name}" not in _IDENTITIES:
             left.unlink(missing_ok=True)
             changed.append(f"{CODE_FOLDER}/{left.name}")
     return changed

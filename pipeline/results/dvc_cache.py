@@ -16,7 +16,7 @@ from typing import Any
 
 from asl_core.wording import counted
 from pipeline.errors import UserError
-from pipeline.results.code import refresh_identities
+from pipeline.results.code import Code, read_code, refresh_identities
 from pipeline.results.documents import (
     Document,
     Hashes,
@@ -44,6 +44,7 @@ class DvcCache:
 
     def __init__(self) -> None:
         self._repos: dict[Path, Any] = {}
+        self._code: Code | None = None
 
     def identify(self, suite: Path, name: str) -> Identity:
         """Return the key under which DVC would file the stage's result now.
@@ -57,9 +58,10 @@ class DvcCache:
         """
         from dvc.stage.cache import _get_stage_hash  # pyright: ignore[reportPrivateUsage]
 
-        refresh_identities(suite)  # out of date it is never used
         with _stages(suite, name) as (_, stages):
             stage = stages[name]
+            texts = [str(dep.def_path) for dep in stage.deps]
+            refresh_identities(suite, self._read_code(suite), texts)  # out of date: never used
             stage.save_deps()
             inputs = {
                 dep.def_path: str(dep.hash_info.value)
@@ -103,6 +105,13 @@ class DvcCache:
     def holds(self, root: Path, hashes: Hashes) -> bool:
         """Say whether the cache has all these files and folders, whole."""
         return _is_cached(self._opened(root).cache.local, hashes)
+
+    def _read_code(self, suite: Path) -> Code:
+        """Return the code as it is now; what was understood of the same before is kept."""
+        code = read_code(suite)
+        if self._code is None or self._code.files != code.files:
+            self._code = code
+        return self._code
 
     def _opened(self, root: Path) -> Any:
         """Return the project, opened once: its caches are asked for hundreds of results in turn."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.execution.stop_signals import TERMINATING, stop_signals
+from pipeline.garbage import collect_rarely
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, read_attempts, read_job
 from pipeline.worker.helper import Helper
@@ -32,6 +33,7 @@ EXIT_S = 20.0
 
 def main() -> None:
     """Run the job that the command line names, and exit."""
+    collect_rarely()
     from pipeline.execution.gpus import find_gpus
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.schedulers.find import find_scheduler
