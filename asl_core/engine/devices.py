@@ -4,7 +4,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -43,12 +43,29 @@ def pick_device(resources: Resources) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Return autocast to bf16 or fp16 for the network, or nothing for fp32."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
+    """Return autocast to bf16 or fp16 for the network; for fp32 and tf32 `float32_products`."""
+    if precision not in HALF:
+        return float32_products(precision)
     if device.type == "cpu":
         return _autocast_on_cpu(HALF[precision])
     return torch.autocast(device.type, dtype=HALF[precision])
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let GPUs round the factors of float32 products to TF32 meanwhile, or keep them whole.
+
+    Both as torch is told, and for backward passes too if they run inside. A CPU has no TF32.
+    """
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 def require_precision(precision: str, device: torch.device) -> None:

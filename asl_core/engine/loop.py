@@ -18,7 +18,7 @@ from asl_core.engine.clipping import CLIPPERS
 from asl_core.engine.compiling import compile_network
 from asl_core.engine.context import RunContext
 from asl_core.engine.data_parallel import distribute
-from asl_core.engine.devices import autocast, move, pick_device, require_precision
+from asl_core.engine.devices import autocast, float32_products, move, pick_device, require_precision
 from asl_core.engine.loss_scaling import LossScaler
 from asl_core.engine.loss_watch import LossWatch
 from asl_core.engine.memory import keep_freed_memory
@@ -218,7 +218,7 @@ class _Run:
         for i, batch in enumerate(micro_batches):
             share = sizes[i] / sum(sizes)
             last = i == len(micro_batches) - 1
-            with self.without_sync(not last):
+            with self.without_sync(not last), float32_products(self.recipe.precision):
                 with autocast(self.device, self.recipe.precision):
                     result: Step = self.network(move(batch, self.device), draw)
                 state.scaler.scale(result.loss * share).backward()

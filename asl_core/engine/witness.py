@@ -39,7 +39,7 @@ class Circumstances:
         processes: Processes that share a batch.
         micro_batch_size: Images of a forward pass; None: a process's whole part of the batch.
         torch: Its version.
-        precision: bf16, fp16 or fp32.
+        precision: bf16, fp16, tf32 or fp32.
         compiled: Whether torch.compile made the code.
     """
 

@@ -74,7 +74,8 @@ class SelfDistillation(nn.Module):
             crops.append(images)  # (views * B, 3, s, s)
             kept.append(joined(keep))
         temperature = recipe.temperature_at(self.length.epoch(draw.step))
-        return crops, kept, torch.tensor(temperature, device=batch.indices.device)
+        # filled on the device: a copy from the CPU would wait for it
+        return crops, kept, torch.full((), temperature, device=batch.indices.device)
 
     def step(self, crops: list[Tensor], kept: list[Tensor | None], temperature: Tensor) -> Step:
         """Compare all pairs of crops.

@@ -82,15 +82,16 @@ class OnlineTokenizer(nn.Module):
         kept = [
             draw_drop_path(batch.indices, draw, recipe.model.depth, rate, v) for v in range(count)
         ]
-        epoch = self.length.epoch(draw.step)
-        temperatures = [recipe.temperature_at(epoch), recipe.patch_temperature_at(epoch)]
+        epoch, device = self.length.epoch(draw.step), batch.indices.device
+        temperatures = (recipe.temperature_at(epoch), recipe.patch_temperature_at(epoch))
         return {
             "crops": torch.cat(images[:GLOBAL]),
             "removed": torch.cat(batch.masks.unbind(1)),  # (2B, N), view by view
             "keep": joined(kept[:GLOBAL]),
             "small": torch.cat(images[GLOBAL:]) if count > GLOBAL else None,
             "small_keep": joined(kept[GLOBAL:]),
-            "temperatures": torch.tensor(temperatures, device=batch.indices.device),
+            # filled on the device: a copy from the CPU would wait for it
+            "temperatures": torch.stack([torch.full((), t, device=device) for t in temperatures]),
         }
 
     def step(

@@ -40,7 +40,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 def initialise_as_mae(module: nn.Module) -> None:
-    """Initialise as MAE does: Xavier-uniform Linears, zero biases; use with `Module.apply`."""
+    """Initialise as MAE does: Xavier-uniform Linears, zero biases; use with `Module.apply`.
+
+    Convolutions keep torch's own; of the patch embedding MAE sets the weights and not the bias.
+    """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  # as torch says
@@ -98,7 +101,6 @@ class Encoder(nn.Module):
         self.apply(initialise_as_mae)
         projection = self.patch_embed.proj.weight
         nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
-        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.cls_token, std=0.02)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class AslRecipe(MaskedPretraining):
     may_be_fp16: ClassVar[bool] = True
 
     method: Literal["asl"] = "asl"
-    precision: Literal["bf16", "fp32", "fp16"] = "fp16"
+    precision: Literal["bf16", "fp32", "tf32", "fp16"] = "fp16"
     """That of MAE's code, which the paper builds on. In bf16 AEE's alignment gets .55 to .78 of its
     gradient, turned by 27 to 40 degrees; in fp16 .91 to .98 of it, turned by 6 to 8."""
     design: Literal["aee", "dle"] = "aee"
@@ -54,7 +54,10 @@ class AslRecipe(MaskedPretraining):
     times the step of bf16, hence not the default: `precision` is fp16."""
     cls_align: Literal["off", "decoder_pred", "decoder_norm", "encoder"] = "off"
     """The ablation of Section 4.6 that aligns [cls] too, with the same distance and weight: after
-    decoder and prediction head, after the decoder's norm, or after the encoder."""
+    decoder and prediction head, after the decoder's norm, or after the encoder. The table's row is
+    `encoder`: the paper calls it "global contrastive learning", and what contrastive learning
+    compares is the encoder's [cls]. The decoder's is read by nobody; aligned there, it moves the
+    encoder a tenth as far."""
     aee_depth: int = 1
     """Layers after the encoder; the text has "a Transformer layer"."""
     aee_pos: Literal["post_norm", "pre_norm"] = "post_norm"
@@ -112,8 +115,10 @@ class AslRecipe(MaskedPretraining):
                 "design dle shares too little between its branches for sem_precision full; "
                 "use precision fp32"
             )
-        if self.sem_precision == "full" and self.precision == "fp32":
-            raise ValueError("sem_precision full changes nothing with precision fp32; remove it")
+        if self.sem_precision == "full" and self.precision in ("fp32", "tf32"):
+            raise ValueError(
+                f"sem_precision full changes nothing with precision {self.precision}; remove it"
+            )
         if self.sem_type == "cosine" and self.sem_reduction == "sum":
             raise ValueError("sem_reduction has no effect with sem_type cosine; remove it")
         if self.aee_norm and self.aee_pos == "pre_norm":

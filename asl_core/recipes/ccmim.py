@@ -17,8 +17,8 @@ class CcMimRecipe(MaskedPretraining):
     couples_images: ClassVar[bool] = True
 
     method: Literal["ccmim"] = "ccmim"
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """The released training switches autocast off."""
+    precision: Literal["bf16", "fp32", "tf32"] = "tf32"
+    """The released training switches autocast off, and torch multiplied in TF32 then."""
     temperature: float = 0.5
     """Of the contrastive loss; the model's class stores 0.2 and never reads it."""
     contrast_weight: float = 0.1

@@ -67,11 +67,12 @@ class Optimisation:
     """Largest norm of the gradient; absent: no clipping."""
     clip_mode: Literal["global", "per_tensor"] = "global"
     """Which norm: of all gradients together, or of each tensor separately (DINO, iBOT)."""
-    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
+    precision: Literal["bf16", "fp32", "tf32", "fp16"] = "bf16"
     """bf16: autocast for the network, losses in float32. A CPU with bfloat16 instructions takes two
     thirds of fp32's time; one without emulates them, many times slower than fp32. fp16, in
     pre-training: the same with float16, the loss scaled and steps whose gradients overflow skipped,
-    as MAE's code does it."""
+    as MAE's code does it. tf32: fp32 whose products a GPU of 2020 or later computes from factors of
+    ten bits, several times faster; fp32 itself where there is no such GPU."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "epochs", "batch_size")
@@ -81,7 +82,9 @@ class Optimisation:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
         if self.precision == "fp16" and not self.may_be_fp16:
-            raise ValueError("precision fp16 is for pre-training of mae and asl; use bf16 or fp32")
+            raise ValueError(
+                "precision fp16 is for pre-training of mae and asl; use bf16, tf32 or fp32"
+            )
         if self.layer_decay is not None:
             require_share("layer_decay", self.layer_decay)
         if self.clip_grad is None and self.clip_mode != "global":

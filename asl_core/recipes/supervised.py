@@ -29,6 +29,8 @@ class SupervisedRecipe(Pretraining):
     label_smoothing: float = 0.1
     mixup: float = 0.8
     cutmix: float = 1.0
+    """One strength for all images of a step, where the official code draws one in each process:
+    the result would depend on how many there are. Each image's own distribution is the same."""
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     random_erasing: float = 0.25
     crop_scale_min: float = 0.08

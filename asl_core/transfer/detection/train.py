@@ -4,10 +4,10 @@ from pathlib import Path
 
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.context import RunContext
-from asl_core.engine.data_parallel import share_batch_norm
 from asl_core.engine.loading import training_loader
 from asl_core.engine.loop import fit
 from asl_core.errors import InputError
+from asl_core.modules.batch_norm import share_batch_norms
 from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.optimisation import Resources
@@ -59,7 +59,7 @@ def train_detector(
     train = instance_dataset(dataset_folder, "train")
     instance_dataset(dataset_folder, "test")  # refused now and not after training
     model = build_detector(recipe, encoder_folder, train)
-    model = share_batch_norm(model, context.resources)
+    share_batch_norms(model)
     loader = training_loader(
         train,
         LargeScaleJitter(recipe.image_size, recipe.scale_range, 0.5 if recipe.flip else 0.0),

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from asl_core.data.samples import IGNORED_LABEL
 from asl_core.data.shards import PackedDataset
+from asl_core.distributed import world_size
 from asl_core.engine.context import RunContext
-from asl_core.engine.data_parallel import share_batch_norm, shares_batch_norm
 from asl_core.engine.forward_batch import refuse_single_images
 from asl_core.engine.loading import training_loader
 from asl_core.engine.loop import fit
 from asl_core.engine.optimizer import layer_decay_groups
 from asl_core.errors import InputError
+from asl_core.modules.batch_norm import share_batch_norms
 from asl_core.modules.encoder import load_encoder
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.transfer import Segmentation
@@ -63,10 +64,10 @@ def train_segmenter(
     """
     train = semantic_dataset(dataset_folder, "train")
     semantic_dataset(dataset_folder, "test")  # refused now and not after training
-    across_processes = shares_batch_norm(context.resources)
+    across_processes = world_size() > 1
     check_forward_passes(recipe, context.resources.micro_batch_size, across_processes)
     model = build_segmenter(recipe, encoder_folder, train)
-    model = share_batch_norm(model, context.resources)
+    share_batch_norms(model)
     loader = training_loader(
         train,
         TrainingCrop(
