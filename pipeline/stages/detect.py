@@ -16,10 +16,17 @@ from asl_core.data.samples import Instances, Sample
 from asl_core.data.shards import PackedDataset
 from asl_core.modules.weights import save_weights
 from asl_core.recipes.transfer import Detection
-from asl_core.transfer.detection.evaluate import CocoResults, IouType, precision_by_recall
+from asl_core.transfer.detection.evaluate import (
+    NAMES,
+    CocoResults,
+    IouType,
+    Scores,
+    coco_metrics,
+    coco_scores,
+)
 from asl_core.transfer.detection.train import (
     build_detector,
-    evaluate_detector,
+    detect_test_images,
     instance_dataset,
     train_detector,
 )
@@ -41,19 +48,20 @@ def run(request: StageRequest[Detection]) -> dict[str, float]:
     context = begin_training(request)
     dataset = request.inputs["dataset"]
     model = train_detector(request.recipe, request.inputs["encoder"], dataset, context)
-    metrics, results = evaluate_detector(model, request.recipe, dataset, request.resources)
+    results = detect_test_images(model, request.recipe, dataset, request.resources)
     if distributed.rank() > 0:
         return {}
+    scores = coco_scores(instance_dataset(dataset, "test").coco_ground_truth(), results)
     save_weights(request.out / WEIGHTS, model.state_dict())
     (request.out / "detections.json").write_text(json.dumps(results, allow_nan=False) + "\n")
     draw_detections(
         request.out / "pictures/detections.png", PackedDataset(dataset, "test"), results
     )
-    draw_precision(request.out / "pictures/precision_recall.png", dataset, results)
+    draw_precision(request.out / "pictures/precision_recall.png", scores)
     for path in (WEIGHTS, "detections.json", "pictures/detections.png",
                  "pictures/precision_recall.png"):  # fmt: skip
         request.journal.artifact(path)
-    return metrics
+    return coco_metrics(scores)
 
 
 def reevaluate(run: StoredRun[Detection]) -> dict[str, float]:
@@ -61,17 +69,16 @@ def reevaluate(run: StoredRun[Detection]) -> dict[str, float]:
     dataset = run.inputs["dataset"]
     model = build_detector(run.recipe, run.inputs["encoder"], instance_dataset(dataset, "train"))
     load_stored(model, run.folder / WEIGHTS)
-    return evaluate_detector(model, run.recipe, dataset, run.resources)[0]
+    results = detect_test_images(model, run.recipe, dataset, run.resources)
+    return coco_metrics(coco_scores(instance_dataset(dataset, "test").coco_ground_truth(), results))
 
 
-def draw_precision(path: Path, dataset: Path, results: CocoResults) -> None:
+def draw_precision(path: Path, scores: dict[IouType, Scores]) -> None:
     """Draw precision by recall, the mean over the classes, for boxes and masks."""
-    truth = instance_dataset(dataset, "test").coco_ground_truth()
     figure, axis = plt.subplots(figsize=(4.5, 3.5))
-    kinds: tuple[tuple[IouType, str, str], ...] = (("bbox", "box", "-"), ("segm", "mask", "--"))
-    for kind, name, style in kinds:
-        for threshold, curve in precision_by_recall(truth, results, kind).items():
-            label = f"{name}, IoU {threshold:.2f}: {fixed(100 * curve.mean().item(), 1)}"
+    for task, style in zip(NAMES, ("-", "--"), strict=True):
+        for threshold, curve in scores[task].curves.items():
+            label = f"{NAMES[task]}, IoU {threshold:.2f}: {fixed(100 * curve.mean().item(), 1)}"
             axis.plot(torch.linspace(0, 1, 101), curve, style, label=label)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)

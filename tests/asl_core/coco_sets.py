@@ -24,7 +24,7 @@ from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.errors import InputError
 from asl_core.recipes.datasets import Coco
-from asl_core.transfer.detection.evaluate import average_precision
+from asl_core.transfer.detection.evaluate import score
 
 HEIGHT, WIDTH = 12, 16
 IMAGES = ("a.png", "b.png")
@@ -199,8 +199,8 @@ def check(folder: Path) -> bool:
     found = [{key: a[key] for key in keys} | {"score": 0.9} for a in kept]
     for kind in ("bbox", "segm"):
         if found:
-            scores = average_precision(truth, found, kind)
-            assert min(scores) > 100 - 1e-6, (kind, scores)
+            scores = score(truth, found, kind)
+            assert min(scores.average) > 100 - 1e-6, (kind, scores)
     return True
 
 

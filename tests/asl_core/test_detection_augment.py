@@ -9,6 +9,7 @@ from asl_core.transfer.detection.augment import (
     DetectionItem,
     FitIntoSquare,
     LargeScaleJitter,
+    Placement,
     collate_detection,
     fitted_size,
     nearest_pixels,
@@ -44,18 +45,53 @@ def test_at_scale_one_without_flip_the_image_lies_unchanged_at_the_top_left() ->
     assert (item.image_id, item.index) == (99, 5)
 
 
-def test_boxes_are_tight_around_masks_and_nothing_is_empty_whatever_the_draw() -> None:
-    transform = LargeScaleJitter(48, (0.1, 4.0))
+def test_boxes_are_the_annotated_ones_scaled_and_cut_whatever_the_draw() -> None:
+    transform, annotated = LargeScaleJitter(48, (0.1, 4.0), flip=0.0), sample().instances
+    assert annotated is not None
     seen = set()
     for seed in range(60):
         target = jittered(transform, seed).target
+        with seeded_globals(seed):
+            scale, offset, _ = torch.rand(3, dtype=torch.float64).tolist()
+        height, width = fitted_size(40, 60, 48 * (0.1 + 3.9 * scale))
+        corner = [round(max(side - 48, 0) * offset) for side in (width, height)]  # x, y
+        ends = [min(48, width), min(48, height)]
+        expected = {}
+        for label, box in zip(annotated.labels.tolist(), annotated.boxes.tolist(), strict=True):
+            edges = []
+            for k, edge in enumerate(box):
+                place = edge * (width / 60, height / 40)[k % 2] - corner[k % 2]
+                edges.append(min(max(place, 0.0), ends[k % 2]))
+            expected[label + 1] = torch.tensor(edges)
         seen.add(len(target["boxes"]))
-        for box, mask in zip(target["boxes"], target["masks"], strict=True):
+        for label, box, mask in zip(
+            target["labels"].tolist(), target["boxes"], target["masks"], strict=True
+        ):
+            assert torch.allclose(box, expected.pop(label), atol=1e-4)
             rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
             tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            assert box.tolist() == [float(edge) for edge in tight]
+            assert (box - torch.stack(tight)).abs().max() <= 0.5001  # half a pixel: see the class
+        for box in expected.values():  # what is not there shows no pixel's centre
+            assert min((box[2] - box[0]).item(), (box[3] - box[1]).item()) <= 1
         assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"])
     assert seen == {0, 1, 2}  # crops that miss both, one, none
+
+
+def test_the_box_of_a_cut_object_is_that_of_what_is_seen() -> None:
+    """An L: a foot along the bottom, and a leg at the right, which the crop does not show."""
+    mask = torch.zeros(1, 40, 40, dtype=torch.bool)
+    mask[0, 30:38, 2:38] = True
+    mask[0, 2:38, 30:38] = True
+    instances = Instances(
+        torch.tensor([[2.0, 2, 38, 38]]), torch.tensor([0]), mask, torch.tensor([False])
+    )
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    bent = Sample(index=0, image_id=1, image=image, instances=instances)
+    placed = Placement((1.0, 1.0), (10, 0))
+    pixels = torch.arange(25)
+    target = LargeScaleJitter(25).target(bent.instances, pixels + 10, pixels, placed)
+    # nearly the bounds 2, 20, 25, 25: a pixel is left to what the annotation knows better
+    assert target["boxes"].tolist() == [[2, 19, 25, 25]]
 
 
 def test_masks_stay_on_their_objects_pixels() -> None:

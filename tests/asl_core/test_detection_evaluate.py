@@ -16,7 +16,8 @@ from asl_core.data.masks import as_coco, decode_masks, encode_masks, tight_boxes
 from asl_core.transfer.detection.evaluate import (
     coco_metrics,
     coco_results,
-    precision_by_recall,
+    coco_scores,
+    score,
     to_original,
 )
 from asl_core.transfer.detection.heads import Detections
@@ -88,7 +89,7 @@ def noisy_results(truth: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_ground_truth_as_detections_scores_100() -> None:
     truth = ground_truth()
-    metrics = coco_metrics(truth, as_results(truth))
+    metrics = coco_metrics(coco_scores(truth, as_results(truth)))
     assert metrics == pytest.approx(
         dict.fromkeys(
             ["ap_box", "ap_box50", "ap_box75", "ap_mask", "ap_mask50", "ap_mask75"], 100.0
@@ -97,7 +98,7 @@ def test_the_ground_truth_as_detections_scores_100() -> None:
 
 
 def test_no_detections_score_0() -> None:
-    assert set(coco_metrics(ground_truth(), []).values()) == {0.0}
+    assert set(coco_metrics(coco_scores(ground_truth(), [])).values()) == {0.0}
 
 
 @pytest.mark.parametrize("detected", [True, False])
@@ -106,13 +107,13 @@ def test_where_there_is_nothing_to_find_there_is_no_average_precision(detected: 
     results = as_results(truth) if detected else []
     for annotation in truth["annotations"]:
         annotation["iscrowd"] = 1
-    assert all(math.isnan(value) for value in coco_metrics(truth, results).values())
+    assert all(math.isnan(value) for value in coco_metrics(coco_scores(truth, results)).values())
 
 
 def test_the_numbers_are_those_of_pycocotools() -> None:
     truth = ground_truth()
     results = noisy_results(truth)
-    metrics = coco_metrics(truth, results)
+    metrics = coco_metrics(coco_scores(truth, results))
     assert 5 < metrics["ap_box"] < 95
     with contextlib.redirect_stdout(io.StringIO()):
         for task, iou_type in cast(Any, (("box", "bbox"), ("mask", "segm"))):
@@ -133,14 +134,14 @@ def test_the_area_under_a_precision_curve_is_the_average_precision(
 ) -> None:
     truth = ground_truth()
     results = noisy_results(truth)
-    metrics = coco_metrics(truth, results)
-    curves = precision_by_recall(truth, results, iou_type)
+    scores = coco_scores(truth, results)
+    metrics, curves = coco_metrics(scores), scores[iou_type].curves
     for threshold, suffix in ((0.5, "50"), (0.75, "75")):
         assert curves[threshold].shape == (101,)
         assert (curves[threshold].diff() <= 0).all()
         area = 100 * curves[threshold].mean().item()
         assert area == pytest.approx(metrics[f"ap_{task}{suffix}"], abs=1e-9)
-    nothing = precision_by_recall(truth, [], iou_type)
+    nothing = score(truth, [], iou_type).curves
     assert all(not curve.any() for curve in nothing.values())
 
 
@@ -148,7 +149,7 @@ def test_scoring_leaves_its_arguments_alone() -> None:
     truth = ground_truth()
     results = noisy_results(truth)
     before = copy.deepcopy((truth, results))
-    coco_metrics(truth, results)
+    coco_scores(truth, results)
     assert (truth, results) == before
 
 

@@ -29,7 +29,8 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.transfer import Detection, FineTune, LinearProbe, Segmentation
 from asl_core.transfer.attentive import attentive_probe, evaluate_attentive
-from asl_core.transfer.detection.train import evaluate_detector, train_detector
+from asl_core.transfer.detection.evaluate import coco_metrics, coco_scores
+from asl_core.transfer.detection.train import detect_test_images, train_detector
 from asl_core.transfer.finetune import classify, finetune
 from asl_core.transfer.linprobe import evaluate_probe, linprobe
 from asl_core.transfer.segmentation.evaluate import score
@@ -221,8 +222,11 @@ def test_detection(scenes: Path, encoder_folder: Path, context: RunContext) -> N
     )  # fmt: skip
     model = train_detector(recipe, encoder_folder, scenes, context)
     whole = dataclasses.replace(recipe, precision="fp32")
-    on_gpu, _ = evaluate_detector(model, whole, scenes, GPU)
-    on_cpu, _ = evaluate_detector(model, whole, scenes, CPU)
+    truth = PackedDataset(scenes, "test").coco_ground_truth()
+    on_gpu, on_cpu = (
+        coco_metrics(coco_scores(truth, detect_test_images(model, whole, scenes, resources)))
+        for resources in (GPU, CPU)
+    )
     assert on_gpu == pytest.approx(on_cpu, abs=0.5)
 
 

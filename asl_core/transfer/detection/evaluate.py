@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,8 @@ CocoResults = list[dict[str, Any]]
 """Detections in COCO's result format: image_id, category_id, score, bbox, segmentation (RLE)."""
 
 IouType = Literal["bbox", "segm"]
+NAMES: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
+"""Of the tasks, in metrics and pictures."""
 CURVES = (0.5, 0.75)
 """IoU thresholds of the precision-recall curves."""
 
@@ -34,54 +37,54 @@ STATISTICS = ("", "50", "75")
 """The first three of COCO's summary: AP over IoU .50:.05:.95, AP at .50, AP at .75."""
 
 
-def coco_metrics(ground_truth: dict[str, Any], results: CocoResults) -> dict[str, float]:
-    """Return ap_box, ap_box50, ap_box75, ap_mask, ap_mask50, ap_mask75, in percent.
+@dataclass(frozen=True)
+class Scores:
+    """What COCO's protocol says of one task, boxes or masks.
 
-    COCO's protocol: 101 recall points, objects of all sizes, at most 100 detections an image,
-    crowd regions neither found nor missed.
+    Objects of all sizes, at most 100 detections an image, crowd regions neither found nor missed.
+
+    Attributes:
+        average: AP over IoU .50:.05:.95, AP at .50, AP at .75, in percent; zeros when nothing was
+            detected, nan when there is nothing to find, crowd regions apart.
+        curves: IoU threshold -> precision at 101 recalls from 0 to 1, the mean over the classes,
+            (101,), float64, in [0, 1]; the area under the first is AP50.
+    """
+
+    average: tuple[float, ...]
+    curves: dict[float, Tensor]
+
+
+def coco_scores(ground_truth: dict[str, Any], results: CocoResults) -> dict[IouType, Scores]:
+    """Score the detections of all images as boxes and as masks.
 
     Args:
         ground_truth: In COCO's JSON form.
-        results: Of all images, in the coordinates of the original images.
+        results: In the coordinates of the original images.
     """
-    metrics = {}
-    box = average_precision(ground_truth, results, "bbox")
-    mask = average_precision(ground_truth, results, "segm")
-    for task, values in (("box", box), ("mask", mask)):
-        for suffix, value in zip(STATISTICS, values, strict=True):
-            metrics[f"ap_{task}{suffix}"] = value
-    return metrics
+    return {task: score(ground_truth, results, task) for task in NAMES}
 
 
-def average_precision(
-    ground_truth: dict[str, Any], results: CocoResults, iou_type: IouType
-) -> list[float]:
-    """Return AP, AP50 and AP75 in percent.
-
-    Zeros when nothing was detected; nan when there is nothing to find, crowd regions apart.
-    """
-    if all(each["iscrowd"] for each in ground_truth["annotations"]):
-        return [math.nan] * len(STATISTICS)
-    if not results:
-        return [0.0] * len(STATISTICS)
-    evaluation = _evaluate(ground_truth, results, iou_type)
-    return [100.0 * float(value) for value in evaluation.stats[: len(STATISTICS)]]
+def coco_metrics(scores: dict[IouType, Scores]) -> dict[str, float]:
+    """Return ap_box, ap_box50, ap_box75, ap_mask, ap_mask50, ap_mask75, in percent."""
+    return {
+        f"ap_{name}{suffix}": value
+        for task, name in NAMES.items()
+        for suffix, value in zip(STATISTICS, scores[task].average, strict=True)
+    }
 
 
-def precision_by_recall(
-    ground_truth: dict[str, Any], results: CocoResults, iou_type: IouType
-) -> dict[float, Tensor]:
-    """Return IoU threshold -> precision at 101 recalls from 0 to 1, the mean over the classes.
+def score(ground_truth: dict[str, Any], results: CocoResults, task: IouType) -> Scores:
+    """Score detections as boxes or as masks."""
+    if not results or all(each["iscrowd"] for each in ground_truth["annotations"]):
+        average = 0.0 if any(not a["iscrowd"] for a in ground_truth["annotations"]) else math.nan
+        nothing = {threshold: torch.zeros(101, dtype=torch.float64) for threshold in CURVES}
+        return Scores((average,) * len(STATISTICS), nothing)
+    evaluation = _evaluate(ground_truth, results, task)
+    average = tuple(100.0 * float(value) for value in evaluation.stats[: len(STATISTICS)])
+    return Scores(average, _curves(evaluation))
 
-    For IoU .50 and .75; objects of all sizes, at most 100 detections an image. The area under the
-    first curve is AP50.
 
-    Shape:
-        - Each: (101,), float64, in [0, 1]; zeros when nothing was detected.
-    """
-    if not results:
-        return {threshold: torch.zeros(101, dtype=torch.float64) for threshold in CURVES}
-    evaluation = _evaluate(ground_truth, results, iou_type)
+def _curves(evaluation: COCOeval_faster) -> dict[float, Tensor]:
     thresholds = [round(float(value), 2) for value in evaluation.params.iouThrs]
     curves = {}
     for threshold in CURVES:
@@ -117,7 +120,10 @@ def detect_all(
     resources: Resources,
     batch_size: int = 8,
 ) -> CocoResults:
-    """Return the detections of all annotated images of a split, the same list on every process."""
+    """Return the detections of all annotated images of a split; each process looks at its share.
+
+    All have the whole list.
+    """
     device = pick_device(resources)
     model.to(device).eval()
     batches: Any = evaluation_batches(

@@ -1,4 +1,4 @@
-"""Detection transfer: train Mask R-CNN from a pre-trained encoder, and score it."""
+"""Detection transfer: train Mask R-CNN from a pre-trained encoder, and detect."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.transfer import Detection
 from asl_core.transfer.detection.augment import LargeScaleJitter, collate_detection
-from asl_core.transfer.detection.evaluate import CocoResults, coco_metrics, detect_all
+from asl_core.transfer.detection.evaluate import CocoResults, detect_all
 from asl_core.transfer.detection.model import MaskRcnn
 
 
@@ -72,16 +72,14 @@ def train_detector(
     return model
 
 
-def evaluate_detector(
+def detect_test_images(
     model: MaskRcnn, recipe: Detection, dataset_folder: Path, resources: Resources
-) -> tuple[dict[str, float], CocoResults]:
-    """Return COCO's metrics of the test split, in percent, and the detections behind them."""
-    test = instance_dataset(dataset_folder, "test")
-    results = detect_all(
+) -> CocoResults:
+    """Return the detections in the test split; all processes have all of them."""
+    return detect_all(
         model,
-        test,
+        instance_dataset(dataset_folder, "test"),
         image_size=recipe.image_size,
         precision=recipe.precision,
         resources=resources,
     )
-    return coco_metrics(test.coco_ground_truth(), results), results
