@@ -1,3 +1,4 @@
+import colorsys
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from asl_core.transfer.segmentation.augment import (
     TrainingCrop,
     collate_segmentation,
     distort_colours,
+    scale_saturation,
     size_with_short_side,
 )
 
@@ -118,9 +120,28 @@ def test_grey_keeps_its_channels_equal() -> None:
         assert (distorted - distorted[:1]).abs().max() <= 1
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 40.0])
+def test_saturation_is_scaled_in_hsv(factor: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randint(0, 256, (3, 9, 7), dtype=torch.uint8, generator=generator)
+    image[:, 0, 0] = 0
+    image[:, 0, 1] = 200
+    changed = scale_saturation(image, factor)
+    for row in range(9):
+        for column in range(7):
+            h, s, v = colorsys.rgb_to_hsv(*(image[:, row, column] / 255).tolist())
+            expected = colorsys.hsv_to_rgb(h, min(factor * s, 1.0), v)
+            found = changed[:, row, column] / 255
+            assert torch.allclose(found, torch.tensor(expected), atol=0.51 / 255)
+
+
 @pytest.mark.parametrize(
-    ("size", "expected"), [((480, 640), (64, 85)), ((640, 480), (85, 64)), ((64, 64), (64, 64))]
-)
+    ("size", "expected"),
+    [
+        ((480, 640), (64, 85)), ((640, 480), (85, 64)), ((64, 64), (64, 64)),
+        ((100, 400), (64, 256)), ((100, 800), (32, 256)), ((800, 100), (256, 32)),
+    ],
+)  # fmt: skip
 def test_short_side_keeps_the_proportions(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert size_with_short_side(*size, 64) == expected
 

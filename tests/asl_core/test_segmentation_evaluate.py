@@ -66,6 +66,11 @@ def test_overlapping_windows_agree_where_each_pixel_is_scored_by_itself() -> Non
     assert len(model.seen) == 4
 
 
+def test_an_image_narrower_than_a_window_is_padded_and_cut_again() -> None:
+    model, images = Pointwise(), torch.randn(2, 3, 5, 21)
+    torch.testing.assert_close(slide(model, images, 8, 5), images[:, :2] * 3)
+
+
 def test_logits_are_averaged_where_windows_overlap() -> None:
     values = slide(Constant(), torch.randn(1, 3, 4, 6), 4, 2)[0, 0, 0]
     assert values.tolist() == [1, 1, 1.5, 1.5, 2, 2]

@@ -22,6 +22,8 @@ CROP_ATTEMPTS = 10
 BRIGHTNESS_DELTA = 32.0  # of 255, added
 FACTOR_RANGE = (0.5, 1.5)  # of contrast and of saturation
 HUE_DELTA = 0.1  # of the circle: OpenCV's 18 of 180
+LONGEST = 4
+"""The long side becomes at most so many times what the short side should become: 2048 : 512."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,12 @@ def collate_segmentation(items: list[SegmentationItem]) -> SegmentationBatch:
 
 
 def size_with_short_side(height: int, width: int, short: float) -> tuple[int, int]:
-    """Return the size with the same proportions whose shorter side is `short`, rounded."""
-    scale = short / min(height, width)
+    """Return the size with the same proportions whose shorter side is `short`, rounded.
+
+    Where the longer one would become more than `LONGEST` times that, it becomes that, and the
+    shorter one less.
+    """
+    scale = min(short / min(height, width), LONGEST * short / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
@@ -143,7 +149,7 @@ def distort_colours(image: Tensor) -> Tensor:
 
     mmsegmentation's PhotoMetricDistortion: contrast scales the pixel values and comes first or
     last. torchvision's RandomPhotometricDistort also permutes the channels, and adds no
-    brightness. Saturation blends with grey here, where OpenCV scales it in HSV.
+    brightness; its saturation blends with grey.
 
     Shape:
         - image: (3, H, W), uint8; likewise the output.
@@ -155,10 +161,25 @@ def distort_colours(image: Tensor) -> Tensor:
     if contrast_first:
         image = scale_values(image)
     if random.random() < 0.5:
-        image = TF.adjust_saturation(image, random.uniform(*FACTOR_RANGE))
+        image = scale_saturation(image, random.uniform(*FACTOR_RANGE))
     if random.random() < 0.5:
         image = TF.adjust_hue(image, random.uniform(-HUE_DELTA, HUE_DELTA))
     return image if contrast_first else scale_values(image)
+
+
+def scale_saturation(image: Tensor, factor: float) -> Tensor:
+    """Multiply S of HSV, at most to 1; hue and V, the largest of the three channels, stay.
+
+    S is (V - smallest channel) / V, and the distance of each channel to V is proportional to it.
+    OpenCV does it with S in steps of 1/255.
+
+    Shape:
+        - image: (3, H, W), uint8; likewise the output.
+    """
+    pixels = image.float()
+    value, smallest = pixels.amax(0), pixels.amin(0)  # (H, W)
+    most = value / (value - smallest).clamp(min=1)  # leads to S = 1; grey stays as it is
+    return (value - (value - pixels) * most.clamp(max=factor)).round().to(torch.uint8)
 
 
 def scale_values(image: Tensor) -> Tensor:
@@ -170,7 +191,9 @@ def scale_values(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ShortSide:
-    """Resize the image so that its shorter side is the crop's; the map stays as it is.
+    """Resize the image so that its shorter side is the crop's, or less where it is very long.
+
+    The map stays as it is.
 
     Attributes:
         crop_size: Side of the sliding window.

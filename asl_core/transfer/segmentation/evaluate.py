@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from asl_core import distributed
@@ -87,8 +88,12 @@ def slide(segmenter: Segmenter, images: Tensor, window: int, stride: int) -> Ten
     """Return logits of whole images: windows' logits, each resized to the window, averaged.
 
     Shape:
-        - images: (B, 3, H, W), normalised, H, W >= window. Output: (B, K, H, W), float32.
+        - images: (B, 3, H, W), normalised; padded with 0 below and at the right where they are
+          smaller than a window. Output: (B, K, H, W), float32.
     """
+    shown = images.shape[-2:]
+    missing = [max(window - side, 0) for side in shown]
+    images = F.pad(images, (0, missing[1], 0, missing[0]))
     height, width = images.shape[-2:]
     total = images.new_zeros(len(images), segmenter.num_classes, height, width)
     times = images.new_zeros(height, width)
@@ -98,7 +103,7 @@ def slide(segmenter: Segmenter, images: Tensor, window: int, stride: int) -> Ten
             logits = segmenter.logits(images[:, :, rows, columns]).float()
             total[:, :, rows, columns] += resize_to(logits, (window, window))
             times[rows, columns] += 1
-    return total / times
+    return (total / times)[:, :, : shown[0], : shown[1]]
 
 
 @torch.no_grad()
