@@ -76,13 +76,11 @@ def load_job_request(path: Path, stage: str) -> JobRequest:
     """
     found = _read(path)
     settings = found.settings
-    asked = _merged(found.raw, settings.section, stage)
-    process = asked.pop(_PROCESS, {})
-    return JobRequest(
-        scheduler=found.scheduler,
-        asked=validate(_adapter(settings.resources), asked),
-        resources=validate(_RESOURCES, {**_local(found.raw, stage), **process}),
-    )
+    fields = _merged(found.raw, settings.section, stage)
+    process = {**_local(found.raw, stage), **fields.pop(_PROCESS, {})}
+    asked = validate(_adapter(settings.resources), fields)
+    process.setdefault("num_workers", asked.cpus - 1)  # one computes, the others load
+    return JobRequest(found.scheduler, asked, validate(_RESOURCES, process))
 
 
 def job_resources(scheduler: str, asked: Mapping[str, Any]) -> JobResources:

@@ -63,6 +63,16 @@ slurm:
     assert load_resources(file, "pretrain").num_workers == 1
 
 
+def test_a_job_loads_with_the_cpus_that_do_not_compute(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("slurm: {default: {cpus: 8}, knn: {cpus: 1}}\n")
+    assert load_job_request(file, "pretrain").resources.num_workers == 7
+    assert load_job_request(file, "knn").resources.num_workers == 0
+    assert load_resources(file, "pretrain").num_workers == 0
+    file.write_text("local: {default: {num_workers: 2}}\nslurm: {default: {cpus: 8}}\n")
+    assert load_job_request(file, "pretrain").resources.num_workers == 2
+
+
 def test_what_a_job_asks_for_survives_json(file: Path) -> None:
     file.write_text('slurm: {default: {setup: [a], env: {A: "1"}, options: {x: 1}, time: 5}}')
     asked = load_slurm(file, "detect")
