@@ -9,6 +9,21 @@ from asl_core.recipes.optimisation import Resources
 
 
 @dataclass(frozen=True)
+class Rehearsal:
+    """How far a run is tried out.
+
+    Attributes:
+        steps: Optimiser steps.
+        warm_up: Of these, the first ones, which compile, allocate and fill the loader: not counted.
+        file: Where the first process writes `asl_core.engine.rehearsal.Measured`.
+    """
+
+    file: Path
+    steps: int = 12
+    warm_up: int = 4
+
+
+@dataclass(frozen=True)
 class RunContext:
     """What surrounds a run and changes none of its numbers.
 
@@ -22,6 +37,7 @@ class RunContext:
             must not write any more.
         replay: Only compute the first steps again, for `witness.first_difference`: begin at step
             0 whatever the checkpoints are, write none, and end with `ReplayFinished`.
+        rehearsal: Only try a few steps out, measure them, and go on as if training were done.
     """
 
     checkpoints: Path
@@ -31,6 +47,7 @@ class RunContext:
     name: str = ""
     before_checkpoint: Callable[[], None] = lambda: None
     replay: bool = False
+    rehearsal: Rehearsal | None = None
 
     @property
     def label(self) -> str:

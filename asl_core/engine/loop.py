@@ -23,6 +23,8 @@ from asl_core.engine.loss_scaling import LossScaler
 from asl_core.engine.loss_watch import LossWatch
 from asl_core.engine.memory import keep_freed_memory
 from asl_core.engine.optimizer import build_optimizer, build_schedules, no_decay_groups
+from asl_core.engine.recomputing import recompute_activations
+from asl_core.engine.rehearsal import Stopwatch
 from asl_core.engine.signals import StopRequest, catch_stop_signals
 from asl_core.engine.state import TrainState
 from asl_core.engine.witness_writer import WitnessWriter, present_circumstances
@@ -32,6 +34,7 @@ from asl_core.protocol import (
     EditsGradients,
     FollowsSteps,
     Indexed,
+    PrecedesSteps,
     Step,
     TakesStatistics,
     Trainable,
@@ -111,6 +114,8 @@ def fit(
         logger.info("%s: resumed after step %d", context.label, state.step)
     # points that an earlier attempt logged after this step are void
     context.journal.resume(state.step, loader.total_steps)
+    if context.resources.recompute_activations:
+        recompute_activations(model)
     compile_network(model, context.resources, device, recipe.batch_size)
     witness = WitnessWriter(context, loader.total_steps)
     witness.begin(
@@ -165,8 +170,13 @@ class _Run:
             unit="step",
             disable=distributed.rank() > 0 or not sys.stderr.isatty(),
         )
+        stopwatch = None
+        batches = loader.iterate(state.step)
+        if self.context.rehearsal is not None:
+            stopwatch = Stopwatch(self.context.rehearsal, self.device)
+            batches = stopwatch.steps(batches)
         with bar:
-            for micro_batches in loader.iterate(state.step):
+            for micro_batches in batches:
                 self.step_within_memory(state, micro_batches)
                 bar.update()
                 self.witness.write_if_due(state.step, state.model)
@@ -180,6 +190,26 @@ class _Run:
                     continue
                 self.call_at(state.step)
                 self.checkpoint_if_due(state, total, checkpoints, stop)
+        if stopwatch is not None:
+            self.end_rehearsal(state, checkpoints, stopwatch)
+            if state.step < total:
+                self.call_at(total)  # what follows training reads what this leaves
+
+    def end_rehearsal(
+        self, state: TrainState, checkpoints: CheckpointFolder, stopwatch: Stopwatch
+    ) -> None:
+        """Write a checkpoint and what the steps took."""
+        began = time.monotonic()
+        saved = state.to_dict()
+        if distributed.rank() == 0:
+            path = checkpoints.save(state.step, saved)
+            stopwatch.finish(
+                images=self.recipe.batch_size,
+                processes=distributed.world_size(),
+                checkpoint=path,
+                checkpoint_s=time.monotonic() - began,
+            )
+        distributed.barrier()
 
     def call_at(self, step: int) -> None:
         """Let the first process do what is due after so many steps; the others go on."""
@@ -233,6 +263,8 @@ class _Run:
             terms["grad_norm"] = state.scaler.norm(clip(parameters, self.recipe.clip_grad))
         if isinstance(state.model, EditsGradients):
             state.model.edit_gradients(step)
+        if isinstance(state.model, PrecedesSteps):
+            state.model.before_step(step)
         state.scaler.step(state.optimizer)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1

@@ -116,7 +116,11 @@ class Resources:
     checkpoint_minutes: float = 10.0
     log_every_steps: int = 10
     compile: bool = False
-    """torch.compile for the network."""
+    """torch.compile for the network: 1.4 times as fast on a GPU. Off by default: it wants a C
+    compiler on every node and a minute of every start. `asl-pipe rehearse` shows what it brings."""
+    recompute_activations: bool = False
+    """Keep of attention and MLPs their inputs alone, and compute what is inside again for the
+    gradients: a quarter more time for a fraction of the memory, for ViT-L and ViT-H. Same bits."""
     cuda_graphs: bool = False
     """Replay the compiled network as CUDA graphs on a GPU: for small networks, which the CPU cannot
     launch fast enough. One process, no micro-batches; no effect on a CPU."""

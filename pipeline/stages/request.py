@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from asl_core.engine.context import Rehearsal
 from asl_core.engine.journal import Journal
 from asl_core.recipes.optimisation import Resources
 
@@ -36,6 +37,7 @@ class StageRequest(Generic[Recipe_co]):
             taken this run over.
         page_of: Finds the address at which a run is shown to people, by its fingerprint.
         replay: Train the first steps only, to compare them with what another run wrote down.
+        rehearsal: Train a few steps only, to measure them, and go on as if training were done.
         features: Folder of frozen features that evaluations share, of the code that runs; None:
             each computes its own.
     """
@@ -52,6 +54,7 @@ class StageRequest(Generic[Recipe_co]):
     page_of: Callable[[str], str | None] = lambda _: None
     replay: bool = False
     features: Path | None = None
+    rehearsal: Rehearsal | None = None
 
     @property
     def out(self) -> Path:

@@ -11,5 +11,5 @@ def begin_training(request: StageRequest[object]) -> RunContext:
     distributed.initialise_from_environment(pick_device(request.resources))
     return RunContext(
         request.work / "ckpt", request.journal, request.resources, request.stage, request.key,
-        request.before_checkpoint, request.replay,
+        request.before_checkpoint, request.replay, request.rehearsal,
     )  # fmt: skip

@@ -1,0 +1,366 @@
+"""Try out every kind of run of a suite, in the DAG's order, and project what all would take."""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from asl_core.data.manifest import FILE_NAME, read_manifest
+from asl_core.errors import AslCoreError
+from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.tokenized import TokenPretraining
+from asl_core.recipes.untrained import UntrainedRecipe
+from pipeline.config.params import Params, load_params
+from pipeline.errors import AslPipeError, UserError
+from pipeline.execution.inputs import find_inputs
+from pipeline.project import Project
+from pipeline.rehearsal.launch import Launcher
+from pipeline.rehearsal.projection import Training, proportional_span, steps_of, training_span
+from pipeline.rehearsal.report import RehearsalReport, StageEstimate
+from pipeline.rehearsal.trial import MEASURED, OUTCOME, TOTALS, TRIAL, Mode, Outcome, Trial
+from pipeline.stages.table import MEASURED as MEASURING
+from pipeline.stages.table import PREPARE, PRETRAIN, TOKENIZE, Stage
+
+_TEST_IMAGES = 32
+_ENCODED = 64
+_PACKED = 64
+_CPU_BATCH = 8
+"""Images of a step where there is no GPU: a step of thousands would take hours."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Runs that take the same: they differ by their seeds, or by whose encoder they measure.
+
+    Attributes:
+        stage: Of all of them.
+        key: Of the first.
+        recipe: Likewise.
+        names: All of them.
+    """
+
+    stage: Stage
+    key: str
+    recipe: Any
+    names: tuple[str, ...]
+
+
+@dataclass
+class Rehearser:
+    """Tries kinds of runs out, one after the other; later ones use what earlier ones left.
+
+    Attributes:
+        project: The project and the suite.
+        params: Of the suite.
+        work: Where everything is written; removed at the end.
+        launcher: Where trials run.
+        steps: Optimiser steps of a trial.
+        batch: Images of a step and process; None: those of cluster.yaml, or few without a GPU.
+        counts: Images by split, of each dataset that is known.
+        datasets: Folders of packed datasets, whole or their first images.
+        encoders: Outputs of trials of pre-training, by experiment.
+    """
+
+    project: Project
+    params: Params
+    work: Path
+    launcher: Launcher
+    steps: int
+    batch: int | None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    datasets: dict[str, Path] = field(default_factory=dict)
+    encoders: dict[str, dict[str, Path]] = field(default_factory=dict)
+
+    def estimate(self, kind: Kind) -> StageEstimate:
+        """Try a kind of runs and say what each would take; a problem is told, not raised."""
+        try:
+            return self._estimate(kind)
+        except (AslPipeError, AslCoreError) as error:
+            return StageEstimate(names=kind.names, problem=str(error))
+
+    def _estimate(self, kind: Kind) -> StageEstimate:
+        if kind.stage is PREPARE:
+            return self._packed(kind)
+        if kind.stage is TOKENIZE:
+            raise UserError("fitting a tokenizer is not rehearsed; it takes minutes")
+        if isinstance(kind.recipe, ImportedRecipe | UntrainedRecipe):
+            return self._taken_over(kind)
+        if trains(kind):
+            return self._trained(kind)
+        return self._encoded(kind)
+
+    def _packed(self, kind: Kind) -> StageEstimate:
+        """Pack the first images, unless all are packed; the others need them."""
+        key = kind.key
+        whole = self.project.suite / "data" / key
+        if (whole / FILE_NAME).exists():
+            manifest = read_manifest(whole)
+            self.counts[key] = dict(manifest.counts)
+            self.datasets[key] = whole
+            return StageEstimate(names=(), problem=None)
+        inputs = find_inputs(self.project, PREPARE.name, key, kind.recipe)
+        counts = {"train": max(_PACKED, self._largest_batch(key)), "test": _TEST_IMAGES}
+        trial = self._trial(kind, "pack", images=counts["train"], inputs=inputs, counts=counts)
+        folder, outcome = self._run(kind, trial)
+        if outcome.problem:
+            return StageEstimate(names=kind.names, problem=outcome.problem)
+        self.datasets[key] = folder / "out/dataset"
+        self.counts[key] = json.loads((folder / TOTALS).read_text())
+        packed = sum(read_manifest(self.datasets[key]).counts.values())
+        total = sum(self.counts[key].values())
+        return StageEstimate(
+            names=kind.names,
+            each=proportional_span(outcome.ended - outcome.began, packed, total),
+            stored_bytes=outcome.stored_bytes * total // max(packed, 1),
+        )
+
+    def _taken_over(self, kind: Kind) -> StageEstimate:
+        """Draw or take over an encoder: it takes seconds, and evaluations need it."""
+        inputs = find_inputs(self.project, PRETRAIN.name, kind.key, kind.recipe)
+        folder, outcome = self._run(kind, self._trial(kind, "train", images=1, inputs=inputs))
+        if outcome.problem:
+            return StageEstimate(names=kind.names, problem=outcome.problem)
+        self._keep_encoder(kind, folder)
+        each = proportional_span(outcome.ended - outcome.began, 1, 1)
+        return StageEstimate(names=kind.names, each=each, stored_bytes=outcome.stored_bytes)
+
+    def _trained(self, kind: Kind) -> StageEstimate:
+        """Do a few steps with as many images as fit, and what follows training."""
+        recipe, machine = kind.recipe, self.launcher.machine(kind.stage.name)
+        processes = machine.processes
+        share = max(1, recipe.batch_size // processes)
+        share = min(share, machine.resources.micro_batch_size or share)
+        wanted = self.batch or (share if machine.gpus else min(share, _CPU_BATCH))
+        batch = wanted = max(min(wanted, share), smallest_batch(recipe))
+        while True:
+            images = batch * processes * max(2, math.ceil(self.steps / recipe.epochs))
+            sliced = {"train": images, "test": _TEST_IMAGES}
+            inputs = self._inputs(kind)
+            trial = self._trial(kind, "train", batch * processes, inputs, sliced)
+            folder, outcome = self._run(kind, trial)
+            if not outcome.out_of_memory or batch <= smallest_batch(recipe):
+                break
+            batch = max(smallest_batch(recipe), batch // 2)
+        if outcome.problem:
+            return StageEstimate(names=kind.names, batch=batch, fits=False, problem=outcome.problem)
+        if kind.stage is PRETRAIN:
+            self._keep_encoder(kind, folder)
+        found = json.loads((folder / MEASURED).read_text())
+        counts = self.counts[recipe.dataset]
+        known = Training(
+            step_s=found["step_s"],
+            images=found["images"],
+            batch_size=recipe.batch_size,
+            steps=steps_of(recipe.epochs, counts["train"], recipe.batch_size),
+            before_s=max(0.0, found["began"] - outcome.began),
+            after_s=max(0.0, outcome.ended - found["ended"]),
+            test_share=max(counts["test"] / _TEST_IMAGES, 1.0),
+            checkpoint_s=found["checkpoint_s"],
+            checkpoint_minutes=machine.resources.checkpoint_minutes,
+        )
+        seconds = sum(found["step_s"])
+        short = f"{batch} images of a step fit, {wanted} do not; set micro_batch_size: {batch}"
+        return StageEstimate(
+            names=kind.names,
+            batch=batch,
+            fits=batch == wanted,
+            micro_batch=None if batch == wanted else batch,
+            step_s=seconds / max(len(found["step_s"]), 1) * recipe.batch_size / found["images"],
+            waiting=sum(found["waited_s"]) / seconds if seconds else None,
+            device=found["device"],
+            device_bytes=found["device_bytes"],
+            peak_device_bytes=found["peak_device_bytes"],
+            peak_host_bytes=found["peak_host_bytes"],
+            checkpoint_bytes=found["checkpoint_bytes"],
+            checkpoint_s=found["checkpoint_s"],
+            stored_bytes=outcome.stored_bytes,
+            each=training_span(known),
+            gpus=machine.gpus if found["device_bytes"] else 0,
+            problem=None if batch == wanted else short,
+        )
+
+    def _encoded(self, kind: Kind) -> StageEstimate:
+        """Send some images through the frozen encoder: that is what most of its time goes into."""
+        sliced = {"train": _ENCODED, "test": _TEST_IMAGES}
+        trial = self._trial(kind, "encode", _ENCODED, self._inputs(kind), sliced)
+        _, outcome = self._run(kind, trial)
+        if outcome.problem:
+            return StageEstimate(names=kind.names, problem=outcome.problem)
+        counts = self.counts[kind.recipe.dataset]
+        wanted = getattr(kind.recipe, "images", None) or sum(counts.values())
+        return StageEstimate(
+            names=kind.names,
+            batch=_ENCODED,
+            each=proportional_span(outcome.ended - outcome.began, _ENCODED, wanted),
+            gpus=self.launcher.machine(kind.stage.name).gpus,
+        )
+
+    def _trial(
+        self,
+        kind: Kind,
+        mode: Mode,
+        images: int,
+        inputs: dict[str, Path],
+        counts: dict[str, int] | None = None,
+    ) -> Trial:
+        return Trial(
+            params=str(self.project.params_file),
+            stage=kind.stage.name,
+            key=kind.key,
+            mode=mode,
+            images=images,
+            micro_batch=None,
+            steps=self.steps,
+            inputs={role: str(path) for role, path in inputs.items()},
+            counts=counts or {},
+            resources=dataclasses.asdict(self.launcher.machine(kind.stage.name).resources),
+        )
+
+    def _inputs(self, kind: Kind) -> dict[str, Path]:
+        """Return the data, and what trials of pre-training left."""
+        name = kind.recipe.dataset
+        if name not in self.datasets:
+            raise UserError(f"dataset {name} could not be had: see its own line")
+        inputs = {"dataset": self.datasets[name]}
+        if kind.stage.evaluates:
+            if kind.key not in self.encoders:
+                raise UserError(f"there is no encoder of {kind.key}: see its own line")
+            inputs |= {
+                role: path
+                for role, path in self.encoders[kind.key].items()
+                if role in kind.stage.inputs
+            }
+        return inputs
+
+    def _largest_batch(self, dataset: str) -> int:
+        """Return how many training images of a dataset some trial may want."""
+        wanted = [0]
+        for stage in MEASURING:
+            for recipe in self.params.section(stage.name).values():
+                if getattr(recipe, "dataset", None) == dataset and hasattr(recipe, "batch_size"):
+                    machine = self.launcher.machine(stage.name)
+                    few = _CPU_BATCH * machine.processes
+                    batch = self.batch or (recipe.batch_size if machine.gpus else few)
+                    repeats = max(2, math.ceil(self.steps / recipe.epochs))
+                    wanted.append(min(batch, recipe.batch_size) * repeats)
+        return max(wanted)
+
+    def _keep_encoder(self, kind: Kind, folder: Path) -> None:
+        roles = {role: folder / "out" / role for role in ("encoder", "held_out")}
+        for name in kind.names:
+            self.encoders[name.partition("@")[2]] = roles
+
+    def _run(self, kind: Kind, trial: Trial) -> tuple[Path, Outcome]:
+        """Run a trial where its stage would run."""
+        folder = self.work / f"{kind.stage.name}-{kind.key}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / TRIAL).write_text(json.dumps(dataclasses.asdict(trial)))
+        code = self.launcher.run(kind.stage.name, kind.names[0], folder)
+        try:
+            return folder, Outcome(**json.loads((folder / OUTCOME).read_text()))
+        except (OSError, ValueError, TypeError):
+            killed = code in (-9, 137)
+            reason = "it was killed, for memory most likely" if killed else "it ended early"
+            said = last_words(folder)
+            return folder, Outcome(
+                began=0.0, ended=0.0, problem=f"{reason}{said}", out_of_memory=killed
+            )
+
+
+def rehearse(
+    project: Project,
+    *,
+    launcher: Launcher,
+    steps: int,
+    batch: int | None,
+    tell: Callable[[StageEstimate], None],
+    only: str | None = None,
+) -> RehearsalReport:
+    """Try out a suite; nothing of it touches results.
+
+    Args:
+        project: The project and the suite.
+        steps: Optimiser steps of a trial.
+        batch: Images of a step and process; None: those of cluster.yaml, or few without a GPU.
+        launcher: Where trials run.
+        tell: Called with each estimate as it is made.
+        only: Name of a stage: what it needs is tried too, but not told.
+
+    Raises:
+        UserError: A file of the suite is wrong.
+    """
+    params = load_params(project.params_file)
+    work = project.scratch / "rehearsals" / f"{project.name}-work"
+    shutil.rmtree(work, ignore_errors=True)
+    rehearser = Rehearser(project, params, work, launcher, steps, batch)
+    estimates = []
+    try:
+        for kind in kinds_of(params):
+            found = rehearser.estimate(kind)
+            if found.names and only in (None, kind.stage.name):
+                tell(found)
+                estimates.append(found)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    return RehearsalReport(suite=project.name, made=made, estimates=tuple(estimates))
+
+
+def last_words(folder: Path) -> str:
+    """Return the last line that a trial has printed, behind a colon; empty if it printed none."""
+    logs = [folder / "log.txt", *sorted((folder / "log").glob("*.log"))]
+    lines = [
+        line
+        for log in logs
+        if log.is_file()
+        for line in log.read_text(errors="replace").strip().splitlines()
+    ]
+    return f": {lines[-1]}" if lines else ""
+
+
+def kinds_of(params: Params) -> Iterator[Kind]:
+    """Yield the kinds of runs of a suite, those first that others need."""
+    found: dict[str, Kind] = {}
+    for stage in (PREPARE, TOKENIZE, *MEASURING):
+        for key, recipe in params.section(stage.name).items():
+            text = f"{stage.name} {_alike(params, stage, key, recipe)}"
+            names = found[text].names if text in found else ()
+            name = stage.run_name(key)
+            found[text] = (
+                dataclasses.replace(found[text], names=(*names, name))
+                if text in found
+                else Kind(stage, key, recipe, (name,))
+            )
+    yield from found.values()
+
+
+def _alike(params: Params, stage: Stage, key: str, recipe: Any) -> str:
+    """Return what makes runs take the same time, as text."""
+    if stage in (PREPARE, TOKENIZE):
+        return key
+    seedless = dataclasses.replace(recipe, seed=0) if hasattr(recipe, "seed") else recipe
+    if not stage.evaluates:
+        return repr(seedless)
+    experiment: Any = params.experiments[key]
+    own_kind = experiment.method if isinstance(experiment, TokenPretraining) else ""
+    return f"{seedless!r} {experiment.model!r} {own_kind}"
+
+
+def trains(kind: Kind) -> bool:
+    """Return whether runs go through images by steps; heads on stored features do not."""
+    return kind.stage.trains and not (
+        kind.stage.reads_features and not getattr(kind.recipe, "augment", True)
+    )
+
+
+def smallest_batch(recipe: Any) -> int:
+    """Return the fewest images that a method can do a step with."""
+    couples = 2 if getattr(recipe, "couples_images", False) else 1
+    mixes = 2 if hasattr(recipe, "mixup") else 1
+    return max(couples, mixes, getattr(recipe, "forward_multiple", 1))

@@ -1,0 +1,179 @@
+"""asl-pipe rehearse: kinds of runs, what fits, projections, and that nothing is touched."""
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.config.params import load_params
+from pipeline.project import Project, find_project
+from pipeline.rehearsal.launch import Here
+from pipeline.rehearsal.projection import (
+    Span,
+    Training,
+    proportional_span,
+    span_of,
+    steps_of,
+    training_span,
+)
+from pipeline.rehearsal.rehearse import Kind, Rehearser, kinds_of
+from pipeline.rehearsal.report import RehearsalReport, StageEstimate, read_report, write_report
+from pipeline.rehearsal.trial import Outcome, Trial
+
+PARAMS = """
+suite: tiny
+title: Tiny
+scale: reduced
+tables: []
+datasets:
+  icons: {source: icons, train: 60, test: 12, image_size: 32}
+  scenes: {source: scenes, train: 40, test: 8, image_size: 32}
+  gone: {source: imagefolder, path: nowhere}
+experiments:
+  mae: &mae
+    {method: mae, dataset: icons, model: vit-demo-4, epochs: 3, batch_size: 16, warmup_epochs: 0,
+     precision: fp32}
+  mae-seed1: {<<: *mae, seed: 1}
+  untrained: {method: untrained, dataset: icons, model: vit-demo-4}
+  other: {<<: *mae, dataset: gone}
+linprobe:
+  mae: &probe {dataset: icons, epochs: 2, batch_size: 32, warmup_epochs: 0, augment: false}
+  mae-seed1: *probe
+  untrained: *probe
+detect:
+  mae:
+    {dataset: scenes, epochs: 1, batch_size: 8, image_size: 32, window_size: 4, warmup_epochs: 0,
+     pyramid_channels: 16, anchor_sizes: [4, 8, 12, 16, 24], rpn_batch: 16, roi_batch: 8,
+     proposals: 10, box_head_dim: 16, precision: fp32}
+"""
+
+
+def test_a_step_is_its_median_between_quartiles() -> None:
+    assert span_of([1.0, 2.0, 3.0, 4.0, 100.0]) == Span(3.0, 2.0, 4.0)
+    assert span_of([2.0]) == Span(2.0, 1.0, 4.0)
+    assert span_of([]) == Span(0.0, 0.0, 0.0)
+
+
+def test_a_run_is_its_steps_its_checkpoints_and_what_is_around_them() -> None:
+    assert steps_of(800, 118_287, 4096) == 800 * 28
+    assert steps_of(3, 10, 16) == 3
+    known = Training(
+        step_s=[2.0, 2.0, 2.0], images=8, batch_size=64, steps=100, before_s=5.0, after_s=3.0,
+        test_share=10.0, checkpoint_s=6.0, checkpoint_minutes=10.0,
+    )  # fmt: skip
+    # 100 steps of 16 s, 1,600 s of them with a checkpoint every 600 s, and 5 + 30 s around
+    assert training_span(known) == Span(1600 + 16 + 35, 1600 + 16 + 20, 1600 + 16 + 65)
+    assert proportional_span(3.0, 30, 300) == Span(30.0, 20.0, 45.0)
+
+
+def test_a_report_adds_up_and_is_read_as_it_was_written(tmp_path: Path) -> None:
+    hour = Span(3600.0, 1800.0, 7200.0)
+    estimates = (
+        StageEstimate(names=("a", "b"), each=hour, gpus=1, stored_bytes=5, checkpoint_bytes=7),
+        StageEstimate(names=("c",), each=hour, stored_bytes=1),
+        StageEstimate(names=("d",), problem="it does not fit"),
+    )
+    report = RehearsalReport(suite="demo", made="2026-01-01", estimates=estimates)
+    assert report.total == hour.times(3)
+    assert report.gpu_hours == Span(2.0, 1.0, 4.0)
+    assert report.stored_bytes == 2 * 5 + 1 + 2 * 7
+    assert report.problems == ["d: it does not fit"]
+    assert report.finished(datetime(2026, 1, 1))[0] == datetime(2026, 1, 1, 3)
+    project = Project(tmp_path, tmp_path)
+    assert read_report(project) is None
+    write_report(project, report)
+    assert read_report(project) == report
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ASL_DATA", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return find_project(tmp_path)
+
+
+def test_runs_that_take_the_same_are_tried_once(project: Project) -> None:
+    kinds = [kind.names for kind in kinds_of(load_params(project.params_file))]
+    assert kinds == [
+        ("prepare@icons",), ("prepare@scenes",), ("prepare@gone",),
+        ("pretrain@mae", "pretrain@mae-seed1"), ("pretrain@untrained",), ("pretrain@other",),
+        ("linprobe@mae", "linprobe@mae-seed1", "linprobe@untrained"), ("detect@mae",),
+    ]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Memory(Rehearser):
+    """Trials of a machine that holds a few images."""
+
+    most: int = 4
+    tried: list[int] = dataclasses.field(default_factory=list)
+
+    def _run(self, kind: Kind, trial: Trial) -> tuple[Path, Outcome]:
+        self.tried.append(trial.images)
+        full = trial.images > self.most
+        problem = f"out of memory at step 1 with {trial.images} images at once" if full else None
+        if not full:
+            folder = self.work
+            folder.mkdir(exist_ok=True)
+            (folder / "measured.json").write_text(
+                '{"step_s": [1.0, 1.0, 1.0], "waited_s": [0.5, 0.5, 0.5], "images": 4, "began": 2,'
+                '"ended": 5, "device": "cpu", "device_bytes": null, "peak_device_bytes": null,'
+                '"peak_host_bytes": 1, "checkpoint_bytes": 1, "checkpoint_s": 0}'
+            )
+        return self.work, Outcome(began=1.0, ended=6.0, problem=problem, out_of_memory=full)
+
+
+@pytest.mark.parametrize(("most", "tried"), [(4, [16, 8, 4]), (0, [16, 8, 4, 2, 1])])
+def test_what_does_not_fit_is_halved(
+    project: Project, tmp_path: Path, most: int, tried: Sequence[int]
+) -> None:
+    params = load_params(project.params_file)
+    here = Here(project, has_gpu=True)
+    rehearser = Memory(project, params, tmp_path / "work", here, 12, None, most=most)
+    rehearser.datasets["icons"], rehearser.counts["icons"] = tmp_path, {"train": 60, "test": 12}
+    kind = next(k for k in kinds_of(params) if k.key == "mae" and k.stage.name == "pretrain")
+    found = rehearser.estimate(kind)
+    assert rehearser.tried == list(tried)
+    assert found.fits is False
+    if most:
+        assert found.micro_batch == 4
+        assert found.problem == "4 images of a step fit, 16 do not; set micro_batch_size: 4"
+        assert found.waiting == 0.5
+        # 3 passes of 3 steps of 16 images
+        assert found.each is not None
+        assert found.each.low >= 9 * 4.0
+    else:
+        assert found.problem == "out of memory at step 1 with 1 images at once"
+
+
+def test_a_suite_is_rehearsed_and_nothing_is_touched(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path for path in project.root.rglob("*") if ".asl" not in path.parts}
+    code = cli.run_command(["rehearse", "--steps", "3"])
+    said = capsys.readouterr().out
+    assert code == 1, said  # one of the data sets is not there
+    assert {path for path in project.root.rglob("*") if ".asl" not in path.parts} == before
+    assert [p.name for p in (project.scratch / "rehearsals").iterdir()] == ["demo.json"]
+    report = read_report(project)
+    assert report is not None
+    found = {each.names[0]: each for each in report.estimates}
+    assert list(found) == [kind.names[0] for kind in kinds_of(load_params(project.params_file))]
+    assert "nowhere, which does not exist" in (found["prepare@gone"].problem or "")
+    assert found["pretrain@other"].problem == "dataset gone could not be had: see its own line"
+    for name in set(found) - {"prepare@gone", "pretrain@other"}:
+        each = found[name].each
+        assert each is not None, found[name]
+        assert found[name].problem is None
+        assert 0 < each.low <= each.expected <= each.high
+    assert found["pretrain@mae"].fits
+    assert found["detect@mae"].fits
+    assert found["pretrain@mae"].checkpoint_bytes > 0
+    assert "first problem: prepare@gone:" in said
+    assert "one after the other:" in said
