@@ -66,3 +66,8 @@ class Origin:
     """Tensors that are not of the encoder, counted by the beginning of their names."""
     notes: tuple[str, ...]
     """What was assumed or changed."""
+    published: str | None = None
+    """Name of the published weights that the file is, by the digest that their authors give; or by
+    its address alone, where they give none."""
+    encoder_sha256: str = ""
+    """Of the encoder.safetensors beside this file."""

@@ -1,6 +1,7 @@
 """An imported encoder in a method's place: verified and taken over as it is, not trained."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def adopt_encoder(folder: Path, recipe: ImportedRecipe, out: Path) -> Encoder:
     weights = folder / WEIGHTS_FILE
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != recipe.sha256:
+    if recipe.published is not None:
+        _check_published(folder, recipe.published, digest)
+    elif digest != recipe.sha256:
         raise InputError(
             f"{weights} has sha256 {digest}, params.yaml says {recipe.sha256}: another encoder was "
             "imported under this name; put its sha256 into params.yaml or import the old file again"
@@ -35,3 +38,16 @@ def adopt_encoder(folder: Path, recipe: ImportedRecipe, out: Path) -> Encoder:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)
     return encoder
+
+
+def _check_published(folder: Path, name: str, digest: str) -> None:
+    """Refuse what `asl-pipe import-encoder --published` has not written there."""
+    try:
+        origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        origin = {}
+    if (origin.get("published"), origin.get("encoder_sha256")) != (name, digest):
+        raise InputError(
+            f"{folder} does not hold the published weights {name}, or they were changed; run "
+            f"`asl-pipe import-encoder --published {name} --force`"
+        )

@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.published import PUBLISHED
 
 ENCODER_FIELDS = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 """What of a `Vit` an encoder without decoder has."""
+
+FOLDER = "encoders"
+"""Of a suite, where encoders are imported to."""
 
 ORIGIN_FILE = "origin.json"
 """Beside the weights: the file that they came from and how it was read."""
@@ -18,10 +22,13 @@ class ImportedRecipe:
     """Weights that `asl-pipe import-encoder` brought in: nothing is trained, all transfer runs."""
 
     method: Literal["imported"] = "imported"
-    path: str
+    path: str = ""
     """Folder with encoder.safetensors; relative to the suite's folder, or absolute."""
-    sha256: str
+    sha256: str = ""
     """Of its encoder.safetensors; with `model` it identifies the result, wherever the file is."""
+    published: str | None = None
+    """In place of both: a name of PUBLISHED, whose weights `asl-pipe import-encoder --published`
+    brings into the suite's folder and compares with the digest that their authors give."""
     dataset: str
     """Name of an entry under `datasets`: the part of a table that it belongs to. Not read."""
     model: Vit = field(default_factory=lambda: MODELS["vit-b"])
@@ -30,15 +37,32 @@ class ImportedRecipe:
     """How long its authors trained it, as the tables state it."""
 
     def __post_init__(self) -> None:
-        if not self.path:
+        if self.published is not None:
+            self._check_published()
+        elif not self.path:
             raise ValueError("path is empty; name the folder that asl-pipe import-encoder wrote")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+        elif not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(
                 f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}; "
                 "asl-pipe import-encoder prints it"
             )
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+
+    def _check_published(self) -> None:
+        if self.published not in PUBLISHED:
+            raise ValueError(
+                f"published must be one of {', '.join(PUBLISHED)}, got {self.published!r}"
+            )
+        if self.path or self.sha256:
+            raise ValueError("published weights have a place and a digest; remove path and sha256")
+        if self.model != PUBLISHED[self.published].model:
+            raise ValueError(f"model is another than that of {self.published}; remove it")
+
+    @property
+    def folder(self) -> str:
+        """Folder with the encoder; relative to the suite's folder, or absolute."""
+        return self.path if self.published is None else f"{FOLDER}/{self.published}"
 
 
 def encoder_differences(vit: Vit, other: Vit) -> dict[str, int | float]:

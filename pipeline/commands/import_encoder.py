@@ -15,8 +15,16 @@ if TYPE_CHECKING:
 
 def import_encoder(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A checkpoint: safetensors or torch file.")
-    ],
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A checkpoint: safetensors or torch file."),
+    ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights that their authors publish, mae-vit-b for instance; without "
+            "FILE they are downloaded. Their digest is checked."
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the encoder; default: from the file name.")
     ] = None,
@@ -47,17 +55,27 @@ def import_encoder(
     encoders/NAME and prints the experiment to paste into params.yaml.
 
     Example: asl-pipe import-encoder mae_pretrain_vit_base.pth --name mae-official
+
+    Example: asl-pipe import-encoder --published mae-vit-b
     """
     from rich.console import Console
 
-    from pipeline.execution.import_encoder import import_checkpoint
+    from pipeline.errors import UserError
+    from pipeline.execution.import_encoder import fetch_published, import_checkpoint
     from pipeline.project import find_project
 
     options = ImportOptions(
         branch=branch, prefix=prefix, num_heads=num_heads, image_size=image_size,
         positions=positions,
     )  # fmt: skip
-    imported = import_checkpoint(find_project(Path.cwd()), file, name, options, force)
+    project = find_project(Path.cwd())
+    if file is None:
+        if published is None:
+            raise UserError(
+                "got no FILE; give a checkpoint, or published weights: --published NAME"
+            )
+        file = fetch_published(project, published)
+    imported = import_checkpoint(project, file, name or published, options, force, published)
     Console().print(describe(imported))
     typer.echo("Paste into params.yaml, then name it under linprobe, finetune, ... as well:\n")
     typer.echo(imported.lines, nl=False)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asl_core.exchange.origin import ImportOptions, Origin
-from asl_core.recipes.imported import nearest_size
+from asl_core.recipes.imported import FOLDER, nearest_size
 from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.published import PUBLISHED
 from pipeline.config.params import NAME, load_params
+from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
+from pipeline.execution.download import check_digest, download
 from pipeline.execution.publish import publish
 from pipeline.project import Project
-
-FOLDER = "encoders"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class ImportedEncoder:
 
 
 def import_checkpoint(
-    project: Project, checkpoint: Path, name: str | None, options: ImportOptions, force: bool
+    project: Project,
+    checkpoint: Path,
+    name: str | None,
+    options: ImportOptions,
+    force: bool,
+    published: str | None = None,
 ) -> ImportedEncoder:
     """Read a checkpoint and write its encoder into the suite.
 
@@ -47,9 +53,10 @@ def import_checkpoint(
         name: Of the encoder; absent: made from the file's.
         options: What the file does not say of itself.
         force: Replace an encoder of that name.
+        published: What the file must be: a name of PUBLISHED.
 
     Raises:
-        UserError: The name cannot be one, or is taken.
+        UserError: The name cannot be one, or is taken; or the file is not the published one.
         InputError: The checkpoint cannot be imported; says which tensor stands against it.
     """
     if not checkpoint.is_file():  # said before torch is loaded, which takes a while
@@ -60,6 +67,8 @@ def import_checkpoint(
             f"got the name {name!r}, expected lower-case letters, digits, - and _, a letter first; "
             "give another with --name"
         )
+    if published is not None:
+        check_digest(checkpoint, PUBLISHED[published].digest)
     datasets = load_params(project.params_file).datasets
     folder = project.suite / FOLDER / name
     if folder.exists() and not force:
@@ -68,17 +77,35 @@ def import_checkpoint(
     shutil.rmtree(made, ignore_errors=True)
     try:
         exchange = importlib.import_module("pipeline.stages.exchange")  # loads torch
-        vit, origin, sha256 = exchange.read_checkpoint_into(made, checkpoint, options)
+        vit, origin, sha256 = exchange.read_checkpoint_into(made, checkpoint, options, published)
         publish(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     path = folder.relative_to(project.suite).as_posix()
-    lines = experiment_lines(name, path, sha256, vit, next(iter(datasets), "DATASET"))
+    dataset = next(iter(datasets), "DATASET")
+    lines = experiment_lines(name, path, sha256, vit, dataset, published)
     return ImportedEncoder(path, sha256, vit, origin, lines)
 
 
-def experiment_lines(name: str, path: str, sha256: str, vit: Vit, dataset: str) -> str:
+def fetch_published(project: Project, name: str) -> Path:
+    """Return a published checkpoint on this machine, downloaded unless it is there already.
+
+    Raises:
+        UserError: There are no such weights, they cannot be reached, or other bytes came.
+    """
+    if name not in PUBLISHED:
+        raise UserError(unknown_name("published weights", name, PUBLISHED))
+    weights = PUBLISHED[name]
+    return download(weights.url, project.scratch / "downloads", weights.digest)
+
+
+def experiment_lines(
+    name: str, path: str, sha256: str, vit: Vit, dataset: str, published: str | None = None
+) -> str:
     """Return the entry under `experiments` of params.yaml that names an imported encoder."""
+    if published is not None:
+        fields = f"{{method: imported, published: {published}, dataset: {dataset}}}"
+        return f"experiments:\n  {name}: {fields}\n"
     size, changes = nearest_size(vit, MODELS)
     fields = ", ".join([f"size: {size}", *(f"{key}: {value}" for key, value in changes.items())])
     return (

@@ -14,9 +14,15 @@ from asl_core.recipes.models import Vit
 
 
 def read_checkpoint_into(
-    folder: Path, checkpoint: Path, options: ImportOptions
+    folder: Path, checkpoint: Path, options: ImportOptions, published: str | None
 ) -> tuple[Vit, Origin, str]:
     """Write the encoder of a checkpoint into a new folder, with origin.json.
+
+    Args:
+        folder: To be made.
+        checkpoint: File of another project.
+        options: What the file does not say of itself.
+        published: What the file is known to be.
 
     Returns:
         Its sizes, where it comes from, and the sha256 of its encoder.safetensors.
@@ -24,9 +30,11 @@ def read_checkpoint_into(
     state, vit, origin = import_encoder(checkpoint, options)
     folder.mkdir(parents=True)  # not before it is known that there is something to write
     save_encoder(folder, state, vit)
-    (folder / ORIGIN_FILE).write_text(json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
     with (folder / WEIGHTS_FILE).open("rb") as file:
-        return vit, origin, hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    origin = dataclasses.replace(origin, published=published, encoder_sha256=digest)
+    (folder / ORIGIN_FILE).write_text(json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
+    return vit, origin, digest
 
 
 def write_exported(path: Path, encoder_folder: Path, form: Form, name: str) -> str:

@@ -1,5 +1,6 @@
 """import-encoder, the experiment that it makes, its stages and its row; export-encoder."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from asl_core.data.prepare import prepare
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, load_encoder
 from asl_core.recipes.datasets import Icons
-from asl_core.recipes.models import Vit
+from asl_core.recipes.imported import encoder_differences
+from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.published import PUBLISHED, PublishedWeights
 from pipeline import cli
 from pipeline.config.params import load_params
 from pipeline.errors import UserError
@@ -33,6 +36,7 @@ from pipeline.tracking.foreground import ForegroundTracker
 from pipeline.tracking.mlflow.store import MlflowStore
 
 VIT = Vit(image_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=1)
+SIZE = {"size": "vit-b", **encoder_differences(VIT, MODELS["vit-b"])}
 PARAMS = """
 suite: tiny
 title: Tiny
@@ -289,3 +293,50 @@ def test_export_refuses_what_it_does_not_know_and_what_is_there(
     said = say("export-encoder", name, "--out", out, "--force", code=2)
     assert "ends in .safetensors" in said
     assert sorted(path.name for path in out.parent.iterdir() if path.suffix == ".part") == []
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, digest: str) -> None:
+    weights = PublishedWeights(
+        url=checkpoint.as_uri(), digest=digest, licence="ours", page="", epochs=1, model=VIT
+    )
+    monkeypatch.setitem(PUBLISHED, "mae-vit-b", weights)
+
+
+def test_published_weights_are_fetched_compared_and_taken_over(
+    project: Project, checkpoint: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    publish(monkeypatch, checkpoint, f"sha256:{digest[:8]}")
+    said = say("import-encoder", "--published", "mae-vit-b")
+    assert (project.scratch / "downloads/mae_pretrain.pth").read_bytes() == checkpoint.read_bytes()
+    fields = "{method: imported, published: mae-vit-b, dataset: icons}"
+    assert said.endswith(f"experiments:\n  mae-vit-b: {fields}\n")
+    name = paste(project, said, model=SIZE)
+    run_stage(project, "pretrain", name, SERVICES)
+    written = load_encoder(project.suite / f"runs/encoder/{name}").state_dict()
+    state = torch.load(checkpoint, weights_only=True)["model"]
+    assert all(torch.equal(state[key], written[key]) for key in state)
+
+
+def test_what_is_not_the_published_file_is_refused(
+    project: Project, checkpoint: Path, say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    publish(monkeypatch, checkpoint, "md5:000000")
+    line = "the published file's begins with 000000: it is damaged or another file"
+    assert line in say("import-encoder", "--published", "mae-vit-b", code=2)
+    assert line in say("import-encoder", checkpoint, "--published", "mae-vit-b", code=2)
+    assert not (project.suite / "encoders").exists()
+    assert "published weights 'mae-vit-c'" in say(
+        "import-encoder", "--published", "mae-vit-c", code=2
+    )
+    assert "got no FILE; give a checkpoint" in say("import-encoder", code=2)
+    publish(monkeypatch, checkpoint, f"md5:{hashlib.md5(checkpoint.read_bytes()).hexdigest()[:6]}")
+    name = paste(
+        project, say("import-encoder", checkpoint, "--published", "mae-vit-b"),
+        model=SIZE,
+    )  # fmt: skip
+    other = tmp_path / "other.pth"
+    torch.save({"model": Encoder(VIT).state_dict()}, other)
+    say("import-encoder", other, "--name", "mae-vit-b", "--force")
+    with pytest.raises(InputError, match="does not hold the published weights mae-vit-b, or they"):
+        run_stage(project, "pretrain", name, SERVICES)
