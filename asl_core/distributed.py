@@ -67,6 +67,21 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return _Sum.apply(x) if dist.is_initialized() else x  # type: ignore[return-value]
 
 
+def gather_rows(x: Tensor) -> Tensor:
+    """Return the rows of all processes in the order of their ranks, with a gradient.
+
+    That of a process's rows is the sum over the processes of what each has for them, as in
+    `sum_over_processes`.
+
+    Shape:
+        - x: (B, ...), B alike in all processes. Output: (world size * B, ...).
+    """
+    if not dist.is_initialized():
+        return x
+    none = torch.zeros_like(x)
+    return sum_over_processes(torch.cat([x if i == rank() else none for i in range(world_size())]))
+
+
 def mean_over_processes(x: Tensor) -> Tensor:
     """Return the mean of `x` over all processes, without a gradient."""
     return all_reduce_sum(x.detach()) / world_size()

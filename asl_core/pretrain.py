@@ -36,11 +36,15 @@ from asl_core.protocol import (
     ReconstructingMethod,
     RunLength,
     Scheduled,
+    Tokenizer,
     Views,
 )
 from asl_core.randomness import derive_seed, seeded_globals
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
+from asl_core.recipes.tokenized import TokenPretraining
+from asl_core.recipes.tokenizers import require_tokenizer
+from asl_core.tokenizers.store import has_tokenizer, load_tokenizer
 
 _CAPTIONS = {"ori": "prediction (original)", "aug": "prediction (augmented)"}
 
@@ -49,7 +53,7 @@ def build_method(recipe: Pretraining, dataset: PackedDataset) -> Method:
     """Build a method with weights that depend on the recipe's seed alone.
 
     Raises:
-        InputError: It wants classes that the dataset does not have.
+        InputError: It wants classes, regions or a tokenizer that the dataset does not have.
     """
     manifest = dataset.manifest
     if recipe.view_plan().labels and not dataset.has_labels:
@@ -57,9 +61,35 @@ def build_method(recipe: Pretraining, dataset: PackedDataset) -> Method:
             f"{recipe.method} wants classes, and dataset {manifest.name} has none; "
             "choose one with labels"
         )
+    if recipe.view_plan().regions and not dataset.region_scales:
+        raise InputError(
+            f"{recipe.method} wants regions, and dataset {manifest.name} has none; in params.yaml "
+            f"give datasets.{manifest.name} regions: {{scales: [500, 1000, 1500]}}, or for small "
+            "images smaller ones, in pixels, and prepare it again"
+        )
+    more: dict[str, Any] = {**recipe.head(dataset.num_classes)}
+    tokenizer = find_tokenizer(recipe, dataset.folder)
+    if tokenizer is not None:
+        more["tokenizer"] = tokenizer
     with seeded_globals(derive_seed(recipe.seed, "init")):
         kind = method_class(recipe.method)
-        return kind(recipe, manifest.mean, manifest.std, **recipe.head(dataset.num_classes))
+        return kind(recipe, manifest.mean, manifest.std, **more)
+
+
+def find_tokenizer(recipe: Pretraining, dataset_folder: Path) -> Tokenizer | None:
+    """Return the tokenizer of a dataset for a method that predicts codes; None for the others.
+
+    Raises:
+        InputError: The dataset has none, or one of another kind or for other patches.
+    """
+    if not isinstance(recipe, TokenPretraining):
+        return None
+    tokenizer = load_tokenizer(dataset_folder) if has_tokenizer(dataset_folder) else None
+    try:
+        require_tokenizer(recipe, tokenizer)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return tokenizer
 
 
 def pretrain(
@@ -86,7 +116,7 @@ def pretrain(
             or they are to be kept on the device, and differ in size or are too many.
     """
     _check_forward_batch(recipe, context)
-    dataset = PackedDataset(dataset_folder, "train")
+    dataset = PackedDataset(dataset_folder, "train", regions=recipe.view_plan().regions > 0)
     PackedDataset(dataset_folder, "test")  # refused now and not at the first picture
     method = build_method(recipe, dataset)
     loader = _loader(recipe, dataset, context.resources)
@@ -167,9 +197,9 @@ def picture_views(recipe: Pretraining, dataset_folder: Path, count: int = 8) -> 
     Shape:
         - Outputs: (count, 3, s, s), float in [0, 1], by the view's number and size.
     """
-    dataset = PackedDataset(dataset_folder, "train")
-    count = min(count, len(dataset))
     plan = recipe.view_plan()
+    dataset = PackedDataset(dataset_folder, "train", regions=plan.regions > 0)
+    count = min(count, len(dataset))
     transform = pretrain_transform(plan, dataset.manifest.mean, dataset.manifest.std)
     with seeded_globals(derive_seed(recipe.seed, "pictures")):
         batch = collate_views([transform(dataset[i * len(dataset) // count]) for i in range(count)])

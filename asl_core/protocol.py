@@ -30,6 +30,7 @@ class Views:
             width of the crop, whether the image was mirrored before (1 or 0), the image's width.
         masks: True where a patch of a masked view is removed, (B, M, N).
         labels: Class of each image, int64, (B,).
+        regions: True inside of each region of the first view, (B, R, S, S).
     """
 
     views: tuple[Tensor, ...]
@@ -37,6 +38,7 @@ class Views:
     boxes: Tensor | None = None
     masks: Tensor | None = None
     labels: Tensor | None = None
+    regions: Tensor | None = None
 
 
 class Mask(NamedTuple):
@@ -114,6 +116,20 @@ class ModuleLike(Protocol):
     def to(self, device: torch.device, /) -> Self: ...
 
     def eval(self) -> Self: ...
+
+
+class Tokenizer(ModuleLike, Protocol):
+    """What gives every patch of an image a code, one of `num_codes`; it is not trained."""
+
+    @property
+    def num_codes(self) -> int: ...
+
+    def codes(self, images: Tensor) -> Tensor:
+        """Return the code of each patch, row by row: (B, 3, S, S) uint8 to (B, N) int64.
+
+        S is N's root times the side of a patch in the tokenizer's own pixels.
+        """
+        ...
 
 
 class Trainable(ModuleLike, Protocol[Batch_contra]):
@@ -198,6 +214,15 @@ class Scheduled(Protocol):
 
     def set_run_length(self, length: RunLength) -> None:
         """Take note of how long the run is, before it begins or goes on."""
+        ...
+
+
+@runtime_checkable
+class PrecedesSteps(Protocol):
+    """What changes state of its own before the optimiser: a teacher that lags one step behind."""
+
+    def before_step(self, step: int) -> None:
+        """Change state after the gradients of the step after `step` steps are there."""
         ...
 
 

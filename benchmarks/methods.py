@@ -6,10 +6,10 @@
 Recipes are the published ones. A step is all that training does with a batch that lies ready:
 forward, backward, clipping, optimiser, the teacher's update; the batch is made once, from images of
 noise, by the method's own views. `x MAE` is the time of the best round against MAE's, measured in
-turn with it, `FLOPs` the same ratio of multiply-adds, `quotient` the one over the other: above 1
-where an operation of the method is slower than MAE's average one. `views` is the time in which one
-process makes the views of an image, once, for what it says of the loader. Memory is the largest
-that tensors took on a GPU.
+turn with it, `FLOPs` the same ratio of multiply-adds, a tokenizer's included, `quotient` the one
+over the other: above 1 where an operation of the method is slower than MAE's average one. `views`
+is the time in which one process makes the views of an image, once, for what it says of the loader.
+Memory is the largest that tensors took on a GPU.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from asl_core.protocol import (
     EditsGradients,
     FollowsSteps,
     Grouped,
+    PrecedesSteps,
     RunLength,
     Scheduled,
     TakesStatistics,
@@ -42,6 +43,8 @@ from asl_core.recipes.catalogue import RECIPES
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
+from asl_core.recipes.tokenized import TokenPretraining
+from asl_core.tokenizers.dalle import DalleEncoder
 
 LENGTH = RunLength(steps_per_epoch=100, total_steps=10_000)
 
@@ -69,7 +72,11 @@ class Contestant:
     def __post_init__(self) -> None:
         torch.manual_seed(0)
         plan = self.recipe.view_plan()
-        wanted = {"num_classes": 1000} if plan.labels else {}
+        wanted: dict[str, Any] = {"num_classes": 1000} if plan.labels else {}
+        tokenizer = None
+        if isinstance(self.recipe, TokenPretraining):
+            tokenizer = DalleEncoder(width=256, num_codes=8192).requires_grad_(False)
+            wanted["tokenizer"] = tokenizer
         kind: Any = method_class(self.recipe.method)
         method = kind(self.recipe, (0.5,) * 3, (0.25,) * 3, **wanted).to(self.device)
         self.method: Any = method
@@ -85,12 +92,13 @@ class Contestant:
         items = [transform(_noise(i)) for i in range(self.recipe.batch_size)]
         self.views_ms = 1e3 * (time.perf_counter() - start) / len(items)
         self.batch = move(collate_views(items), self.device)
-        self.flops = count_flops(self.recipe).train_g
+        self.flops = count_flops(self.recipe, tokenizer=tokenizer).train_g
 
     def step(self, number: int) -> None:
         """Train by one step, as the loop does."""
         recipe, method = self.recipe, self.method
         edits, takes = isinstance(method, EditsGradients), isinstance(method, TakesStatistics)
+        precedes = isinstance(method, PrecedesSteps)
         with autocast(self.device, recipe.precision):
             result = method(self.batch, Draw(0, number))
         result.loss.backward()
@@ -99,6 +107,8 @@ class Contestant:
             CLIPPERS[recipe.clip_mode](parameters, recipe.clip_grad)
         if edits:
             method.edit_gradients(number)
+        if precedes:
+            method.before_step(number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if takes:
@@ -110,7 +120,7 @@ class Contestant:
 def _noise(index: int) -> Sample:
     generator = torch.Generator().manual_seed(index)
     image = torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8, generator=generator)
-    return Sample(index, index, image, label=index % 1000)
+    return Sample(index, index, image, label=index % 1000, regions=image[:1] // 32)
 
 
 def largest_gib(contestant: Contestant) -> str:

@@ -25,6 +25,7 @@ from pipeline.commands.gc import gc
 from pipeline.commands.import_encoder import import_encoder
 from pipeline.commands.logs import logs
 from pipeline.commands.plan import plan
+from pipeline.commands.rehearse import rehearse
 from pipeline.commands.run import run
 from pipeline.commands.status import status
 from pipeline.commands.submit import submit
@@ -92,8 +93,8 @@ def asl_pipe(
 
 
 for command in (
-    run, plan, submit, status, logs, cancel, bundle, accept, tables, compare, trace, vouch, ui,
-    sync, gc, import_encoder, export_encoder, expand, validate, doctor,
+    run, plan, rehearse, submit, status, logs, cancel, bundle, accept, tables, compare, trace,
+    vouch, ui, sync, gc, import_encoder, export_encoder, expand, validate, doctor,
 ):  # fmt: skip
     app.command()(command)
 

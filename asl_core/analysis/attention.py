@@ -20,11 +20,12 @@ def cls_attention(encoder: Encoder, images: Tensor) -> Tensor:
           is missing goes to [cls] itself.
     """
     tokens = encoder.prepend_cls(encoder.add_positions(encoder.embed(images)))  # (B, 1 + N, D)
+    bias = encoder.attention_bias()
     for block in encoder.blocks[:-1]:
-        tokens = block(tokens)
+        tokens = block(tokens, attn_mask=bias)
     last = cast(Block, encoder.blocks[-1])
     weights = attention_weights(
-        cast(Attention, last.attn), last.norm1(tokens)
+        cast(Attention, last.attn), last.norm1(tokens), bias
     )  # (B, heads, 1 + N, 1 + N)
     grid = encoder.vit.grid_size
     return weights[:, :, 0, 1:].unflatten(2, (grid, grid))

@@ -1,5 +1,6 @@
 """What an image costs a method: multiply-adds, parameters, memory for activations."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asl_core.engine.devices import autocast
 from asl_core.methods import method_class
-from asl_core.protocol import Draw, ModuleLike, Trainable, Views
+from asl_core.protocol import Draw, ModuleLike, Tokenizer, Trainable, Views
 from asl_core.recipes.pretraining import Pretraining
 
 _GREY = (0.5, 0.5, 0.5)  # mean and std of an image that nobody looks at
@@ -45,15 +46,20 @@ class Cost:
     activation_mib_per_image: float
 
 
-def measure_cost(recipe: Pretraining, num_classes: int | None = None) -> Cost:
+def measure_cost(
+    recipe: Pretraining, num_classes: int | None = None, tokenizer: Tokenizer | None = None
+) -> Cost:
     """Measure what training by a recipe costs; the same wherever and however it is trained.
 
     Args:
         recipe: Method and sizes.
         num_classes: Of its dataset; of no matter to a method without labels.
+        tokenizer: Of its dataset, for a method that predicts codes; its work counts.
     """
-    flops = count_flops(recipe, num_classes)
-    method = method_class(recipe.method)(recipe, _GREY, _GREY, **recipe.head(num_classes))
+    flops = count_flops(recipe, num_classes, tokenizer)
+    method = method_class(recipe.method)(
+        recipe, _GREY, _GREY, **recipe.head(num_classes), **_given(tokenizer)
+    )
     return Cost(
         flops_forward_g=flops.forward_g,
         flops_train_g=flops.train_g,
@@ -62,14 +68,19 @@ def measure_cost(recipe: Pretraining, num_classes: int | None = None) -> Cost:
     )
 
 
-def count_flops(recipe: Pretraining, num_classes: int | None = None) -> Flops:
+def count_flops(
+    recipe: Pretraining, num_classes: int | None = None, tokenizer: Tokenizer | None = None
+) -> Flops:
     """Count the multiply-adds of a training step by shapes alone, without weights or memory.
 
     Attention is counted as its two matrix products: of the fused kernels, torch's counter does not
     know the CPU's, and counts on a GPU what the backward pass computes a second time.
     """
+    given = _given(None if tokenizer is None else copy.deepcopy(tokenizer).to(torch.device("meta")))
     with torch.device("meta"):
-        method = method_class(recipe.method)(recipe, _GREY, _GREY, **recipe.head(num_classes))
+        method = method_class(recipe.method)(
+            recipe, _GREY, _GREY, **recipe.head(num_classes), **given
+        )
         batch = _images(recipe, _COUNTED)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             loss = method(batch, Draw(0, 0)).loss
@@ -78,6 +89,11 @@ def count_flops(recipe: Pretraining, num_classes: int | None = None) -> Flops:
             total = counter.get_total_flops()
     per_image = 2e9 * _COUNTED  # torch counts a multiply-add as two
     return Flops(forward / per_image, total / per_image)
+
+
+def _given(tokenizer: Tokenizer | None) -> dict[str, Tokenizer]:
+    """Return what a method is built with beside its recipe and the number of classes."""
+    return {} if tokenizer is None else {"tokenizer": tokenizer}
 
 
 def trained_parameters_m(method: ModuleLike) -> float:
@@ -131,4 +147,7 @@ def _images(recipe: Pretraining, count: int) -> Views:
         if masked
         else None,
         labels=torch.zeros(count, dtype=torch.int64) if plan.labels else None,
+        regions=torch.zeros(count, plan.regions, *sizes[0][2:], dtype=torch.bool)
+        if plan.regions
+        else None,
     )

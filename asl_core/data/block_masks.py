@@ -24,10 +24,11 @@ def block_mask(mask: BlockMask) -> Tensor:
     removed = np.zeros((mask.grid_size, mask.grid_size), dtype=bool)
     ratio = random.uniform(*random.choice(mask.ratios))
     wanted = round(ratio * removed.size) if mask.exact else ratio * removed.size
-    count = 0
+    count = failures = 0
     while count < wanted:
         added = _add_block(removed, wanted - count, mask.smallest)
-        if added == 0:
+        failures = 0 if added else failures + 1
+        if failures == mask.patience:
             break
         count += added
     if mask.exact:

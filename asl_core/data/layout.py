@@ -5,6 +5,10 @@
     SPLIT-index.npz          one row per image: where it lies, its size, label, id
     SPLIT-instances.npz      boxes, labels, ...; only with instances
     SPLIT-masks.rle          the instances' run-length codes one after the other
+    SPLIT-polygons.npz       which polygons an instance has; only where the source has any
+    SPLIT-polygons.f32       x and y of their points, one polygon after the other
+    train-regions.npz        where the maps of each image begin; only with regions
+    train-regions.zlib       the images' maps one after the other, each compressed
 
 Read with `os.pread`: one request for each image, at any offset, without a position that processes
 would share. A memory map would read eight times the bytes from a cold disk.
@@ -22,9 +26,16 @@ from asl_core.errors import InputError
 INDEX = "{split}-index.npz"
 INSTANCES = "{split}-instances.npz"
 MASKS = "{split}-masks.rle"
+POLYGONS = "{split}-polygons.npz"
+POINTS = "{split}-polygons.f32"
+REGIONS = "{split}-regions.npz"
+REGION_MAPS = "{split}-regions.zlib"
 SHARD = "{split}-{number:05d}.tar"
 
-_OURS = re.compile(r"(train|test)-(\d{5}\.tar|index\.npz|instances\.npz|masks\.rle)|manifest\.json")
+_OURS = re.compile(
+    r"(train|test)-(\d{5}\.tar|index\.npz|instances\.npz|masks\.rle|polygons\.(npz|f32)|regions\.(npz|zlib))"
+    r"|manifest\.json"
+)
 
 
 def clear(folder: Path) -> None:

@@ -36,6 +36,19 @@ def decode_masks(codes: Sequence[bytes], height: int, width: int) -> Tensor:
     return torch.from_numpy(stacked.T).view(torch.bool).transpose(1, 2).contiguous()
 
 
+def rasterise(polygons: Sequence[NDArray[np.float32]], height: int, width: int) -> Tensor:
+    """Return the pixels that polygons cover together, (H, W) bool, as COCO's library draws them.
+
+    Args:
+        polygons: One or more; x and y by turns in pixels, also outside of the image.
+        height: Of the image.
+        width: Likewise.
+    """
+    parts = [polygon.astype(np.float64).tolist() for polygon in polygons]
+    code = coco_mask().merge(coco_mask().frPyObjects(parts, height, width))
+    return torch.from_numpy(np.ascontiguousarray(coco_mask().decode(code))).view(torch.bool)
+
+
 def as_coco(code: bytes, height: int, width: int) -> dict[str, Any]:
     """Return the mapping that pycocotools and faster-coco-eval take for an RLE."""
     return {"size": [height, width], "counts": code}

@@ -50,11 +50,18 @@ class SplitWriter:
         folder: Where the files go.
         split: "train" or "test".
         with_instances: Whether the source has instances.
+        with_regions: Whether each image comes with maps of regions.
         shard_bytes: A shard is closed when it has grown to this size.
     """
 
     def __init__(
-        self, folder: Path, split: str, *, with_instances: bool, shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        split: str,
+        *,
+        with_instances: bool,
+        with_regions: bool = False,
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self._folder, self._split, self._shard_bytes = folder, split, shard_bytes
         self._rows = _Rows()
@@ -66,6 +73,14 @@ class SplitWriter:
         self._masks = (
             (folder / layout.MASKS.format(split=split)).open("wb") if with_instances else None
         )
+        self._polygon_lengths: list[list[int]] = []  # by instance, in numbers
+        self._points = (
+            (folder / layout.POINTS.format(split=split)).open("wb") if with_instances else None
+        )
+        self._region_lengths: list[int] = []  # by image
+        self._region_maps = (
+            (folder / layout.REGION_MAPS.format(split=split)).open("wb") if with_regions else None
+        )
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -73,11 +88,15 @@ class SplitWriter:
     def __exit__(self, *_: object) -> None:
         if self._shard is not None:
             self._shard.close()
-        if self._masks is not None:
-            self._masks.close()
+        for file in (self._masks, self._points, self._region_maps):
+            if file is not None:
+                file.close()
 
-    def add(self, item: Item, height: int, width: int) -> None:
-        """Append one image of this size in pixels."""
+    def add(self, item: Item, height: int, width: int, regions: bytes = b"") -> None:
+        """Append one image of this size in pixels, and its maps as `encode_maps` gives them.
+
+        The digest is of what the source has; maps follow from the images.
+        """
         key = f"{len(self._rows.shard):08d}"
         offset = self._append(f"{key}.{_extension(item.image)}", item.image, new_image=True)
         rows = self._rows
@@ -99,12 +118,16 @@ class SplitWriter:
             instances = item.instances or _NO_INSTANCES
             # The codes go to their file at once: COCO's take 300 MB.
             self._masks.write(b"".join(instances.codes))
-            self._instances.append(dataclasses.replace(instances, codes=()))
+            self._add_polygons(instances)
+            self._instances.append(dataclasses.replace(instances, codes=(), polygons=()))
             self._code_lengths.append([len(code) for code in instances.codes])
             self._update_digest(
                 instances.boxes.tobytes(), instances.labels.tobytes(), instances.areas.tobytes(),
                 instances.crowd.tobytes(), *instances.codes,
             )  # fmt: skip
+        if self._region_maps is not None:
+            self._region_maps.write(regions)
+            self._region_lengths.append(len(regions))
 
     def finish(self) -> str:
         """Write the index and return the split's SHA-256."""
@@ -114,7 +137,32 @@ class SplitWriter:
         if self._instances is not None:
             path = self._folder / layout.INSTANCES.format(split=self._split)
             _save(path, _instance_columns(self._instances, self._code_lengths))
+            self._finish_polygons()
+        if self._region_maps is not None:
+            path = self._folder / layout.REGIONS.format(split=self._split)
+            _save(path, {"first": np.cumsum([0, *self._region_lengths])})
         return self._digest.hexdigest()
+
+    def _add_polygons(self, instances: EncodedInstances) -> None:
+        assert self._points is not None
+        for polygons in instances.polygons or [()] * len(instances.labels):
+            self._polygon_lengths.append([len(polygon) for polygon in polygons])
+            for polygon in polygons:
+                self._points.write(polygon.astype("<f4").tobytes())
+
+    def _finish_polygons(self) -> None:
+        """Write the index of the polygons, or nothing where there are none."""
+        assert self._points is not None
+        self._points.close()
+        lengths = list(chain.from_iterable(self._polygon_lengths))
+        if not lengths:
+            (self._folder / layout.POINTS.format(split=self._split)).unlink()
+            return
+        columns = {
+            "first": np.cumsum([0, *map(len, self._polygon_lengths)]),
+            "offset": np.cumsum([0, *lengths]),
+        }
+        _save(self._folder / layout.POLYGONS.format(split=self._split), columns)
 
     def _append(self, name: str, content: bytes, *, new_image: bool = False) -> int:
         """Append a member and return the offset of its bytes; an image may open a new shard."""

@@ -22,13 +22,16 @@ from asl_core.data.exif import SIDEWAYS, UPRIGHT, orientation
 from asl_core.data.image_header import check_header
 from asl_core.data.manifest import Manifest
 from asl_core.data.packing import SHARD_BYTES, SplitWriter
+from asl_core.data.region_maps import encode_maps
 from asl_core.data.rejections import refuse_too_many
+from asl_core.data.segmenting import segment
+from asl_core.data.slices import Counts, beginning_of_source
 from asl_core.data.sources.catalogue import open_source
 from asl_core.data.sources.selection import hold_out
 from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
 from asl_core.data.target import written_whole
 from asl_core.errors import InputError
-from asl_core.recipes.datasets import Dataset
+from asl_core.recipes.datasets import Dataset, Regions, as_mapping
 from asl_core.wording import counted
 
 _logger = logging.getLogger(__name__)
@@ -72,6 +75,7 @@ def prepare(
     name: str,
     rejected_list: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    beginning: Counts | None = None,
 ) -> Manifest:
     """Pack what the recipe names into `folder` and return the manifest, which is written last.
 
@@ -83,6 +87,7 @@ def prepare(
         rejected_list: Where the images that cannot be used are listed if they are too many;
             <folder>-rejected.txt beside it if absent.
         shard_bytes: Size at which a shard is closed.
+        beginning: Only the first images of each split are packed, so many; absent: all.
 
     Raises:
         InputError: The source is missing or broken, a split has no usable image, its share of
@@ -93,6 +98,8 @@ def prepare(
     source = open_source(recipe, data_root)
     if recipe.selection:
         source = hold_out(source, recipe.selection, name)
+    if beginning is not None:
+        source = beginning_of_source(source, beginning)
     for split in SPLITS:
         _check_split(source.splits[split], recipe, f"{name} {split}", rejected_list)
     with (
@@ -117,7 +124,7 @@ def _manifest(
     notes = [*_notes(source.classes, packed), *source.notes, *_turned_notes(packed)]
     return Manifest(
         name=name,
-        source=dataclasses.asdict(recipe),
+        source=as_mapping(recipe),
         licence=source.licence,
         classes=source.classes,
         thing_classes=source.thing_classes,
@@ -153,16 +160,20 @@ def _pack_split(
     shard_bytes: int,
 ) -> _Packed:
     result, title = _Packed(), f"{name} {split}"
-    with_instances = source.thing_classes is not None
+    regions = recipe.regions if split == "train" else None
     with SplitWriter(
-        folder, split, with_instances=with_instances, shard_bytes=shard_bytes
+        folder,
+        split,
+        with_instances=source.thing_classes is not None,
+        with_regions=regions is not None,
+        shard_bytes=shard_bytes,
     ) as writer:
-        for checked in _with_progress(source.splits[split], title):
+        for checked, maps in _with_progress(source.splits[split], title, regions):
             if isinstance(checked, Rejected):
                 result.rejected.append((checked.name, checked.reason))
                 continue
             item, height, width = checked
-            writer.add(item, height, width)
+            writer.add(item, height, width, maps)
             result.add(item)
         total, rejected = result.count + len(result.rejected), result.rejected
         if rejected:
@@ -203,20 +214,41 @@ def _turned_notes(packed: Mapping[SplitName, _Packed]) -> list[str]:
     return notes
 
 
-def _with_progress(split: Split, title: str) -> Iterator[Checked | Rejected]:
-    """Yield the checked items in order; a bar on a terminal, nothing in a log."""
+def _with_progress(
+    split: Split, title: str, regions: Regions | None
+) -> Iterator[tuple[Checked | Rejected, bytes]]:
+    """Yield the checked items and their maps in order; a bar on a terminal, nothing in a log."""
     with tqdm(total=split.count, desc=title, unit="image", disable=None) as bar:
-        for checked in _decoded(split.items()):
+        for checked in _decoded(split.items(), regions):
             yield checked
             bar.update()
 
 
-def _decoded(items: Iterator[Item | Rejected]) -> Iterator[Checked | Rejected]:
-    """Decode chunk by chunk on all cores; torchvision's decoders release the GIL."""
-    threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+def _decoded(
+    items: Iterator[Item | Rejected], regions: Regions | None
+) -> Iterator[tuple[Checked | Rejected, bytes]]:
+    """Decode chunk by chunk on all cores.
+
+    torchvision's decoders release the GIL, and so does the segmentation, which takes a hundred
+    times as long: it may have more cores.
+    """
+    cores = len(os.sched_getaffinity(0))
+    threads = min(cores, _MAX_THREADS) if regions is None else cores
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(items, _CHUNK)):
-            yield from pool.map(check_item, chunk)
+            yield from pool.map(partial(_checked_with_maps, regions=regions), chunk)
+
+
+def _checked_with_maps(
+    item: Item | Rejected, regions: Regions | None
+) -> tuple[Checked | Rejected, bytes]:
+    """Check the item, and segment it if asked; else its maps are no bytes."""
+    checked = check_item(item)
+    if regions is None or isinstance(checked, Rejected):
+        return checked, b""
+    encoded = torch.frombuffer(bytearray(checked[0].image), dtype=torch.uint8)
+    image = decode_image(encoded, ImageReadMode.RGB)  # again, which is nothing to what follows
+    return checked, encode_maps(segment(image, regions))
 
 
 def check_item(item: Item | Rejected) -> Checked | Rejected:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torchvision.transforms.v2.functional as F
-from PIL import ImageFilter
+from PIL import Image, ImageFilter
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import ColorJitter, InterpolationMode
 
 from asl_core.data.block_masks import block_mask
 from asl_core.data.erasing import erase_rectangle
+from asl_core.data.region_maps import draw_regions
 from asl_core.data.samples import Sample
 from asl_core.data.views import ASPECT_RATIOS, Box, rand_augment_policy
 from asl_core.protocol import Views
@@ -36,10 +37,11 @@ class ViewsItem:
     boxes: Tensor | None = None
     masks: Tensor | None = None
     label: int | None = None
+    regions: Tensor | None = None
 
 
 def collate_views(items: list[ViewsItem]) -> Views:
-    """Stack the samples' views, boxes, masks and labels."""
+    """Stack the samples' views, boxes, masks, labels and regions."""
     views = zip(*(item.views for item in items), strict=True)
     labels = [item.label for item in items if item.label is not None]
     return Views(
@@ -48,6 +50,7 @@ def collate_views(items: list[ViewsItem]) -> Views:
         boxes=_stacked([item.boxes for item in items]),
         masks=_stacked([item.masks for item in items]),
         labels=torch.tensor(labels) if labels else None,
+        regions=_stacked([item.regions for item in items]),
     )
 
 
@@ -64,7 +67,7 @@ def pretrain_transform(
     """Return what makes a sample's views: crops, flips, windows, colours.
 
     A plan of one view is MAE's augmentation (official `main_pretrain.py`): random resized crop,
-    bicubic, and a flip.
+    bicubic by default, and a flip.
 
     Args:
         plan: The views.
@@ -90,11 +93,13 @@ class _Pretraining:
 
     def __call__(self, sample: Sample) -> ViewsItem:
         made: list[Tensor] = []
+        images: list[Tensor] = []
         places: list[tuple[Box, bool]] = []
         for view, policy in zip(self.plan.views, self.policies, strict=True):
             own = view.box == "own"
+            images.append(_jittered(sample.image, view) if own else images[0])
             places.append(_draw_box(sample.image, view) if own else places[0])
-            image = _view(sample.image, view, *places[-1])
+            image = _view(images[-1], view, *places[-1])
             if policy is not None:
                 image = F.pil_to_tensor(policy(F.to_pil_image(image)))
             if view.random_erasing and random.random() < view.random_erasing:
@@ -107,7 +112,16 @@ class _Pretraining:
             _boxes(places, sample.image.shape[-1]) if self.plan.boxes else None,
             torch.stack(masks) if masks else None,  # (M, N)
             sample.label if self.plan.labels else None,
+            # drawn last: views are those of the same plan without regions
+            self._regions(sample, *places[0]) if self.plan.regions else None,
         )
+
+    def _regions(self, sample: Sample, box: Box, flipped: bool) -> Tensor:
+        """Draw regions of the first view, (R, S, S), bool."""
+        assert sample.regions is not None
+        side = self.plan.views[0].size
+        maps = F.resized_crop(sample.regions, *box, [side, side], InterpolationMode.NEAREST)
+        return draw_regions(F.horizontal_flip(maps) if flipped else maps, self.plan.regions)
 
 
 def _boxes(places: list[tuple[Box, bool]], width: int) -> Tensor:
@@ -127,18 +141,30 @@ def _draw_box(image: Tensor, view: View) -> tuple[Box, bool]:
     return tuple(box), view.flip and bool(torch.rand(()) < 0.5)  # type: ignore[return-value]
 
 
+def _jittered(image: Tensor, view: View) -> Tensor:
+    """Change the colours of a whole image: its contrast is about the mean of all of it."""
+    return image if view.jitter is None else ColorJitter(*view.jitter)(image)
+
+
 def _view(image: Tensor, view: View, box: Box, flipped: bool) -> Tensor:
     """Make a view of an image, (3, S, S) uint8."""
     side = view.crop_size or view.size
-    crop = F.resized_crop(
-        image, *box, [side, side], InterpolationMode.BICUBIC, antialias=True
-    )  # (3, S', S')
+    crop = _cropped(image, view, box, side)  # (3, S', S')
     if flipped:
         crop = F.horizontal_flip(crop)
     if side > view.size:
         top, left = (int(torch.randint(view.max_shift + 1, ())) for _ in range(2))
         crop = crop[:, top : top + view.size, left : left + view.size]
     return crop if view.colour is None else _coloured(crop, view.colour)
+
+
+def _cropped(image: Tensor, view: View, box: Box, side: int) -> Tensor:
+    """Cut a box out and resize it, (3, side, side) uint8."""
+    if view.interpolation == "lanczos":  # torchvision has none for tensors
+        crop = F.to_pil_image(F.crop(image, *box))
+        return F.pil_to_tensor(crop.resize((side, side), Image.Resampling.LANCZOS))
+    mode = InterpolationMode(view.interpolation)
+    return F.resized_crop(image, *box, [side, side], mode, antialias=True)
 
 
 def _coloured(image: Tensor, colour: Colour) -> Tensor:

@@ -17,12 +17,15 @@ class Instances:
         labels: Contiguous classes from 0; (K,), int64.
         masks: Visible pixels; (K, H, W), bool.
         crowd: True for COCO's regions of many objects, neither target nor error; (K,), bool.
+        polygons: Those that each mask was made from, (2P,) float32, x and y by turns; an object
+            without any has its mask alone. None where no object of the data set has any.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor
     crowd: Tensor
+    polygons: tuple[tuple[Tensor, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Sample:
         label: Class of the whole image, from 0.
         instances: Objects; None where nobody annotated the image, empty where nothing is there.
         semantic: Class of each pixel, 255 where it is ignored; (H, W), uint8.
+        regions: Number of each pixel's segment, one map for each scale of the dataset's `regions`;
+            (K, H, W), integers; None where nobody asked for them.
     """
 
     index: int
@@ -44,3 +49,4 @@ class Sample:
     label: int | None = None
     instances: Instances | None = None
     semantic: Tensor | None = None
+    regions: Tensor | None = None

@@ -15,14 +15,23 @@ from torchvision.io import ImageReadMode, decode_image
 from asl_core.data import layout
 from asl_core.data.manifest import Manifest, read_manifest
 from asl_core.data.masks import as_coco, decode_masks
+from asl_core.data.region_maps import decode_maps
 from asl_core.data.samples import Instances, Sample
 from asl_core.errors import InputError
+
+_FLOAT_BYTES = 4
 
 
 class PackedDataset(Dataset[Sample]):
     """One split of a packed dataset, its images decoded on request.
 
+    Args:
+        folder: Of the dataset.
+        split: "train" or "test".
+        regions: Whether samples come with their maps of regions, where the split has any.
+
     Attributes:
+        folder: Where it lies.
         manifest: What the dataset holds.
         split: "train" or "test".
         labels: Class of each image, -1 where there is none; (N,), int64.
@@ -34,7 +43,7 @@ class PackedDataset(Dataset[Sample]):
         InputError: The folder is no packed dataset, or is damaged, or the split has no image.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, *, regions: bool = False) -> None:
         self.manifest: Manifest = read_manifest(folder)
         self.split = split
         if split not in self.manifest.counts:
@@ -44,7 +53,7 @@ class PackedDataset(Dataset[Sample]):
                 f"dataset {self.manifest.name} in {folder} has no image in its {split} split; "
                 "prepare it from a source that has"
             )
-        self._folder = folder
+        self.folder = folder
         self._index = _load(folder / layout.INDEX.format(split=split))
         self.labels: NDArray[np.int64] = self._index["label"]
         self.annotated: NDArray[np.bool_] = self._index["annotated"]
@@ -53,6 +62,16 @@ class PackedDataset(Dataset[Sample]):
         if self.has_instances:
             self._instances = _load(folder / layout.INSTANCES.format(split=split))
             self._masks = layout.RandomAccessFile(folder / layout.MASKS.format(split=split))
+        self._polygons: dict[str, NDArray[Any]] | None = None
+        if self._instances is not None and (folder / layout.POLYGONS.format(split=split)).exists():
+            self._polygons = _load(folder / layout.POLYGONS.format(split=split))
+            self._points = layout.RandomAccessFile(folder / layout.POINTS.format(split=split))
+        self._regions: dict[str, NDArray[Any]] | None = None
+        if regions and self.region_scales:
+            self._regions = _load(folder / layout.REGIONS.format(split=split))
+            self._region_maps = layout.RandomAccessFile(
+                folder / layout.REGION_MAPS.format(split=split)
+            )
         num_shards = int(self._index["shard"].max()) + 1
         self._shards = [
             layout.RandomAccessFile(folder / layout.SHARD.format(split=split, number=number))
@@ -71,6 +90,7 @@ class PackedDataset(Dataset[Sample]):
             label=None if label < 0 else label,
             instances=self._read_instances(index),
             semantic=self.read_semantic(index),
+            regions=self._read_regions(index),
         )
 
     @property
@@ -87,6 +107,12 @@ class PackedDataset(Dataset[Sample]):
     def has_semantic(self) -> bool:
         """Whether the annotated images have semantic maps."""
         return self.manifest.semantic_classes is not None
+
+    @property
+    def region_scales(self) -> int:
+        """Number of maps of regions that each image of the split has; 0 without."""
+        regions = self.manifest.source.get("regions")
+        return len(regions["scales"]) if regions and self.split == "train" else 0
 
     @property
     def num_classes(self) -> int:
@@ -126,6 +152,18 @@ class PackedDataset(Dataset[Sample]):
         encoded = shard.read(int(self._index["semantic_offset"][index]), size)
         return decode_image(encoded, ImageReadMode.UNCHANGED)[0]
 
+    def _read_regions(self, index: int) -> Tensor | None:
+        if self._regions is None:
+            return None
+        first, last = (int(edge) for edge in self._regions["first"][index : index + 2])
+        code = self._region_maps.read(first, last - first).numpy().tobytes()
+        try:
+            return decode_maps(code, self.region_scales, *self.image_size(index))
+        except ValueError as error:
+            raise InputError(
+                f"{self._region_maps.path} is damaged ({error}); prepare the dataset again"
+            ) from error
+
     def _read_instances(self, index: int) -> Instances | None:
         if self._instances is None or not self.annotated[index]:
             return None
@@ -137,7 +175,21 @@ class PackedDataset(Dataset[Sample]):
             labels=torch.from_numpy(self._instances["label"][first:last].copy()),
             masks=decode_masks(self._read_codes(first, last), *self.image_size(index)),
             crowd=torch.from_numpy(self._instances["crowd"][first:last].copy()),
+            polygons=self._read_polygons(first, last),
         )
+
+    def _read_polygons(self, first: int, last: int) -> tuple[tuple[Tensor, ...], ...] | None:
+        """Return the polygons of the instances first to last - 1, in one read."""
+        if self._polygons is None:
+            return None
+        owners = self._polygons["first"][first : last + 1]
+        edges = self._polygons["offset"][owners[0] : owners[-1] + 1]
+        size = _FLOAT_BYTES * int(edges[-1] - edges[0])
+        block = self._points.read(_FLOAT_BYTES * int(edges[0]), size).numpy().view("<f4")
+        cuts = edges - edges[0]
+        polygons = [torch.from_numpy(block[a:b].copy()) for a, b in pairwise(cuts)]
+        bounds = owners - owners[0]
+        return tuple(tuple(polygons[a:b]) for a, b in pairwise(bounds))
 
     def _read_codes(self, first: int, last: int) -> list[bytes]:
         """Return the run-length codes of the instances first to last - 1, in one read."""
@@ -158,7 +210,7 @@ class PackedDataset(Dataset[Sample]):
             InputError: The dataset has no instances.
         """
         if self._instances is None or self.manifest.thing_classes is None:
-            raise InputError(f"{self._folder} has no instances; choose a dataset that has")
+            raise InputError(f"{self.folder} has no instances; choose a dataset that has")
         images, annotations = [], []
         for index in self.annotated_indices:
             height, width = self.image_size(index)

@@ -7,10 +7,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from asl_core.errors import InputError
 from asl_core.exchange.origin import Form
 from asl_core.modules.encoder import Encoder
 from asl_core.recipes.imported import ENCODER_FIELDS, nearest_size
-from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.models import MODELS, EncoderParts, Vit
 
 TIMM_NAMES = {
     "vit_base_patch16_224": MODELS["vit-b"],
@@ -32,7 +33,16 @@ def export_encoder(encoder: Encoder, form: Form, path: Path) -> None:
 
     timm: safetensors, without a head. mae: the torch file `{"model": weights}`. Both say
     num_heads, which no tensor's shape tells; other readers pass over it.
+
+    Raises:
+        InputError: It is no plain ViT, which is what both forms hold.
     """
+    own = [name for name, has in _own_parts(encoder.parts).items() if has]
+    if own:
+        raise InputError(
+            f"this encoder has {', '.join(own)}, and both forms hold plain ViTs only; use it here, "
+            "or export one of another method"
+        )
     state = {name: tensor.detach().contiguous() for name, tensor in encoder.state_dict().items()}
     heads = encoder.vit.num_heads
     if form is Form.timm:
@@ -40,6 +50,14 @@ def export_encoder(encoder: Encoder, form: Form, path: Path) -> None:
         path.write_bytes(safetensors.torch.save(state, metadata=metadata))
     else:
         torch.save({"model": state, "num_heads": heads}, path)
+
+
+def _own_parts(parts: EncoderParts) -> dict[str, bool]:
+    return {
+        "LayerScale": parts.layer_scale is not None,
+        "no bias of keys": not parts.key_bias,
+        "relative position bias": parts.relative_positions,
+    }
 
 
 def usage(vit: Vit, form: Form, path: str) -> str:

@@ -34,7 +34,7 @@ FOREIGN = (
     (re.compile(r"dist_token"), "a distillation token"),
     (re.compile(r"[qk]_norm\."), "normalised queries and keys"),
     (re.compile(r"rel_pos|relative_position"), "relative position bias"),
-    (re.compile(r"attn\.[qkv]_bias"), "biases of queries and values apart, as BEiT has them"),
+    (re.compile(r"attn\.[qkv.]*_bias"), "biases of queries and values apart, as BEiT has them"),
     (LAYER_SCALE, "LayerScale other than 1"),
     (re.compile(r"norm_pre|patch_embed\.norm"), "a norm before the blocks"),
     (re.compile(r"mlp\.(w\d|fc1_[gx])"), "a gated MLP"),

@@ -112,10 +112,7 @@ def sincos_in_convention(convention: Convention, embed_dim: int, grid_size: int)
     Shape:
         - Output: (1, 1 + grid_size^2, D).
     """
-    positions = sincos_positions(embed_dim, grid_size)
-    if convention is Convention.y_first:
-        positions = torch.cat(positions.chunk(2, dim=2)[::-1], dim=2)
-    return positions
+    return sincos_positions(embed_dim, grid_size, row_first=convention is Convention.y_first)
 
 
 def _refuse_oblong_sincos(path: Path, stored: Tensor) -> None:

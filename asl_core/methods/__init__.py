@@ -20,9 +20,14 @@ DYNAMIC_IMPORTS: dict[str, str] = {
     "asl": "asl_core.methods.asl:ArbitrarySelfSupervised",
     "ccmim": "asl_core.methods.ccmim:ContextContrastiveAutoencoder",
     "cmae": "asl_core.methods.cmae:ContrastiveMaskedAutoencoder",
+    "rmae": "asl_core.methods.rmae:RegionMaskedAutoencoder",
     "sim": "asl_core.methods.sim:SiameseImageModel",
+    "beit": "asl_core.methods.beit:MaskedCodeModel",
+    "cae": "asl_core.methods.cae:ContextAutoencoder",
+    "splitmask": "asl_core.methods.splitmask:SplitInpainter",
     "dino": "asl_core.methods.dino:SelfDistillation",
     "ibot": "asl_core.methods.ibot:OnlineTokenizer",
+    "mocov3": "asl_core.methods.mocov3:MomentumContrast",
     "supervised": "asl_core.methods.supervised:SupervisedEncoder",
     "imported": "asl_core.methods.imported:adopt_encoder",
     "untrained": "asl_core.methods.untrained:random_encoder",
@@ -32,9 +37,12 @@ read from it without running it."""
 
 
 class MethodClass(Protocol):
-    """What every class of the table is made from: its own recipe, and statistics of the images."""
+    """What every class of the table is made from: its own recipe, and statistics of the images.
 
-    def __call__(self, recipe: Pretraining, mean: Rgb, std: Rgb, **head: int) -> Method: ...
+    And, where the recipe wants them, the number of classes or the tokenizer of the dataset.
+    """
+
+    def __call__(self, recipe: Pretraining, mean: Rgb, std: Rgb, **more: Any) -> Method: ...
 
 
 def method_class(name: str) -> MethodClass:

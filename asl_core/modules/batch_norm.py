@@ -41,7 +41,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         )  # fmt: skip
 
     def _normalise(self, rows: Tensor, momentum: float) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         count = len(rows) * world_size()
         mean = sum_over_processes(rows.sum(0)) / count  # (C,)
         centred = rows - mean

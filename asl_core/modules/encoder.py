@@ -14,18 +14,28 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from asl_core.errors import InputError
+from asl_core.modules.attention import QueryKeyValue
 from asl_core.modules.masking import gather_tokens
 from asl_core.modules.positions import (
     interpolate_positions,
     resize_positions,
     sincos_positions,
 )
+from asl_core.modules.relative_bias import (
+    CLS_VALUES,
+    RelativePositionBias,
+    resize_table,
+    table_extent,
+)
 from asl_core.modules.weights import save_weights
 from asl_core.protocol import ModuleLike
-from asl_core.recipes.models import Vit
+from asl_core.recipes.models import PLAIN, EncoderParts, Vit
 
 WEIGHTS_FILE = "encoder.safetensors"
 ARCHITECTURE_FILE = "encoder.json"
+PARTS = "parts"
+"""In the second, what an encoder has otherwise than a plain ViT; a plain one has no such key."""
+BIAS_TABLE = "relative_position_bias.table"
 
 
 NORM_EPS = 1e-6
@@ -65,11 +75,74 @@ def initialise_as_dino(encoder: "Encoder") -> None:
     encoder.patch_embed.proj.reset_parameters()
 
 
+@torch.no_grad()
+def initialise_as_moco(encoder: "Encoder") -> None:
+    """Initialise as MoCo v3 does, positions included, whose first half encodes the row.
+
+    It differs from MAE in that queries, keys and values have a Xavier-uniform matrix each, [cls]
+    has a deviation of 1e-6, and the bias of the patch embedding is zero.
+
+    Source: MoCo v3, `vits.py`.
+    """
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("attn.qkv.weight"):
+            for matrix in parameter.chunk(3):  # (D, D) each
+                nn.init.xavier_uniform_(matrix)
+        elif name == "patch_embed.proj.bias":
+            nn.init.zeros_(parameter)
+    nn.init.normal_(encoder.cls_token, std=1e-6)
+    vit = encoder.vit
+    encoder.pos_embed.copy_(sincos_positions(vit.embed_dim, vit.grid_size, row_first=True))
+
+
+def build_block(
+    width: int, num_heads: int, mlp_ratio: float, parts: EncoderParts, *, drop_path: float = 0.0
+) -> Block:
+    """Return a block of a ViT, with what it has otherwise than a plain one's."""
+    block = Block(
+        width,
+        num_heads,
+        mlp_ratio,
+        qkv_bias=parts.key_bias,
+        init_values=parts.layer_scale,
+        drop_path=drop_path,
+        norm_layer=LayerNorm,
+    )
+    if not parts.key_bias:
+        block.attn.qkv = QueryKeyValue(width)
+    return block
+
+
+def run_blocks(
+    blocks: nn.ModuleList, tokens: Tensor, keep: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Run blocks one after the other.
+
+    Shape:
+        - tokens: (B, T, D). keep: (depth, 2, B), factors of stochastic depth, see
+          `draw_drop_path`; absent: none. bias: of attention's logits, (1, heads, T, T); absent:
+          none. Output: (B, T, D).
+    """
+    if keep is None:
+        for block in blocks:
+            tokens = block(tokens, attn_mask=bias)
+        return tokens
+    for module, (first, second) in zip(blocks, keep[..., None, None], strict=True):
+        block = cast(Block, module)
+        tokens = tokens + first * block.ls1(block.attn(block.norm1(tokens), attn_mask=bias))
+        tokens = tokens + second * block.ls2(block.mlp(block.norm2(tokens)))
+    return tokens
+
+
 class Encoder(nn.Module):
     """ViT encoder with timm's parameter names (those of MAE's published checkpoints).
 
+    With relative positions it takes all patches of images of its own size, in their order, and
+    `pos_embed` is a zero that is neither trained nor saved.
+
     Args:
         vit: Sizes.
+        parts: What it has otherwise than a plain ViT.
         drop_path: Rate of stochastic depth at the last block, growing linearly from 0.
 
     Shape:
@@ -77,24 +150,26 @@ class Encoder(nn.Module):
         - Output: (B, 1 + V, D), [cls] first; V = N when `ids_keep` is absent.
     """
 
-    def __init__(self, vit: Vit, *, drop_path: float = 0.0) -> None:
+    pos_embed: Tensor
+    relative_position_bias: RelativePositionBias | None
+
+    def __init__(self, vit: Vit, parts: EncoderParts = PLAIN, *, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit, self.parts = vit, parts
         self.patch_embed = PatchEmbed(
             vit.image_size, vit.patch_size, 3, vit.embed_dim, strict_img_size=False
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, vit.embed_dim))
-        self.pos_embed = nn.Parameter(sincos_positions(vit.embed_dim, vit.grid_size))
+        if parts.relative_positions:
+            none = torch.zeros(1, 1 + vit.num_patches, vit.embed_dim)
+            self.register_buffer("pos_embed", none, persistent=False)
+            self.relative_position_bias = RelativePositionBias(vit.num_heads, vit.grid_size)
+        else:
+            self.pos_embed = nn.Parameter(sincos_positions(vit.embed_dim, vit.grid_size))
+            self.relative_position_bias = None
         rates = [drop_path * i / max(vit.depth - 1, 1) for i in range(vit.depth)]
         self.blocks = nn.ModuleList(
-            Block(
-                vit.embed_dim,
-                vit.num_heads,
-                vit.mlp_ratio,
-                qkv_bias=True,
-                drop_path=rate,
-                norm_layer=LayerNorm,
-            )
+            build_block(vit.embed_dim, vit.num_heads, vit.mlp_ratio, parts, drop_path=rate)
             for rate in rates
         )
         self.norm = LayerNorm(vit.embed_dim)
@@ -121,6 +196,11 @@ class Encoder(nn.Module):
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls.to(tokens.dtype), tokens], dim=1)
 
+    def attention_bias(self) -> Tensor | None:
+        """Return what all blocks add to their attention's logits, (1, heads, 1 + N, 1 + N)."""
+        shared = self.relative_position_bias
+        return None if shared is None else shared()
+
     def transform(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """Run the blocks, without the final norm.
 
@@ -128,15 +208,7 @@ class Encoder(nn.Module):
             - tokens: (B, 1 + V, D). keep: (depth, 2, B), factors of stochastic depth, see
               `draw_drop_path`; absent: none. Output: (B, 1 + V, D).
         """
-        if keep is None:
-            for block in self.blocks:
-                tokens = block(tokens)
-            return tokens
-        for module, (first, second) in zip(self.blocks, keep[..., None, None], strict=True):
-            block = cast(Block, module)
-            tokens = tokens + first * block.ls1(block.attn(block.norm1(tokens)))
-            tokens = tokens + second * block.ls2(block.mlp(block.norm2(tokens)))
-        return tokens
+        return run_blocks(self.blocks, tokens, keep, self.attention_bias())
 
     def before_norm(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Encode all patches, without the final norm; `keep` as for `transform`.
@@ -180,9 +252,10 @@ class Encoder(nn.Module):
     def layers(self, images: Tensor) -> list[Tensor]:
         """Return the output of every block before the final norm, each (B, 1 + N, D)."""
         tokens = self.prepend_cls(self.add_positions(self.embed(images)))
+        bias = self.attention_bias()
         outputs = []
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, attn_mask=bias)
             outputs.append(tokens)
         return outputs
 
@@ -199,29 +272,36 @@ def encoder_layer_matcher(prefix: str = "") -> dict[str, str]:
     }
 
 
-def save_encoder(folder: Path, state: dict[str, Tensor], vit: Vit) -> None:
+def save_encoder(
+    folder: Path, state: dict[str, Tensor], vit: Vit, parts: EncoderParts = PLAIN
+) -> None:
     """Write an encoder's weights and its architecture into a folder."""
     save_weights(folder / WEIGHTS_FILE, state)
+    architecture: dict[str, object] = dataclasses.asdict(vit)
+    if parts != PLAIN:
+        architecture[PARTS] = dataclasses.asdict(parts)
     (folder / ARCHITECTURE_FILE).write_text(
-        json.dumps(dataclasses.asdict(vit), indent=2, sort_keys=True) + "\n"
+        json.dumps(architecture, indent=2, sort_keys=True) + "\n"
     )
 
 
 def load_encoder(folder: Path, *, image_size: int | None = None, drop_path: float = 0.0) -> Encoder:
     """Build the encoder that `save_encoder` wrote, for inputs of another size if asked.
 
-    Positions are resized bicubically from the checkpoint's own.
+    Positions are resized bicubically from the checkpoint's own, relative ones as BEiT does it.
 
     Raises:
         InputError: The files are missing, truncated, or do not fit each other.
     """
     weights_path = folder / WEIGHTS_FILE
     try:
-        vit = Vit(**json.loads((folder / ARCHITECTURE_FILE).read_text()))
+        architecture = json.loads((folder / ARCHITECTURE_FILE).read_text())
+        parts = EncoderParts(**architecture.pop(PARTS, {}))
+        vit = Vit(**architecture)
         state = safetensors.torch.load_file(weights_path)
     except FileNotFoundError as error:
         raise InputError(f"no encoder in {folder}: {error.filename} is missing; train it") from None
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"cannot read the encoder in {folder}: {error}; it is truncated or not an encoder, "
             "restore it or train it again"
@@ -231,12 +311,27 @@ def load_encoder(folder: Path, *, image_size: int | None = None, drop_path: floa
             vit = dataclasses.replace(vit, image_size=image_size)
         except ValueError as error:
             raise InputError(f"the encoder in {folder} cannot be resized: {error}") from None
-    encoder = Encoder(vit, drop_path=drop_path)
-    check_same_architecture(encoder, state, weights_path, ignore=("pos_embed",))
-    _check_positions(state.get("pos_embed"), vit.embed_dim, weights_path)
-    state["pos_embed"] = resize_positions(state["pos_embed"], (vit.grid_size, vit.grid_size))
+    encoder = Encoder(vit, parts, drop_path=drop_path)
+    check_same_architecture(encoder, state, weights_path, ignore=("pos_embed", BIAS_TABLE))
+    if parts.relative_positions:
+        _check_table(state[BIAS_TABLE], vit.num_heads, weights_path)
+        state[BIAS_TABLE] = resize_table(state[BIAS_TABLE], vit.grid_size)
+    else:
+        _check_positions(state.get("pos_embed"), vit.embed_dim, weights_path)
+        state["pos_embed"] = resize_positions(state["pos_embed"], (vit.grid_size, vit.grid_size))
     encoder.load_state_dict(state)
     return encoder
+
+
+def _check_table(table: Tensor, heads: int, path: Path) -> None:
+    """Refuse relative positions that cannot be those of a square grid: any grid's are welcome."""
+    shape = tuple(table.shape)
+    extent = table_extent(shape[1]) if len(shape) == 2 else 0
+    if extent % 2 == 0 or shape != (heads, extent**2 + CLS_VALUES):
+        raise InputError(
+            f"{path}: {BIAS_TABLE} is {shape}, expected ({heads}, n^2 + {CLS_VALUES}), n odd; use "
+            "the recipe it was trained with"
+        )
 
 
 def _check_positions(pos_embed: Tensor | None, width: int, path: Path) -> None:

@@ -5,17 +5,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
+def sincos_positions(embed_dim: int, grid_size: int, *, row_first: bool = False) -> Tensor:
     """Return MAE's fixed positions: the first half encodes the column, the second the row.
 
     With frequencies w_k = 10000^(-k / (D/4)), each half is [sin(w x), cos(w x)]. MoCo v3 and
     others put the row first; the two are told apart by nothing but this order.
 
-    Source: official MAE `util/pos_embed.py` (convention "X-first").
+    Source: official MAE `util/pos_embed.py` (convention "X-first"), MoCo v3 `vits.py` ("Y-first").
 
     Args:
         embed_dim: D, a multiple of 4.
         grid_size: Patches along one side.
+        row_first: Whether the first half encodes the row, the second the column.
 
     Shape:
         - Output: (1, 1 + grid_size^2, D), float32; the first row, for [cls], is zero.
@@ -26,7 +27,8 @@ def sincos_positions(embed_dim: int, grid_size: int) -> Tensor:
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (G, D/2)
     column = axis[None, :, :].expand(grid_size, -1, -1)
     row = axis[:, None, :].expand(-1, grid_size, -1)
-    patches = torch.cat([column, row], dim=2).reshape(1, -1, embed_dim)  # (1, N, D)
+    halves = [row, column] if row_first else [column, row]
+    patches = torch.cat(halves, dim=2).reshape(1, -1, embed_dim)  # (1, N, D)
     return torch.cat([torch.zeros(1, 1, embed_dim), patches.float()], dim=1)
 
 

@@ -48,6 +48,26 @@ class Vit:
         return self.grid_size**2
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderParts:
+    """What an encoder has otherwise than a plain ViT: its method decides, not its size."""
+
+    layer_scale: float | None = None
+    """Factor, at the beginning, of what a block's attention and MLP add: learned, one for each
+    channel. Absent: none."""
+    key_bias: bool = True
+    """Whether keys have a bias as queries and values have; a softmax does not see it."""
+    relative_positions: bool = False
+    """Instead of positions a bias of attention by offset, one table for all blocks."""
+
+    def __post_init__(self) -> None:
+        if self.layer_scale is not None and self.layer_scale <= 0:
+            raise ValueError(f"layer_scale must be positive, got {self.layer_scale}")
+
+
+PLAIN = EncoderParts()
+
+
 MODELS: dict[str, Vit] = {
     "vit-s": Vit(embed_dim=384, num_heads=6),  # heads as DeiT and timm; MoCo v3 has 12
     "vit-b": Vit(),

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.models import MODELS, PLAIN, EncoderParts, Vit
 from asl_core.recipes.optimisation import Optimisation, require_at_least, require_share
 from asl_core.recipes.views import View, ViewPlan
 
@@ -47,6 +47,11 @@ class Pretraining(Optimisation, ABC):
         plan = self.view_plan()  # refuses views that cannot be made
         if self.images_on == "device":
             plan.require_crop_and_flip(self.method)
+
+    @property
+    def encoder_parts(self) -> EncoderParts:
+        """What the method's encoder has otherwise than a plain ViT."""
+        return PLAIN
 
     @property
     def forward_multiple(self) -> int:

@@ -112,6 +112,9 @@ class Detection(Optimisation):
     weight_decay: float = 0.1
     warmup_epochs: float = 0.25
     drop_path: float = 0.1
+    drop_path_per_window: bool = False
+    """Drop a windowed block for each window by itself, as the public code does, which calls blocks
+    on windows; else for the whole image."""
     image_size: int = 1024
     """Longest side; inputs are padded to this square."""
     scale_range: tuple[float, float] = (0.1, 2.0)

@@ -54,19 +54,24 @@ class BlockMask:
         ratios: Ranges of the share that is removed: one of them is taken, a share drawn from it.
         smallest: Patches of the smallest rectangle.
         exact: Topped up patch by patch to the share, rounded to whole patches.
+        patience: How often in a row no rectangle is found, in ten tries each, before there is
+            taken to be none.
     """
 
     grid_size: int
     ratios: tuple[Range, ...]
     smallest: int
     exact: bool
+    patience: int = 1
 
     def __post_init__(self) -> None:
         for low, high in self.ratios:
             if not 0 <= low <= high < 1:
                 raise ValueError(f"a mask's ratio must be in 0 <= low <= high < 1, got {low, high}")
-        if self.smallest < 1 or not self.ratios:
-            raise ValueError("a mask needs a range of ratios and blocks of at least one patch")
+        if self.smallest < 1 or self.patience < 1 or not self.ratios:
+            raise ValueError(
+                "a mask needs a range of ratios, blocks of at least one patch and a patience of 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,10 @@ class View:
         flip: Mirror every other one.
         box: Its own crop and flip, or those of the first view.
         crop_size: Side to which the crop is resized, of which the view is a window; absent: `size`.
+        interpolation: How it is resized, with antialiasing; lanczos is Pillow's.
+        jitter: Strengths of brightness, contrast, saturation and hue by which the whole image is
+            changed before it is cropped, always; absent: none. Views with the first one's box are
+            of the image that the first one has changed.
         max_shift: The window begins at 0 to so many pixels on both axes, uniform.
         colour: What happens to colours; absent: nothing.
         rand_augment: timm's name of a policy of RandAugment; absent: none.
@@ -91,6 +100,8 @@ class View:
     flip: bool = True
     box: Literal["own", "first"] = "own"
     crop_size: int | None = None
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    jitter: tuple[float, float, float, float] | None = None
     max_shift: int = 0
     colour: Colour | None = None
     rand_augment: str | None = None
@@ -102,6 +113,8 @@ class View:
             raise ValueError(f"scale must be 0 < low <= high <= 1, got {self.scale}")
         if not 0 <= self.random_erasing <= 1:
             raise ValueError(f"random_erasing must be in [0, 1], got {self.random_erasing}")
+        if self.jitter is not None and self.box == "first":
+            raise ValueError("jitter is of a view with a box of its own; give it to the first view")
         room = (self.crop_size or self.size) - self.size
         if room < 0:
             raise ValueError(f"crop_size {self.crop_size} is smaller than size {self.size}")
@@ -117,15 +130,22 @@ class ViewPlan:
         views: At least one; the first has a box of its own.
         boxes: Whether the method wants to know where the views lie.
         labels: Whether it wants the images' classes.
+        regions: How many regions of the first view it wants: segments of the dataset's maps.
     """
 
     views: tuple[View, ...]
     boxes: bool = False
     labels: bool = False
+    regions: int = 0
 
     def __post_init__(self) -> None:
         if not self.views or self.views[0].box == "first":
             raise ValueError("a plan has at least one view, and the first has a box of its own")
+        if self.regions < 0:
+            raise ValueError(f"regions must be at least 0, got {self.regions}")
+        first = self.views[0]
+        if self.regions and (first.crop_size is not None or first.rand_augment is not None):
+            raise ValueError("regions follow a crop and a flip, no window and no rand_augment")
 
     def require_crop_and_flip(self, method: str) -> None:
         """Refuse what is not one view of a crop and a flip: all that is made on the device.
@@ -137,11 +157,14 @@ class ViewPlan:
         more = {
             f"{len(self.views)} views of each image": len(self.views) > 1,
             "a window of a larger crop": first.crop_size is not None,
+            f"{first.interpolation} resizing": first.interpolation != "bicubic",
+            "jitter": first.jitter is not None,
             "colour": first.colour is not None,
             "rand_augment": first.rand_augment is not None,
             "random_erasing": first.random_erasing > 0,
             "a mask of blocks": first.mask is not None,
             "the boxes of its views": self.boxes,
+            "regions": self.regions > 0,
         }
         wanted = [name for name, planned in more.items() if planned]
         if wanted:
@@ -159,6 +182,7 @@ class ViewPlan:
         masked: int = 0,
         boxes: bool = False,
         labels: bool = False,
+        regions: bool = False,
     ) -> None:
         """Refuse another list of views than a method reads.
 
@@ -169,6 +193,7 @@ class ViewPlan:
             masked: How many of them have a mask, the first ones.
             boxes: Whether it reads where they lie.
             labels: Whether it reads classes.
+            regions: Whether it reads regions.
 
         Raises:
             InputError: What was planned is not what is read.
@@ -191,3 +216,8 @@ class ViewPlan:
                     f"{method} {'reads' if wants else 'does not read'} {name}; set {name}={wants} "
                     "in its recipe's view_plan"
                 )
+        if regions != (self.regions > 0):
+            raise InputError(
+                f"{method} {'reads' if regions else 'does not read'} regions; set regions to "
+                f"{'how many' if regions else '0'} in its recipe's view_plan"
+            )

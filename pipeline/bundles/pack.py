@@ -38,7 +38,7 @@ from pipeline.results.closure import Codebase
 from pipeline.results.code import Code, read_code
 from pipeline.results.documents import hashes_of, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
-from pipeline.stages.table import PREPARE, PRETRAIN, STAGES, key_of, stage_of
+from pipeline.stages.table import DATASETS, PRETRAIN, STAGES, key_of, stage_of
 from pipeline.submission.selection import Wanted, choose, survey
 from pipeline.tables.place import place_of
 
@@ -143,13 +143,13 @@ def _to_be_made(state: _State) -> list[str]:
     """Return the runs that have no result, or need one that has none, in their order.
 
     Raises:
-        UserError: Data have not been packed yet: only this machine has what they come from.
+        UserError: A dataset has not been made yet: only this machine has what it comes from.
     """
     runs: list[str] = []
     for name, facts in state.facts.items():
         needs = set(facts.upstream.values()) & set(runs)
         if facts.outputs is None or needs:
-            if stage_of(name) is PREPARE:
+            if stage_of(name) in DATASETS:
                 raise UserError(f"{name} has no result, and a bundle carries packed data; "
                                 f"run `dvc repro {name}` first")  # fmt: skip
             runs.append(name)
@@ -191,7 +191,7 @@ def _variant(stage: str, recipe: object) -> str | None:
 
 
 def _imported_path(key: str, recipe: ImportedRecipe) -> str:
-    path = Path(recipe.path)
+    path = Path(recipe.folder)
     return f"{IMPORTED}/{key}" if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 

@@ -36,8 +36,8 @@ def bundle(
 
     here: asl-pipe accept table6.results.zip
 
-    Data sets must be packed before: dvc repro prepare@NAME. Pictures are drawn where matplotlib is
-    installed; elsewhere a line of text says that they were not.
+    Data sets must be made before: dvc repro prepare@NAME, tokenize@NAME. Pictures are drawn where
+    matplotlib is installed; elsewhere a line of text says that they were not.
     """
     from pipeline.bundles.launcher import INSTALLED_AS
     from pipeline.bundles.pack import pack

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.config.job_resources import JobResources
+    from pipeline.project import Project
     from pipeline.submission.plan import Entry, Plan
 
+_NAMED = 4
+"""Runs that are named before the others are counted."""
 NOT_SHOWN = ("warning", "max_restarts", "max_queued", "requeue")
 """Settings of how a job is looked after, and not of what it gets."""
 
@@ -29,6 +32,7 @@ def plan(
 
     Example: asl-pipe plan cifar10-mini
     """
+    from pipeline.errors import UserError
     from pipeline.project import find_project
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
@@ -36,10 +40,44 @@ def plan(
     from pipeline.submission.plan import SubmissionServices, Wanted, make_plan
 
     project = find_project(Path.cwd(), suite)
-    found = make_plan(
-        project, Wanted(), SubmissionServices(DvcCache(), find_scheduler(project.scratch), Git())
-    )
+    services = SubmissionServices(DvcCache(), find_scheduler(project.scratch), Git())
+    try:
+        found = make_plan(project, Wanted(), services)
+    except UserError:
+        show_surroundings(project)  # it may be what somebody has to bring
+        raise
     show_plan(found)
+    show_surroundings(project)
+
+
+def show_surroundings(project: "Project") -> None:
+    """Print the newest projection, what the suite shares, and what somebody has to bring."""
+    from datetime import datetime
+
+    from pipeline.commands.printing import console, text_table
+    from pipeline.commands.rehearse import summary
+    from pipeline.config.params import load_params
+    from pipeline.execution.wanted import wanted_files
+    from pipeline.rehearsal.report import read_report
+    from pipeline.stages.table import RUN_BY_JOBS
+    from pipeline.submission.shared import shared_runs
+
+    report = read_report(project)
+    if report is not None:
+        typer.echo(f"rehearsed {report.made}:")
+        for line in summary(report, datetime.now()):
+            typer.echo(f"  {line}")
+    params = load_params(project.params_file)
+    counts = {stage.name: len(params.section(stage.name)) for stage in RUN_BY_JOBS}
+    counted_stages = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    typer.echo(f"{sum(counts.values())} runs: {counted_stages}")
+    for suite, runs in shared_runs(project).items():
+        more = "" if len(runs) <= _NAMED else f" and {len(runs) - _NAMED} more"
+        typer.echo(f"made once with {suite}: {', '.join(runs[:_NAMED])}{more}")
+    wanted = wanted_files(project, params)
+    if wanted:
+        rows = [(each.where, ", ".join(each.readers), each.how) for each in wanted]
+        console().print(text_table(("not here yet", "read by", "how to get it"), rows))
 
 
 def show_plan(plan: "Plan") -> None:
@@ -48,6 +86,8 @@ def show_plan(plan: "Plan") -> None:
     from pipeline.submission.plan import Action
 
     console().print(plan_table(plan))
+    to_do = sum(entry.action is not Action.NOTHING for entry in plan.entries)
+    typer.echo(f"{counted(len(plan.entries), 'stage')}, {to_do:,} to do")
     if plan.is_local:
         stale = [entry for entry in plan.entries if entry.action is not Action.NOTHING]
         runs = f"what is to do, {counted(len(stale), 'stage')}," if stale else "nothing"

@@ -28,11 +28,11 @@ def run(
     """Run one stage here; dvc.yaml calls this.
 
     Run it in a suite's folder. Writes runs/STAGE/NAME and runs/STAGE/NAME.json (prepare: data/NAME
-    and runs/prepare/NAME; pretrain: also runs/encoder/NAME and runs/held_out/NAME; report: reports;
-    code: code), and scratch under .asl/. After a kill, the same command resumes from the newest
-    checkpoint; checkpoints are kept until DVC has the result. If a job computes this result, the
-    command exits with 75 and names the job; with ASL_WAIT=1 it waits for the job. If the job
-    failed, the stage is run here only with ASL_HERE=1.
+    and runs/prepare/NAME; tokenize: also data/NAME; pretrain: also runs/encoder/NAME and
+    runs/held_out/NAME; report: reports; code: code), and scratch under .asl/. After a kill, the
+    same command resumes from the newest checkpoint; checkpoints are kept until DVC has the result.
+    If a job computes this result, the command exits with 75 and names the job; with ASL_WAIT=1 it
+    waits for the job. If the job failed, the stage is run here only with ASL_HERE=1.
 
     Example: asl-pipe run pretrain asl
     """

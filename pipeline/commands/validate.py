@@ -20,10 +20,11 @@ def validate(
     Example: asl-pipe validate cifar10-mini
     """
     from asl_core.recipes.datasets import folders_of
+    from asl_core.recipes.tokenizers import DalleTokenizer
     from pipeline.config.cluster import load_resources
     from pipeline.config.params import load_params
     from pipeline.errors import UserError
-    from pipeline.execution.inputs import no_folder
+    from pipeline.execution.inputs import no_folder, no_weights
     from pipeline.project import data_root, find_project
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.sources import changed_source, refresh_sources
@@ -46,6 +47,11 @@ def validate(
         for folder in folders_of(dataset, data_root(project)):
             if not (folder.exists() or (project.suite / "data" / name).exists()):
                 typer.echo(f"note: {no_folder(name, folder)}", err=True)
+    for name, tokenizer in params.tokenizers.items():
+        if isinstance(tokenizer, DalleTokenizer):
+            file = tokenizer.file(data_root(project))
+            if not (file.exists() or (project.suite / "data" / name).exists()):
+                typer.echo(f"note: {no_weights(name, file)}", err=True)
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")
     lock, cache = read_lock(project.suite), DvcCache()

@@ -11,11 +11,11 @@ from pipeline.stages.table import (
     CODE_FOLDER,
     CODE_STAGE,
     EVALUATIONS,
-    MEASURED,
     PREPARE,
     REPORT,
     RUN_BY_JOBS,
     SOURCES_FOLDER,
+    TOKENIZE,
     Stage,
 )
 
@@ -33,7 +33,7 @@ def dag_text(code: Sequence[str], *, reads_disk: bool) -> str:
         reads_disk: Whether a dataset is packed from files outside the project. DVC can watch
             neither these nor installed packages: the stage `code` looks at them each time.
     """
-    sections = ", ".join(f"{stage.section}: {{}}" for stage in EVALUATIONS)
+    sections = ", ".join(f"{stage.section}: {{}}" for stage in (TOKENIZE, *EVALUATIONS))
     blocks = [
         f"{_HEAD}vars:\n  - {{{sections}}}  # params.yaml may omit them\nstages:",
         _code_block(code, always=reads_disk or not code),
@@ -59,7 +59,7 @@ def _block(stage: Stage) -> str:
     variant = "" if stage.variant is None else f"-${{item.{stage.variant}}}"
     deps = [_templated(path) for path in stage.inputs.values()]
     deps.append(f"{CODE_FOLDER}/{stage.name}{variant}.txt")
-    scale = "scale, " if stage in MEASURED else ""
+    scale = "scale, " if stage.has_metrics else ""  # a metrics file says it
     lines = [
         f"  {stage.name}:",
         f"    foreach: ${{{stage.section}}}",

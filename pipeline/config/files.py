@@ -94,7 +94,7 @@ def clean_location(location: Location, raw: Any) -> Location | None:
     kept: list[str | int] = []
     for position, part in enumerate(location):
         here = at(raw, tuple(kept))
-        tag = {str(here.get(name)).lower() for name in ("source", "method")} if (
+        tag = {str(here.get(name)).lower() for name in ("source", "method", "kind")} if (
             isinstance(here, Mapping)
         ) else set()  # fmt: skip
         is_key = isinstance(here, list) or (isinstance(here, Mapping) and part in here)

@@ -12,12 +12,14 @@ from asl_core.recipes import datasets as sources
 from asl_core.recipes.catalogue import NOT_TRAINED, RECIPES
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
+from asl_core.recipes.tokenized import TokenPretraining
+from asl_core.recipes.tokenizers import Tokenizer, Tokenizing, require_tokenizer
 from pipeline.config.expand import SUITE_FILE, expansion_of
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, validate
 from pipeline.config.suggest import unknown_name
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
-from pipeline.stages.table import EVALUATIONS, RUN_BY_JOBS, STAGES
+from pipeline.stages.table import EVALUATIONS, RUN_BY_JOBS, STAGES, TOKENIZE
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 """Names become parts of DVC stage names, dotted keys, paths and shell words."""
@@ -28,8 +30,15 @@ SOURCES: dict[str, type[Any]] = {
     for declared in get_args(sources.Dataset)
 }
 
+TOKENIZERS: dict[str, type[Any]] = {
+    declared.__dataclass_fields__["kind"].default: declared for declared in get_args(Tokenizer)
+}
+
 _EVALUATED = {stage.name: stage.recipe for stage in EVALUATIONS}
-_DECLARED = (Optimisation, *NOT_TRAINED.values(), Vit, sources.Packing, *_EVALUATED.values())
+_DECLARED = (
+    Optimisation, *NOT_TRAINED.values(), Vit, sources.Packing, sources.Regions, Tokenizing,
+    *_EVALUATED.values(),
+)  # fmt: skip
 for _declared in _DECLARED:
     # Pydantic reads this attribute off plain dataclasses and their subclasses; set here, so that
     # asl_core stays free of Pydantic.
@@ -56,6 +65,8 @@ class Params(BaseModel):
     tables: tuple[str, ...]
     """Tables of the paper that the suite fills."""
     datasets: dict[str, Dataset]
+    tokenizers: dict[str, Annotated[Tokenizer, Field(discriminator="kind")]] = {}
+    """Name of the dataset that results -> what is done to which dataset."""
     experiments: dict[str, Recipe]
     rows: dict[str, str] = {}
     """Experiment -> its `row`, for those that name one."""
@@ -187,9 +198,11 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
             if stage.evaluates and key not in params.experiments:
                 line = unknown_name("experiment", key, params.experiments)
                 problems.add((section, key), line)
-            if item.dataset not in params.datasets:
-                line = unknown_name("dataset", item.dataset, params.datasets)
+            known = [*params.datasets, *(() if stage is TOKENIZE else params.tokenizers)]
+            if item.dataset not in known:
+                line = unknown_name("dataset", item.dataset, known)
                 problems.add((section, key, "dataset"), line)
+    _check_tokenizers(params, problems)
     _check_sizes(params, problems)
     _check_decay(params, problems)
     for key, item in params.datasets.items():
@@ -201,6 +214,20 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
     for i, name in enumerate(params.tables):
         if tables is not None and name not in tables:
             problems.add(("tables", i), unknown_name("table", name, tables))
+
+
+def _check_tokenizers(params: Params, problems: Problems) -> None:
+    """Refuse two datasets of one name, and methods whose codes no tokenizer gives."""
+    for key in params.tokenizers:
+        if key in params.datasets:
+            problems.add(("tokenizers", key), "`datasets` has this name too; choose another")
+    for key, item in params.experiments.items():
+        known = item.dataset in params.datasets or item.dataset in params.tokenizers
+        if isinstance(item, TokenPretraining) and known:
+            try:
+                require_tokenizer(item, params.tokenizers.get(item.dataset))
+            except ValueError as error:
+                problems.add(("experiments", key, "dataset"), str(error))
 
 
 def _check_sizes(params: Params, problems: Problems) -> None:
@@ -250,7 +277,10 @@ def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:
         extra = ["size"] if location[-1] == "model" else ["row"]
         declared = Vit if location[-1] == "model" else METHODS.get(item.get("method"))
     elif section == "datasets":
-        declared = SOURCES.get(item.get("source"))
+        of_regions = location[-1] == "regions"
+        declared = sources.Regions if of_regions else SOURCES.get(item.get("source"))
+    elif section == TOKENIZE.section:
+        declared = TOKENIZERS.get(item.get("kind"))
     else:
         declared = next(stage.recipe for stage in EVALUATIONS if stage.section == section)
     return [*(f.name for f in dataclasses.fields(declared)), *extra] if declared else extra

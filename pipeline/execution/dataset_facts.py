@@ -7,7 +7,7 @@ from pathlib import Path
 from asl_core.data.manifest import read_manifest
 from asl_core.errors import InputError
 from asl_core.recipes.transfer import TokenAnalysis
-from pipeline.stages.table import Stage
+from pipeline.stages.table import DATASETS, Stage
 
 
 def dataset_digest(folder: Path) -> str:
@@ -21,6 +21,8 @@ def dataset_digest(folder: Path) -> str:
 
 def count_test_images(stage: Stage, recipe: object, inputs: Mapping[str, Path]) -> int | None:
     """Return how many images a run is measured on; None where its data do not say."""
+    if stage in DATASETS:  # measured on no test images
+        return None
     try:
         manifest = read_manifest(inputs["dataset"])
     except (KeyError, InputError):  # an encoder that is not trained here reads none of our data

@@ -5,12 +5,13 @@ from typing import Any
 
 from asl_core.recipes.datasets import folders_of
 from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.tokenizers import DalleTokenizer
 from asl_core.recipes.untrained import UntrainedRecipe
-from pipeline.config.params import Params
+from pipeline.config.params import Params, load_params
 from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.project import Project, data_root
-from pipeline.stages.table import PREPARE, PRETRAIN, REPORT, STAGES, Stage
+from pipeline.stages.table import PREPARE, PRETRAIN, REPORT, STAGES, TOKENIZE, Stage
 
 
 def find_stage(name: str) -> Stage:
@@ -35,7 +36,8 @@ def recipe_of(params: Params, stage: str, key: str) -> Any:
         return params
     section = params.section(stage)
     if key not in section:
-        kind = "experiment" if found.evaluates or found is PRETRAIN else "dataset"
+        kinds = {PREPARE.name: "dataset", TOKENIZE.name: "tokenizer"}
+        kind = kinds.get(stage, "experiment")
         line = unknown_name(f"{kind} of stage {stage} in suite {params.suite}:", key, section)
         raise UserError(f"{line}; add it under `{found.section}` of params.yaml or use another")
     return section[key]
@@ -73,20 +75,31 @@ def find_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[
     inputs = {role: project.suite / path for role, path in found.input_paths(key, recipe).items()}
     for role, path in inputs.items():
         if not path.is_dir():
-            maker = f"prepare@{path.name}" if role == "dataset" else f"pretrain@{key}"
+            maker = _maker(project, path.name) if role == "dataset" else PRETRAIN.run_name(key)
             raise UserError(
                 f"{found.run_name(key)} needs {project.shown(path)}, which does not exist; "
                 f"run `dvc repro {maker}`"
             )
+    if isinstance(recipe, DalleTokenizer):
+        inputs["data_root"] = data_root(project)
     return inputs
 
 
+def _maker(project: Project, dataset: str) -> str:
+    """Return the name of the run that makes a dataset."""
+    tokenizers = load_params(project.params_file).tokenizers
+    return (TOKENIZE if dataset in tokenizers else PREPARE).run_name(dataset)
+
+
 def _imported_encoder(project: Project, key: str, recipe: ImportedRecipe) -> Path:
-    folder = project.suite / recipe.path  # an absolute path stays what it is
+    folder = project.suite / recipe.folder  # an absolute path stays what it is
     if not folder.is_dir():
+        given = f"FILE --name {folder.name}"
+        if recipe.published is not None:
+            given = f"--published {recipe.published}"
         raise UserError(
             f"pretrain@{key} needs {project.shown(folder)}, which does not exist; "
-            f"run `asl-pipe import-encoder FILE --name {folder.name}`"
+            f"run `asl-pipe import-encoder {given}`"
         )
     return folder
 
@@ -108,9 +121,17 @@ def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> 
         return {path: project.suite / path for path in paths}
     if stage != PRETRAIN.name or not isinstance(recipe, ImportedRecipe):
         return {}
-    if Path(recipe.path).is_absolute():
+    if Path(recipe.folder).is_absolute():
         return {}  # the same file on every machine
-    return {recipe.path: find_inputs(project, stage, key, recipe)["imported"]}
+    return {recipe.folder: find_inputs(project, stage, key, recipe)["imported"]}
+
+
+def no_weights(dataset: str, file: Path) -> str:
+    """Return the line for a tokenizer whose weights are not there."""
+    return (
+        f"tokenize@{dataset} needs {file}, which does not exist; correct its `weights` in "
+        "params.yaml, or set ASL_DATA to the folder from which relative paths start"
+    )
 
 
 def no_folder(dataset: str, folder: Path) -> str:

@@ -21,6 +21,7 @@ from asl_core.modules.encoder import save_encoder
 from asl_core.modules.weights import save_weights
 from asl_core.pretrain import (
     build_method,
+    find_tokenizer,
     own_accuracy,
     picture_reconstructions,
     picture_views,
@@ -63,7 +64,9 @@ def run(request: StageRequest[Pretraining | ImportedRecipe | UntrainedRecipe]) -
     )  # fmt: skip
     if distributed.rank() > 0:
         return {}
-    save_encoder(request.outputs["encoder"], method.encoder_state(), recipe.model)
+    save_encoder(
+        request.outputs["encoder"], method.encoder_state(), recipe.model, recipe.encoder_parts
+    )
     save_weights(request.out / WEIGHTS, method.state_dict())
     for path in _pictures(request, recipe, method):
         request.journal.artifact(path.relative_to(request.out).as_posix())
@@ -85,7 +88,7 @@ def reevaluate(run: StoredRun[Pretraining | ImportedRecipe | UntrainedRecipe]) -
     assert dataset is not None  # only what is not trained has none
     method = build_method(recipe, PackedDataset(dataset, "train"))
     load_stored(method, run.folder / WEIGHTS)
-    save_encoder(run.again["encoder"], method.encoder_state(), recipe.model)
+    save_encoder(run.again["encoder"], method.encoder_state(), recipe.model, recipe.encoder_parts)
     if isinstance(method, Reconstructing):
         assert isinstance(recipe, MaskedPretraining)  # as the protocol has it
         method.to(pick_device(run.resources))
@@ -108,7 +111,8 @@ def _metrics(
 
 def cost_metrics(recipe: Pretraining, dataset: Path) -> dict[str, float]:
     """Return what an image costs in training, and the parameters."""
-    return dataclasses.asdict(measure_cost(recipe, PackedDataset(dataset, "train").num_classes))
+    classes = PackedDataset(dataset, "train").num_classes
+    return dataclasses.asdict(measure_cost(recipe, classes, find_tokenizer(recipe, dataset)))
 
 
 def own_metrics(
@@ -209,7 +213,7 @@ def _take_over(request: StageRequest[object], recipe: ImportedRecipe) -> dict[st
 def _draw(recipe: UntrainedRecipe, folder: Path) -> dict[str, float]:
     """Put a random encoder where a trained one would be."""
     encoder = encoder_drawer()(recipe)
-    save_encoder(folder, encoder.state_dict(), recipe.model)
+    save_encoder(folder, encoder.state_dict(), recipe.model, encoder.parts)
     return {"encoder_parameters_m": _count_millions(encoder)}
 
 

@@ -118,6 +118,11 @@ PREPARE = Stage(
     inputs={"source": f"{SOURCES_FOLDER}/{{key}}.txt"},
     outputs={"dataset": "data/{key}", DETAILS: "runs/prepare/{key}"},
 )  # fmt: skip
+TOKENIZE = Stage(
+    name="tokenize", section="tokenizers",
+    inputs={"dataset": DATASET},
+    outputs={"dataset": "data/{key}", DETAILS: "runs/tokenize/{key}"},
+)  # fmt: skip
 PRETRAIN = Stage(
     name="pretrain", section="experiments", variant="method", trains=True,
     inputs={"dataset": DATASET},
@@ -187,6 +192,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         PREPARE,
+        TOKENIZE,
         PRETRAIN,
         LINPROBE,
         KNN,
@@ -202,6 +208,8 @@ STAGES: dict[str, Stage] = {
 """By name, each after those that it needs."""
 
 EVALUATIONS = tuple(stage for stage in STAGES.values() if stage.evaluates)
+DATASETS = (PREPARE, TOKENIZE)
+"""Stages that make datasets: of other files, of another dataset's images."""
 MEASURED = (PRETRAIN, *EVALUATIONS)
 """Stages with a metrics file for each experiment."""
 RUN_BY_JOBS = tuple(stage for stage in STAGES.values() if stage.section is not None)

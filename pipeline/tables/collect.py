@@ -4,7 +4,7 @@ Never from a glob: an experiment that was removed leaves its files behind. Reads
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,10 +88,20 @@ class Suite:
     """(stage, key) -> result, for every stage run that params.yaml asks for."""
     datasets: Mapping[str, Manifest]
     """What was prepared, by name."""
+    tokenized: Mapping[str, str]
+    """Dataset with a tokenizer -> the one whose images it has."""
 
     @property
     def reduced(self) -> bool:
         return self.scale != "paper"
+
+    def images_of(self, dataset: str) -> str:
+        """Return the dataset whose images a dataset has: itself, where it has no tokenizer."""
+        return self.tokenized.get(dataset, dataset)
+
+    def on_images(self, recipe: Any) -> Any:
+        """Return the settings of a run as if its dataset had no tokenizer."""
+        return replace(recipe, dataset=self.images_of(recipe.dataset))
 
     def run_folder(self, stage: str, key: str) -> Path:
         """Return the folder of what people look at of one stage run."""
@@ -123,9 +133,10 @@ def collect(suite_folder: Path, params: Params) -> Suite:
         results=results,
         datasets={
             name: read_manifest(folder / "data" / name)
-            for name in params.datasets
+            for name in (*params.datasets, *params.tokenizers)
             if (folder / "data" / name / FILE_NAME).is_file()
         },
+        tokenized={name: item.dataset for name, item in params.tokenizers.items()},
     )
 
 

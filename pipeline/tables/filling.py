@@ -86,12 +86,19 @@ def remarks(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) 
         f"Data {name}: {note}"
         for name, manifest in suite.datasets.items()
         for note in manifest.notes
+        if note not in _notes_of_images(suite, name)
     )
     watched = watched_remark(find_branches(suite, [group for _, group in rows]))
     return (
         *cost_remarks(suite, rows), *_passes(rows), *_pooled(suite, paper, rows),
         *chosen_heads(suite, paper, rows), *watched, *data,
     )  # fmt: skip
+
+
+def _notes_of_images(suite: Suite, dataset: str) -> tuple[str, ...]:
+    """Return what the notes of the dataset say whose images this one has: said there already."""
+    images = suite.datasets.get(suite.tokenized.get(dataset, ""))
+    return () if images is None else images.notes
 
 
 def _passes(rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:

@@ -42,14 +42,14 @@ def floor_runs(
     """
     if not runs or recipe.method == METHOD:
         return []
-    evaluation = without_seed(runs[0].recipe)
+    evaluation = suite.on_images(without_seed(runs[0].recipe))
     found: dict[str, dict[int, StageResult]] = {}  # two experiments of one seed are one encoder
     for experiment in suite.experiments:
         other = experiment.recipe
         if other.method != METHOD or encoder_differences(other.model, recipe.model):
             continue
         run = suite.results.get((runs[0].stage, experiment.key))
-        if run is not None and without_seed(run.recipe) == evaluation:
+        if run is not None and suite.on_images(without_seed(run.recipe)) == evaluation:
             found.setdefault(other.initialisation, {}).setdefault(other.seed, run)
     return [tuple(seeds.values()) for seeds in found.values()]
 

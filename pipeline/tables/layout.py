@@ -191,7 +191,7 @@ def _compared_cell(
     column = _column_of(tables[0], name) if tables else None
     if column is None:
         return cell
-    return with_data(cell, paper, tables[0], tables[0].columns[column], group.recipe)
+    return with_data(cell, suite, paper, tables[0], tables[0].columns[column], group.recipe)
 
 
 def _measured(tables: Sequence[Table], name: str, suite: Suite, group: Replicates) -> str:
@@ -208,7 +208,8 @@ def _paper_flops(table: Table, suite: Suite, group: Replicates) -> str | None:
 
 def _place(table: Table, suite: Suite, group: Replicates) -> int | None:
     """Return the index of the paper's row that a row of the suite compares with."""
-    return table.row_of(group.recipe, group.row, full_scale=not suite.reduced)
+    recipe = suite.on_images(group.recipe)
+    return table.row_of(recipe, group.row, full_scale=not suite.reduced)
 
 
 def _column_of(table: Table, name: str) -> int | None:

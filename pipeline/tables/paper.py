@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from asl_core.recipes.catalogue import NOT_TRAINED
 from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 from pipeline.config.files import FieldNames, Problems
 from pipeline.config.suggest import unknown_name
@@ -140,14 +141,14 @@ class Table(_Record):
         Args:
             recipe: The resolved recipe of a pre-training method.
             label: The `row` of the experiment in params.yaml.
-            full_scale: Whether the rows' `at` (epochs) must hold as well.
+            full_scale: Whether the rows' `at` (data, epochs) must hold as well.
         """
         named = [index for index, row in enumerate(self.rows) if row.name == label]
         candidates = named or [
             index for index, row in enumerate(self.rows) if _matches(recipe, row.match)
         ]
         if full_scale:
-            candidates = [i for i in candidates if _has(recipe, self.rows[i].at)]
+            candidates = [i for i in candidates if _has(recipe, _known_of(recipe, self.rows[i].at))]
         return max(candidates, key=lambda i: (len(self.rows[i].match), -i), default=None)
 
 
@@ -196,9 +197,8 @@ class Paper(_Record):
         for key, table in self.tables.items():
             unknown = {column.metric for column in table.columns} - set(self.metrics)
             unknown |= {column.data for column in table.columns} - set(self.data)
-            unknown |= {str(row.match.get("method", "no method")) for row in table.rows} - set(
-                self.methods
-            )
+            matched = {str(row.match.get("method", "no method")) for row in table.rows}
+            unknown |= matched - {*self.methods, *NOT_TRAINED}
             if unknown:
                 raise ValueError(f"{key} names {sorted(unknown)}, which is not defined")
         for names in (self.headline, self.similarity, self.contrastive):
@@ -259,6 +259,12 @@ def _own_fields(recipe: Any) -> list[tuple[str, Any, Any]]:
         for field in dataclasses.fields(recipe)
         if field.name not in shared
     ]
+
+
+def _known_of(recipe: Any, wanted: Mapping[str, Value]) -> Mapping[str, Value]:
+    """Return what a recipe can tell: on what an imported encoder was trained its row says alone."""
+    told = recipe.method != "imported"
+    return {name: value for name, value in wanted.items() if told or name != "dataset"}
 
 
 def _has(recipe: Any, wanted: Mapping[str, Value]) -> bool:

@@ -1,7 +1,8 @@
 """Whether our numbers come from the data that the paper's come from: else there is no delta.
 
 A dataset is the paper's where a suite calls it by the name that paper.yaml has for it, and the run
-was measured on nearly as many test images as the official split has: some may be unusable.
+was measured on nearly as many test images as the official split has: some may be unusable. One with
+a tokenizer counts as the one whose images it has.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.tables.cells import Cell, Heading, Line, ResultTable
-from pipeline.tables.collect import StageResult
+from pipeline.tables.collect import StageResult, Suite
 from pipeline.tables.paper import Column, Paper, Table
 
 COMPLETE = 0.99
@@ -17,11 +18,14 @@ COMPLETE = 0.99
 have no object in them."""
 
 
-def with_data(cell: Cell, paper: Paper, table: Table, column: Column, recipe: Any) -> Cell:
+def with_data(
+    cell: Cell, suite: Suite, paper: Paper, table: Table, column: Column, recipe: Any
+) -> Cell:
     """Return a cell that knows on which data the paper's number is another one than ours.
 
     Args:
         cell: Our number and the paper's.
+        suite: Knows whose images a dataset with a tokenizer has.
         paper: The paper's data.
         table: Where the paper's number is from.
         column: Likewise.
@@ -30,7 +34,7 @@ def with_data(cell: Cell, paper: Paper, table: Table, column: Column, recipe: An
     if not cell.runs or not isinstance(cell.paper, float):
         return cell
     wanted = paper.data[column.data]
-    others = [run for run in cell.runs if run.recipe.dataset != wanted.dataset]
+    others = [run for run in cell.runs if suite.images_of(run.recipe.dataset) != wanted.dataset]
     partial = [run for run in cell.counted if _is_partial(run, wanted.test_images)]
     if others:
         text = f"{others[0].recipe.dataset}; the paper: {column.data}"
@@ -38,7 +42,7 @@ def with_data(cell: Cell, paper: Paper, table: Table, column: Column, recipe: An
         images = partial[0].test_images
         count = "unknown" if images is None else f"{images:,}"
         text = f"{count} test images; the paper: {wanted.test_images:,} of {column.data}"
-    elif recipe.method != "imported" and recipe.dataset not in table.pretraining:
+    elif recipe.method != "imported" and suite.images_of(recipe.dataset) not in table.pretraining:
         text = f"pre-trained on {recipe.dataset}; the paper: {table.pretrained_on}"
     else:
         text = ""

@@ -37,7 +37,7 @@ def paper_table(
     kept = [i for i, name in enumerate(table.given) if name != FLOPS or TRAIN not in costs]
     lines, filled = [], []
     for row in [*_floors(suite, paper, table, groups), *_rows(suite, paper, table, groups)]:
-        for columns in _share_lines(table, row.filling):
+        for columns in _share_lines(suite, table, row.filling):
             present = list({group.label: group for group in columns if group}.values())
             first = present[0] if present else None
             cells = [
@@ -79,7 +79,7 @@ def _rows(suite: Suite, paper: Paper, table: Table, groups: Sequence[Replicates]
             row.source,
             row.values,
             table.flops(index),
-            tuple(group for group in groups if _place(table, group) == index),
+            tuple(group for group in groups if _place(suite, table, group) == index),
             row.instead,
         )
         for index, row in enumerate(table.rows)
@@ -111,7 +111,7 @@ def _own(
     return [
         group
         for group in groups
-        if all(_place(other, group) is None for other in tables)
+        if all(_place(suite, other, group) is None for other in tables)
         and any((stage, key) in suite.results for stage in stages for key in group.keys)
     ]
 
@@ -127,14 +127,16 @@ def _compared_cell(
 ) -> Cell:
     name = row.instead.get(column.metric, column.metric)
     cell = result_cell(suite, paper, group, name, value)
-    return cell if group is None else with_data(cell, paper, table, column, group.recipe)
+    return cell if group is None else with_data(cell, suite, paper, table, column, group.recipe)
 
 
-def _place(table: Table, group: Replicates) -> int | None:
-    return table.row_of(group.recipe, group.row, full_scale=True)
+def _place(suite: Suite, table: Table, group: Replicates) -> int | None:
+    return table.row_of(suite.on_images(group.recipe), group.row, full_scale=True)
 
 
-def _share_lines(table: Table, groups: Sequence[Replicates]) -> list[tuple[Replicates | None, ...]]:
+def _share_lines(
+    suite: Suite, table: Table, groups: Sequence[Replicates]
+) -> list[tuple[Replicates | None, ...]]:
     """Distribute what fills a row over lines, one group of replicates a column and line.
 
     In a table with parts (CIFAR-10, CIFAR-100) an experiment fills the part that is named after
@@ -145,7 +147,7 @@ def _share_lines(table: Table, groups: Sequence[Replicates]) -> list[tuple[Repli
         filled = {
             index: group
             for index, column in enumerate(table.columns)
-            if column.part in ("", group.recipe.dataset)
+            if column.part in ("", suite.images_of(group.recipe.dataset))
         }
         line = next((line for line in lines if not line.keys() & filled.keys()), None)
         if line is None:

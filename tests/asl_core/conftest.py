@@ -4,14 +4,23 @@ import pytest
 import torch
 
 from asl_core.data.prepare import prepare
-from asl_core.recipes.datasets import Icons
+from asl_core.data.shards import PackedDataset
+from asl_core.recipes.datasets import Icons, Regions
+from asl_core.recipes.tokenizers import KMeansTokenizer
+from asl_core.tokenizers.fitting import fit_clusters
+from asl_core.tokenizers.store import save_tokenizer
 
 
 @pytest.fixture(scope="session")
 def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 + 16 images of 16 pixels, with labels."""
+    """40 + 16 images of 16 pixels, with labels, maps of regions, and a tokenizer for 4 pixels."""
     folder = tmp_path_factory.mktemp("data") / "icons"
-    prepare(Icons(image_size=16, train=40, test=16), folder, folder, name="icons")
+    recipe = Icons(image_size=16, train=40, test=16, regions=Regions(scales=(8, 16)))
+    prepare(recipe, folder, folder, name="icons")
+    tokenizer = KMeansTokenizer(
+        dataset="icons", num_codes=12, patch_size=4, image_size=16, images=40, epochs=1
+    )
+    save_tokenizer(fit_clusters(tokenizer, PackedDataset(folder, "train")), folder)
     return folder
 
 

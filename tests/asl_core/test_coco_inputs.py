@@ -31,7 +31,7 @@ from pycocotools.coco import COCO as ReferenceCOCO
 
 from asl_core.data.masks import decode_masks, encode_masks
 from asl_core.data.shards import PackedDataset
-from asl_core.data.sources.coco_masks import segmentation_to_rle
+from asl_core.data.sources.coco_masks import read_segmentation
 from asl_core.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -284,7 +284,7 @@ def test_the_three_forms_of_a_segmentation_give_one_code() -> None:
     mask = np.zeros((1, HEIGHT, WIDTH), dtype=bool)
     mask[0, 3:8, 2:9] = True
     for each in good()["annotations"]:
-        code, left_out = segmentation_to_rle(each["segmentation"], HEIGHT, WIDTH)
+        code, left_out, _ = read_segmentation(each["segmentation"], HEIGHT, WIDTH)
         assert code == encode_masks(mask)[0]
         assert not left_out
 
@@ -299,14 +299,14 @@ def test_sound_masks_are_those_of_pycocotools_to_the_byte(number: int) -> None:
         reference = ReferenceCOCO()
         reference.imgs = {1: {"height": HEIGHT, "width": WIDTH}}
         expected: Any = reference.annToRLE({"image_id": 1, "segmentation": segmentation})
-        code = segmentation_to_rle(segmentation, HEIGHT, WIDTH)[0]
+        code = read_segmentation(segmentation, HEIGHT, WIDTH).code
         counts = expected["counts"]
         assert code == (counts.encode() if isinstance(counts, str) else counts)
 
 
 def test_empty_runs_within_an_rle_change_nothing() -> None:
     runs = [0, 0, 30, 7, 0, 5, 20, 0, 0, HEIGHT * WIDTH - 62, 0]
-    code, _ = segmentation_to_rle(rle(runs), HEIGHT, WIDTH)
+    code = read_segmentation(rle(runs), HEIGHT, WIDTH).code
     flat = np.repeat(np.arange(len(runs)) % 2, runs).astype(bool)
     assert np.array_equal(decode_masks([code], HEIGHT, WIDTH)[0].numpy().T.ravel(), flat)
     assert code == encode_masks(flat.reshape(1, WIDTH, HEIGHT).transpose(0, 2, 1))[0]

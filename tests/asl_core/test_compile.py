@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from code_equations import BrightnessTokenizer
 from miniatures import OTHERS
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
@@ -23,6 +24,7 @@ from asl_core.randomness import seeded_globals
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
 from asl_core.recipes.models import Vit
+from asl_core.recipes.tokenized import TokenPretraining
 
 TINY = Vit(
     image_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2,
@@ -137,10 +139,15 @@ def test_every_method_compiles_once_and_computes_the_same(name: str) -> None:
     with seeded_globals(0):
         images = torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8)
         batch = collate_views(
-            [transform(Sample(i, i, image, label=i % 3)) for i, image in enumerate(images)]
+            [
+                transform(Sample(i, i, image, label=i % 3, regions=image[:2] // 64))
+                for i, image in enumerate(images)
+            ]
         )
     kind: Any = method_class(name)
-    wanted = {"num_classes": 3} if plan.labels else {}
+    wanted: dict[str, Any] = {"num_classes": 3} if plan.labels else {}
+    if isinstance(recipe, TokenPretraining):
+        wanted["tokenizer"] = BrightnessTokenizer()
     built = []
     for _ in range(2):
         torch.manual_seed(0)

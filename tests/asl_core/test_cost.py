@@ -17,7 +17,9 @@ from asl_core.methods.mae import MaskedAutoencoder
 from asl_core.protocol import Draw, Step, Views
 from asl_core.recipes.asl import AslRecipe
 from asl_core.recipes.mae import MaeRecipe
+from asl_core.recipes.mocov3 import MocoV3Recipe
 from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.rmae import RmaeRecipe
 from asl_core.recipes.supervised import SupervisedRecipe
 
 SMALL = Vit(
@@ -76,6 +78,44 @@ def test_alignment_of_all_patches_costs_the_head_on_all_of_them() -> None:
     recipe = AslRecipe(dataset="none", model=SMALL, sem_patches="all")
     _, forward = closed_form(SMALL, branches=2, extra=1, predicted=SMALL.num_patches)
     assert count_flops(recipe).forward_g * 1e9 == pytest.approx(forward, rel=1e-12)
+
+
+@pytest.mark.parametrize("vit", [SMALL, MODELS["vit-b"]], ids=["small", "vit-b"])
+def test_two_views_go_through_student_and_teacher(vit: Vit) -> None:
+    recipe = MocoV3Recipe(dataset="none", model=vit, projector_hidden=64, projector_dim=16)
+    patches, width = vit.num_patches, vit.embed_dim
+    convolution = patches * 3 * vit.patch_size**2 * width
+    encoder = vit.depth * block(1 + patches, width)
+    projector, predictor = width * 64 + 64 * 64 + 64 * 16, 16 * 64 + 64 * 16
+    keys = 2 * 16  # a query of each view with the keys of the two images that are counted
+    student, teacher = 2 * (encoder + projector + predictor), 2 * (encoder + projector)
+    flops = count_flops(recipe)
+    forward = 4 * convolution + student + teacher + 2 * keys
+    assert flops.forward_g * 1e9 == pytest.approx(forward, rel=1e-12)
+    # neither the patch embedding nor keys have a gradient
+    assert flops.train_g * 1e9 == pytest.approx(forward + 2 * student + 2 * keys, rel=1e-12)
+
+
+@pytest.mark.parametrize("vit", [SMALL, MODELS["vit-b"]], ids=["small", "vit-b"])
+def test_regions_cost_an_encoder_of_their_own_and_two_decoders(vit: Vit) -> None:
+    recipe = RmaeRecipe(
+        dataset="none", model=vit, num_regions=5, region_dim=16, pixel_decoder_depth=3
+    )
+    patches, visible, pixels = vit.num_patches, int(vit.num_patches * 0.25), vit.patch_size**2
+    removed = patches - visible
+    embedded = 5 * visible * pixels * 16
+    encoder = 5 * (block(visible, 16) + 16**2)
+    pixel_decoder = (1 + visible) * vit.embed_dim * 16 + 3 * block(1 + patches, 16)
+    pixel_decoder += removed * 16**2
+    among = 5 * 4 * 16**2 + 2 * 5**2 * 16
+    decoder = among + 5 * removed * (2 * 16**2 + 16 * pixels)
+    convolution, mae = closed_form(vit, branches=1)
+    forward = mae + embedded + encoder + pixel_decoder + decoder
+    flops = count_flops(recipe)
+    assert flops.forward_g * 1e9 == pytest.approx(forward, rel=1e-12)
+    # neither images nor maps need a gradient
+    train = 3 * forward - convolution - embedded
+    assert flops.train_g * 1e9 == pytest.approx(train, rel=1e-12)
 
 
 def test_the_head_on_all_tokens_gives_the_reference_counts_of_vit_b() -> None:

@@ -14,6 +14,7 @@ from asl_core.recipes.transfer import Detection
 from asl_core.transfer.detection.backbone import (
     RelativePositionBias,
     WindowedVit,
+    as_attention_reads,
     merge_windows,
     partition_windows,
     run_block,
@@ -139,6 +140,44 @@ def test_stochastic_depth_drops_images_not_windows() -> None:
     dropped = kept < 1e-4  # (64, 6, 6): the block left the token as it was
     per_image = dropped.flatten(1).float().mean(dim=1)
     assert set(per_image.tolist()) == {0.0, 1.0}
+
+
+def test_stochastic_depth_may_drop_windows() -> None:
+    torch.manual_seed(2)
+    encoder = tiny_encoder(depth=8, drop_path=0.6)
+    whole, parts = WindowedVit(encoder, 3), WindowedVit(encoder, 3, drop_windows=True)
+    parts.load_state_dict(whole.state_dict())
+    images = torch.randn(2, 3, 48, 48)
+    for one, other in zip(whole.eval()(images), parts.eval()(images), strict=True):
+        torch.testing.assert_close(one, other)  # nothing is dropped: the same
+    block = cast(Block, parts.train().blocks[6])
+    assert parts.window_bias is not None
+    block.mlp = nn.Identity()
+    block.drop_path2 = nn.Identity()
+    block.norm2 = nn.Identity()
+    tokens = torch.randn(64, 6, 6, 24)
+    torch.manual_seed(3)
+    found = run_block(block, tokens, parts.window_bias(), 3, drop_windows=True)
+    dropped = ((found / 2 - tokens).abs().sum(dim=3) < 1e-4).float()  # (64, 6, 6)
+    of_window = dropped.reshape(64, 2, 3, 2, 3).mean(dim=(2, 4))
+    assert set(of_window.flatten().tolist()) == {0.0, 1.0}
+    assert len(set(dropped.mean(dim=(1, 2)).tolist())) > 2, "of an image, some and not all"
+
+
+def test_biases_are_cast_once_as_attention_would_cast_them() -> None:
+    torch.manual_seed(2)
+    backbone = WindowedVit(tiny_encoder(depth=8), 3).eval()
+    for bias in (backbone.window_bias, backbone.global_bias):
+        assert bias is not None
+        nn.init.normal_(bias.table)
+    images = torch.randn(1, 3, 48, 48)
+    bias = backbone.global_bias()
+    assert as_attention_reads(bias) is bias
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert as_attention_reads(bias).dtype == torch.bfloat16
+        found = backbone(images)
+    for one, other in zip(found, backbone(images), strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.1)
 
 
 def test_the_pyramid_has_five_levels_of_halving_size() -> None:

@@ -231,6 +231,8 @@ def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
         "sim": "2 views of each image, colour",
         "dino": "4 views of each image, colour",
         "ibot": "2 views of each image, colour, a mask of blocks",
+        "mocov3": "2 views of each image, bilinear resizing, colour",
+        "rmae": "regions",
         "supervised": "rand_augment, random_erasing",
     }.items(),
 )

@@ -1,6 +1,7 @@
 """Image folders as people have them: nothing is lost unsaid, nothing that is no image counts."""
 
 import dataclasses
+import hashlib
 import os
 import resource
 import shutil
@@ -33,6 +34,7 @@ from source_cases import (
 from asl_core.data.prepare import prepare
 from asl_core.data.shards import PackedDataset
 from asl_core.errors import InputError
+from asl_core.recipes.class_lists import CLASS_LISTS
 from asl_core.recipes.datasets import ImageFolder, Scenes, Union_
 
 
@@ -262,6 +264,55 @@ def test_what_may_not_be_read(
         expected = dataclasses.replace(expected, notes=("1 file that is no image was left out",))
     recipe = ImageFolder(path="set", max_rejected_share=0.5)
     check(recipe, readable_by_all, readable_by_all / "packed", expected)
+
+
+# --- a list of classes
+
+
+def test_a_folder_is_narrowed_to_a_list_of_classes(tmp_path: Path) -> None:
+    make(tmp_path)
+    put(tmp_path / "train/bee/a.jpg", picture(70))
+    put(tmp_path / "val/bee/a.jpg", picture(70))
+    recipe = ImageFolder(path=".", classes=("yak", "ape"))
+    manifest = prepare(recipe, tmp_path, tmp_path / "packed", name="toy")
+    assert manifest.classes == ("ape", "yak")
+    assert manifest.source["classes"] == ("yak", "ape")
+    names = ("train", "val")
+    for folder in names:
+        shutil.rmtree(tmp_path / folder / "bee")
+    whole = prepare(ImageFolder(path="."), tmp_path, tmp_path / "whole", name="toy")
+    assert whole.digests == manifest.digests
+    assert "classes" not in whole.source
+
+
+def test_a_class_of_the_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    make(tmp_path)
+    recipe = ImageFolder(path=".", classes=("ape", "bee", "Yak"))
+    line = r"train lacks 2 of the 3 class folders in `classes`, the first 'Yak' \(its 'yak' differs"
+    with pytest.raises(InputError, match=line):
+        prepare(recipe, tmp_path, tmp_path / "packed", name="toy")
+    published = ImageFolder(path=".", classes="imagenet-100")
+    with pytest.raises(InputError, match=r"lacks 100 of the 100 class folders .* 'n01558993'"):
+        prepare(published, tmp_path, tmp_path / "packed", name="toy")
+
+
+@pytest.mark.parametrize(
+    ("classes", "line"),
+    [
+        ("imagenet-200", "classes must be a list of class folders or one of imagenet-100, got"),
+        (("ape", "cow", "ape"), "classes names 'ape' twice"),
+        ((), "classes is empty"),
+    ],
+)
+def test_lists_that_are_none(classes: str | tuple[str, ...], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        ImageFolder(path=".", classes=classes)
+
+
+def test_the_published_list_is_the_published_one() -> None:
+    ids = sorted(CLASS_LISTS["imagenet-100"])
+    digest = hashlib.sha256("".join(f"{each}\n" for each in ids).encode()).hexdigest()
+    assert digest == "5ee5db69d488bb799a286d8e181801c3d02798776c1ce9203e5450f64e086e07"
 
 
 # --- before the first image is read

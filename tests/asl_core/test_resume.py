@@ -18,7 +18,9 @@ from asl_core.errors import InterruptedRun
 from asl_core.methods import method_class
 from asl_core.pretrain import pretrain
 from asl_core.recipes.asl import AslRecipe
+from asl_core.recipes.cae import CaeRecipe
 from asl_core.recipes.ibot import IbotRecipe
+from asl_core.recipes.mocov3 import MocoV3Recipe
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.pretraining import Pretraining
@@ -43,6 +45,14 @@ WITH_TEACHERS: dict[str, Pretraining] = {
     "sim": SimRecipe(
         dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1, seed=3,
         precision="fp32", predictor_embed_dim=16, predictor_num_heads=2, predictor_depth=1,
+    ),
+    "mocov3": MocoV3Recipe(
+        dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1, seed=3,
+        precision="fp32", projector_hidden=24, projector_dim=8, teacher_momentum=0.9,
+    ),
+    "cae": CaeRecipe(
+        dataset="icons", model=TINY, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1, seed=3,
+        precision="fp32", tokenizer="kmeans", drop_path=0.2, regressor_depth=1, decoder_depth=1,
     ),
 }  # fmt: skip
 READINGS: dict[str, AslRecipe] = {

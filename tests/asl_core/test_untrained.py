@@ -1,6 +1,7 @@
 """The random encoder is the one that a method of the same seed has before its first step."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +14,20 @@ from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.untrained import UntrainedRecipe
 
 METHODS: dict[str, Pretraining] = {"mae": MAE, "asl": ASL, **OTHERS}
-AS_DINO = {"dino", "ibot", "supervised"}
+AS = {
+    "dino": "dino", "ibot": "dino", "supervised": "dino",
+    **{name: name for name in ("mocov3", "beit", "cae", "splitmask")},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_to_the_bit_what_a_method_begins_with(name: str, icons: Path) -> None:
     method = build_method(METHODS[name], PackedDataset(icons, "train"))
+    initialisation: Any = AS.get(name, "mae")
     recipe = UntrainedRecipe(
-        dataset="icons", model=TINY, seed=SHORT["seed"],
-        initialisation="dino" if name in AS_DINO else "mae",
-    )  # fmt: skip
+        dataset="icons", model=TINY, seed=SHORT["seed"], initialisation=initialisation
+    )
+    assert random_encoder(recipe).parts == METHODS[name].encoder_parts
     begun, drawn = method.encoder_state(), random_encoder(recipe).state_dict()
     assert begun.keys() == drawn.keys()
     assert all(torch.equal(begun[key], drawn[key]) for key in begun)
@@ -36,7 +41,7 @@ def test_seed_and_initialisation_alone_decide_and_nobody_elses_draws_are_touched
     assert torch.equal(torch.get_rng_state(), before)
     again = random_encoder(UntrainedRecipe(dataset="another", model=TINY)).state_dict()
     assert all(torch.equal(one[key], again[key]) for key in one)
-    for other in ({"seed": 1}, {"initialisation": "dino"}):
+    for other in ({"seed": 1}, {"initialisation": "dino"}, {"initialisation": "mocov3"}):
         drawn = random_encoder(UntrainedRecipe(dataset="icons", model=TINY, **other)).state_dict()
         assert not torch.equal(one["blocks.0.attn.qkv.weight"], drawn["blocks.0.attn.qkv.weight"])
 

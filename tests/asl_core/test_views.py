@@ -2,16 +2,19 @@
 
 import pickle
 import random
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torchvision.transforms.v2 as v2
+from code_equations import BrightnessTokenizer
 from miniatures import ASL, MAE, OTHERS
 from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms.v2 import InterpolationMode
 
+from asl_core.data.block_masks import block_mask
 from asl_core.data.erasing import erase_rectangle
 from asl_core.data.pretraining import collate_views, pretrain_transform
 from asl_core.data.samples import Sample
@@ -28,6 +31,7 @@ from asl_core.errors import InputError
 from asl_core.methods import method_class
 from asl_core.randomness import seeded_globals
 from asl_core.recipes.normalisation import NORMALISATIONS
+from asl_core.recipes.tokenized import TokenPretraining
 from asl_core.recipes.views import BlockMask, Colour, View, ViewPlan
 
 MEAN, STD = NORMALISATIONS["imagenet"]
@@ -65,6 +69,77 @@ def test_pretrain_view_is_torchvisions_random_resized_crop_and_flip() -> None:
         with seeded_globals(seed):
             (unflipped,) = crops(24, 0.2, flip=False)(sample).views
         assert torch.equal(unflipped, view) or torch.equal(unflipped, view.flip(-1))
+
+
+def test_a_bilinear_view_is_the_same_crop_in_torchvisions_default() -> None:
+    sample = make_sample(40, 56)
+    default = v2.RandomResizedCrop(24, scale=(0.2, 1), antialias=True)
+    views = [View(size=24, flip=False, interpolation=how) for how in ("bilinear", "bicubic")]
+    for seed in range(12):
+        made = []
+        for view in views:
+            with seeded_globals(seed):
+                made.append(pretrain_transform(ViewPlan(views=(view,)))(sample).views[0])
+        with seeded_globals(seed):
+            assert torch.equal(made[0], default(sample.image))
+        assert 0 < (made[0].int() - made[1].int()).abs().float().mean() < 6
+
+
+def test_a_second_picture_is_of_the_jittered_image_by_pillows_lanczos() -> None:
+    strengths = (0.4, 0.4, 0.4, 0.0)
+    plan = ViewPlan(
+        views=(
+            View(size=16, flip=False, jitter=strengths),
+            View(size=8, box="first", interpolation="lanczos"),
+        ),
+        boxes=True,
+    )
+    for seed in range(6):
+        sample = make_sample(30, 44, index=seed)
+        with seeded_globals(seed):
+            item = pretrain_transform(plan)(sample)
+        with seeded_globals(seed):
+            image = v2.ColorJitter(*strengths)(sample.image)  # the whole, before it is cropped
+        assert item.boxes is not None
+        top, left, height, width = (int(number) for number in item.boxes[0, :4])
+        assert torch.equal(item.boxes[0], item.boxes[1])
+        crop = image[:, top : top + height, left : left + width]
+        bicubic = InterpolationMode.BICUBIC
+        expected = v2.functional.resize(crop, [16, 16], bicubic, antialias=True)
+        assert torch.equal(item.views[0], expected)
+        picture = v2.functional.to_pil_image(crop).resize((8, 8), Image.Resampling.LANCZOS)
+        assert torch.equal(item.views[1], v2.functional.pil_to_tensor(picture))
+
+
+def test_both_pictures_are_mirrored_or_neither() -> None:
+    plan = ViewPlan(views=(View(size=16), View(size=16, box="first", interpolation="lanczos")))
+    for seed in range(8):
+        with seeded_globals(seed):
+            first, second = pretrain_transform(plan)(make_sample(30, 44)).views
+        near, far = ((x.int() - second.int()).abs().sum() for x in (first, first.flip(-1)))
+        assert near < far
+
+
+def test_jitter_is_the_first_pictures() -> None:
+    with pytest.raises(ValueError, match="jitter is of a view with a box of its own"):
+        View(size=8, box="first", jitter=(0.4, 0.4, 0.4, 0.0))
+    with pytest.raises(ValueError, match="beit wants jitter: set images_on: disk"):
+        ViewPlan(views=(View(size=8, jitter=(0.4,) * 4),)).require_crop_and_flip("beit")
+
+
+def test_a_patient_mask_reaches_its_share_by_rectangles_alone() -> None:
+    found = {}
+    for patience in (1, 100):
+        mask = BlockMask(
+            grid_size=14, ratios=((0.5, 0.5),), smallest=16, exact=False, patience=patience
+        )
+        with seeded_globals(0):
+            found[patience] = [int(block_mask(mask).sum()) for _ in range(60)]
+    assert set(found[100]) == {98}
+    assert min(found[1]) < 98
+    impossible = BlockMask(grid_size=4, ratios=((0.5, 0.5),), smallest=40, exact=True, patience=5)
+    with seeded_globals(0):
+        assert int(block_mask(impossible).sum()) == 8  # topped up
 
 
 def test_two_views_of_a_sample_differ() -> None:
@@ -152,6 +227,12 @@ def test_grey_is_grey_and_solarised_is_never_bright() -> None:
         (lambda: Colour(blur_sigma=(2.0, 1.0)), "blur_sigma"),
         (lambda: ViewPlan(views=()), "at least one view"),
         (lambda: ViewPlan(views=(View(size=8, box="first"),)), "a box of its own"),
+        (lambda: ViewPlan(views=(View(size=8),), regions=-1), "regions must be at least 0, got -1"),
+        (lambda: ViewPlan(views=(View(size=8, crop_size=9),), regions=2), "regions follow a crop"),
+        (
+            lambda: ViewPlan(views=(View(size=8, rand_augment="rand-m9"),), regions=2),
+            "no window and no rand_augment",
+        ),
     ],
 )
 def test_views_that_cannot_be_made_are_refused(make: Any, message: str) -> None:
@@ -168,9 +249,14 @@ OTHER_LISTS = {
     "asl": (ViewPlan(views=(MASKED,)), "asl reads masks of its first 0 views, .* has masks for .1"),
     "ccmim": (ViewPlan(views=(ONE,), boxes=True), "ccmim does not read boxes; set boxes=False"),
     "cmae": (ViewPlan(views=(ONE,)), "cmae reads 2 views of each image"),
+    "beit": (ViewPlan(views=(ONE, ONE)), "beit reads masks of its first 1 views, .* for none"),
+    "cae": (ViewPlan(views=(MASKED,)), "cae reads 2 views of each image"),
+    "splitmask": (ViewPlan(views=(MASKED, ONE)), "splitmask reads masks of its first 0 views"),
     "sim": (ViewPlan(views=(MASKED, ONE)), "sim reads boxes; set boxes=True"),
     "dino": (ViewPlan(views=(ONE,)), "dino reads 2 views of each image or more"),
     "ibot": (ViewPlan(views=(MASKED, ONE)), r"ibot reads masks of its first 2 views, .*\[1\]"),
+    "mocov3": (ViewPlan(views=(ONE, ONE, ONE)), "mocov3 reads 2 views of each image, .* has 3"),
+    "rmae": (ViewPlan(views=(ONE,)), "rmae reads regions; set regions to how many in its recipe"),
     "supervised": (ViewPlan(views=(ONE,)), "supervised reads labels; set labels=True"),
 }
 
@@ -181,6 +267,8 @@ def test_a_method_refuses_views_that_it_does_not_read(
 ) -> None:
     recipe: Any = {"mae": MAE, "asl": ASL, **OTHERS}[name]
     kind: Any = method_class(name)
+    if isinstance(recipe, TokenPretraining):
+        kind = partial(kind, tokenizer=BrightnessTokenizer())
     kind(recipe, (0.5,) * 3, (0.5,) * 3)
     plan, message = OTHER_LISTS[name]
     monkeypatch.setattr(type(recipe), "view_plan", lambda self: plan)

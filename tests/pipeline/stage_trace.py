@@ -20,6 +20,7 @@ HEAD = {
 SMALL = {
     "cmae": {"projector_hidden": 24, "projector_dim": 8},
     "sim": {"predictor_embed_dim": 16, "predictor_num_heads": 2, "predictor_depth": 1},
+    "mocov3": {"projector_hidden": 24, "projector_dim": 8},
     "dino": {**HEAD, "local_crops": 2, "local_size": 16}, "ibot": {**HEAD, "shared_head": False},
 }  # fmt: skip
 
@@ -39,13 +40,19 @@ def recipe_of(stage: str, variant: str) -> object:
     if stage == "prepare":
         sources = importlib.import_module("asl_core.recipes.datasets")
         return {
-            "icons": lambda: sources.Icons(image_size=32, train=8, test=4),
+            "icons": lambda: sources.Icons(
+                image_size=32, train=8, test=4, regions=sources.Regions(scales=(16,))
+            ),
             "scenes": lambda: sources.Scenes(image_size=32, train=8, test=4, objects=(1, 2)),
             "union": lambda: sources.Union_(
                 members=(sources.Icons(image_size=32, train=4, test=2),
                          sources.Scenes(image_size=32, train=4, test=2, objects=(1, 2)))
             ),
         }[variant]()  # fmt: skip
+    if stage == "tokenize":
+        return importlib.import_module("asl_core.recipes.tokenizers").KMeansTokenizer(
+            dataset="icons", num_codes=4, patch_size=8, image_size=32, images=8, epochs=1
+        )
     if stage == "pretrain":
         module = importlib.import_module(f"asl_core.recipes.{variant}")
         recipe = next(v for k, v in vars(module).items() if k.lower() == f"{variant}recipe")
@@ -53,9 +60,10 @@ def recipe_of(stage: str, variant: str) -> object:
             image_size=32, patch_size=8, embed_dim=24, depth=8, num_heads=3,
             decoder_embed_dim=12, decoder_depth=1, decoder_num_heads=2,
         )  # fmt: skip
+        codes = {"tokenizer": "kmeans"} if "tokenizer" in recipe.__dataclass_fields__ else {}
         return recipe(
             dataset="icons", model=vit, epochs=1, batch_size=4, lr=1e-3, warmup_epochs=0,
-            precision="fp32", **SMALL.get(variant, {}),
+            precision="fp32", **{**codes, **SMALL.get(variant, {})},
         )  # fmt: skip
     if stage == "report":
         params = importlib.import_module("pipeline.config.params")
@@ -100,7 +108,9 @@ def main(stage: str, variant: str, folder: Path) -> None:
     outputs = {role: out / role for role in ("details", "dataset", "encoder", "held_out")}
     for output in outputs.values():
         output.mkdir(parents=True)
-    dataset = folder / f"prepare-{getattr(recipe, 'dataset', 'none')}" / "dataset"
+    wants_codes = stage == "pretrain" and hasattr(recipe, "tokenizer")
+    name = "tokenize-" if wants_codes else f"prepare-{getattr(recipe, 'dataset', 'none')}"
+    dataset = folder / name / "dataset"
     inputs = {
         "dataset": dataset, "encoder": folder / "pretrain-mae/encoder", "suite": folder,
         "held_out": folder / "pretrain-mae/held_out", "data_root": folder,

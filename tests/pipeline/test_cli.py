@@ -96,7 +96,9 @@ def test_validate_counts_what_a_suite_has(
 ) -> None:
     monkeypatch.chdir(ROOT / "suites/cifar10-mini")
     assert cli.run_command(["validate"]) == 0
-    assert capsys.readouterr().out.startswith("cifar10-mini: valid; 1 prepare, 3 pretrain")
+    assert capsys.readouterr().out.startswith(
+        "cifar10-mini: valid; 1 prepare, 0 tokenize, 3 pretrain"
+    )
 
 
 @pytest.mark.parametrize(

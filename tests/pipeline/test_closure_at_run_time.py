@@ -23,7 +23,7 @@ datasets: {icons: {source: icons, train: 8, test: 4}}
 experiments: {mae: {method: mae, dataset: icons, model: vit-demo, epochs: 2, warmup_epochs: 0}}
 """
 RUNS = [
-    ("prepare", "icons"), ("prepare", "scenes"), ("prepare", "union"),
+    ("prepare", "icons"), ("prepare", "scenes"), ("prepare", "union"), ("tokenize", ""),
     *(("pretrain", method) for method in ("mae", "asl", *OTHERS)),
     *((stage.name, "") for stage in STAGES.values() if stage.evaluates), ("report", ""),
 ]  # fmt: skip

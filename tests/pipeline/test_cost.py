@@ -128,6 +128,8 @@ def test_at_the_papers_scale_ours_stands_beside_the_papers_column(counted: Any) 
     counted.edit("scale: reduced", "scale: paper")
     counted.edit("epochs: 2", "epochs: 800")
     counted.edit("tables: [table7, alignment]", "tables: [table1]")
+    counted.edit("icons: {", "coco: {")
+    counted.edit("dataset: icons", "dataset: coco")
     counted.lock()
     content = markdown(lay_out(counted.suite, PAPER))
     assert "| Method | Arch. | Epochs | FLOPs train: paper | FLOPs train: ours | " in content

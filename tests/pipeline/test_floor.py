@@ -250,7 +250,9 @@ def test_the_floor_can_be_traced(floor: Any) -> None:
 def test_every_suite_has_a_floor_for_every_evaluation(folder: Path) -> None:
     suite = collect(folder, load_params(folder / "params.yaml"))
     for table in lay_out(suite, PAPER):
-        assert not [note for note in notes(table) if note.startswith("No untrained row")]
+        without = [note for note in notes(table) if note.startswith("No untrained row")]
+        # a random encoder is not worth a detector for each of three schedules
+        assert len(without) == (1 if folder.name == "calibration" else 0), without
         assert table.lines[0].label == "Random initialisation"
         seeds = {len(line.keys) for line in table.lines if line.keys}
         assert len(seeds) == 1, "the floor has the seeds that the others have"

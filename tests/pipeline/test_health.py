@@ -108,7 +108,8 @@ def test_every_format_gives_the_warning_under_the_table(seeds: Any) -> None:
 def test_at_the_papers_scale_each_table_warns_of_the_rows_that_it_has(seeds: Any) -> None:
     seeds.edit("scale: reduced", "scale: paper")
     seeds.edit("epochs: 2", "epochs: 800")
-    seeds.edit("tables: [table7, alignment]", "tables: [table7, alignment]")
+    seeds.edit("icons: {", "coco: {")
+    seeds.edit("dataset: icons", "dataset: coco")
     end(seeds, aee=0.3, dle=0.004)
     table7, alignment = lay_out(seeds.suite, PAPER)
     assert [("ASL (DLE)" in warning) for warning in table7.warnings] == [True]

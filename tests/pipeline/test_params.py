@@ -121,6 +121,16 @@ MISTAKES = [
         "icons: {source: icon",
         "datasets.icons.source: got 'icon'",
     ),
+    (
+        "icons: {source: icons,",
+        "icons: {source: icons, regions: {scale: [8]},",
+        "datasets.icons.regions.scale: unknown key; did you mean 'scales'?",
+    ),
+    (
+        "icons: {source: icons,",
+        "icons: {source: icons, regions: {scales: []},",
+        "datasets.icons.regions: scales must be one or more numbers of pixels from 1, got []",
+    ),
     ("linprobe: {mae", "linprobe: {mea", "linprobe.mea: unknown experiment 'mea'; did you mean"),
     ("tables: [table1]", "tables: [table11]", "tables.0: unknown table 'table11'; did you mean"),
     ("detect: {}", "detekt: {}", "detekt: unknown key; did you mean 'detect'?"),
@@ -183,7 +193,8 @@ MISTAKES = [
     (
         "experiments:\n",
         "experiments:\n  none: {method: untrained, dataset: both, initialisation: xavier}\n",
-        "experiments.none.initialisation: got 'xavier', expected one of mae, dino",
+        "experiments.none.initialisation: got 'xavier', expected one of mae, dino, mocov3, beit, "
+        "cae, splitmask",
     ),
 ]
 

@@ -20,11 +20,14 @@ from asl_core.modules.encoder import load_encoder
 from asl_core.pretrain import build_method
 from asl_core.protocol import Reconstructing
 from asl_core.recipes.asl import AslRecipe
-from asl_core.recipes.datasets import Icons
+from asl_core.recipes.datasets import Icons, Regions
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.supervised import SupervisedRecipe
+from asl_core.recipes.tokenizers import KMeansTokenizer
 from asl_core.recipes.untrained import UntrainedRecipe
+from asl_core.tokenizers.fitting import fit_clusters
+from asl_core.tokenizers.store import save_tokenizer
 from pipeline.jobs.journal import effective_points
 from pipeline.stages import pretrain
 from pipeline.stages.request import StageRequest, StoredRun
@@ -39,7 +42,12 @@ RECIPE = AslRecipe(dataset="icons", model=VIT, epochs=2, batch_size=8, warmup_ep
 def request_(tmp_path: Path) -> StageRequest:
     icons = tmp_path / "icons"
     outputs = {role: tmp_path / "out" / role for role in ("encoder", "held_out", "details")}
-    prepare(Icons(image_size=16, train=16, test=8), icons, icons, name="icons")
+    regions = Regions(scales=(8,))
+    prepare(Icons(image_size=16, train=16, test=8, regions=regions), icons, icons, name="icons")
+    tokenizer = KMeansTokenizer(
+        dataset="icons", num_codes=12, patch_size=4, image_size=16, images=16, epochs=1
+    )
+    save_tokenizer(fit_clusters(tokenizer, PackedDataset(icons, "train")), icons)
     for folder in outputs.values():
         folder.mkdir(parents=True)
     return StageRequest(

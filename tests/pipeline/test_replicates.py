@@ -238,6 +238,7 @@ def test_numbers_of_one_pretraining_stand_under_each_other_whatever_their_table(
         ("ASL (AEE)", 3, 48.6),
         ("ASL (AEE), cosine alignment", 3, 47.6),
         ("ASL (AEE), [cls] alignment", 3, 45.6),
+        ("ASL (AEE), [cls] alignment of predictions", 3, None),
     ]
     assert table.headings[0].paper_table == "Table 7, Section 4.6"
 

@@ -258,6 +258,7 @@ def _encoded(objects: list[CocoObject], labels: Mapping[int, int]) -> EncodedIns
         areas=np.array([each.area for each in objects], dtype=np.float64),
         crowd=np.array([each.crowd for each in objects], dtype=bool),
         codes=tuple(each.code for each in objects),
+        polygons=tuple(each.polygons for each in objects),
     )
 
 

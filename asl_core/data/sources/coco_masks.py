@@ -6,12 +6,13 @@ a polygon takes memory in proportion to the length of its outline, wherever that
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asl_core.data.masks import coco_mask
+from asl_core.data.sources.source import Polygon
 
 LONGEST_OUTLINE = 2**20
 """Of a polygon, in pixels. One around every second pixel of a 1000 x 1000 image is this long;
@@ -29,18 +30,29 @@ class OtherSizeError(ValueError):
     """Raised for an RLE that is made for another size than the image's."""
 
 
-def segmentation_to_rle(
-    segmentation: Any, height: int, width: int
-) -> tuple[bytes, tuple[str, ...]]:
-    """Return the compressed RLE of a `segmentation`, and why polygons of it were left out.
+class Segmentation(NamedTuple):
+    """A usable `segmentation`.
 
-    It may be a list of polygons, or an RLE in either of its two forms.
+    Attributes:
+        code: Compressed RLE.
+        left_out: Why polygons of it were left out.
+        polygons: Those that were not, x and y by turns; none where it is an RLE.
+    """
+
+    code: bytes
+    left_out: tuple[str, ...]
+    polygons: tuple[Polygon, ...]
+
+
+def read_segmentation(segmentation: Any, height: int, width: int) -> Segmentation:
+    """Read a `segmentation`: a list of polygons, or an RLE in either of its two forms.
 
     Raises:
         UnusableError: Nothing of it can be used, or it has no pixel in the image.
         OtherSizeError: It is an RLE for another size.
     """
     left_out: tuple[str, ...] = ()
+    polygons: list[list[float]] = []
     if isinstance(segmentation, list) and segmentation:
         polygons, left_out = _usable_polygons(segmentation, height, width)
         code = coco_mask().merge(coco_mask().frPyObjects(polygons, height, width))
@@ -52,7 +64,8 @@ def segmentation_to_rle(
         raise UnusableError("its segmentation is neither polygons nor an RLE")
     if not coco_mask().area(code):
         raise UnusableError("its mask has no pixel")
-    return code["counts"], left_out
+    kept = tuple(np.array(polygon, dtype=np.float32) for polygon in polygons)
+    return Segmentation(code["counts"], left_out, kept)
 
 
 def _usable_polygons(

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asl_core.data.masks import as_coco, coco_mask
-from asl_core.data.sources.coco_masks import UnusableError, is_number, segmentation_to_rle
+from asl_core.data.sources.coco_masks import UnusableError, is_number, read_segmentation
+from asl_core.data.sources.source import Polygon
 
 _FARTHEST = 2**24
 """Of a box's edges from the origin, in pixels: the last whole number that float32 has."""
@@ -34,6 +35,7 @@ class CocoObject:
         code: RLE of its mask.
         size: Height and width of its image.
         left_out: Why polygons of its mask are missing.
+        polygons: That its mask was made from, if any.
     """
 
     annotation_id: int
@@ -44,6 +46,7 @@ class CocoObject:
     code: bytes
     size: tuple[int, int]
     left_out: tuple[str, ...]
+    polygons: tuple[Polygon, ...]
 
 
 def read_object(annotation: Mapping[str, Any], height: int, width: int) -> CocoObject:
@@ -53,7 +56,7 @@ def read_object(annotation: Mapping[str, Any], height: int, width: int) -> CocoO
         UnusableError: Its box, area or mask is damaged.
         OtherSizeError: Its RLE is for another size than the image's.
     """
-    code, left_out = segmentation_to_rle(annotation.get("segmentation"), height, width)
+    code, left_out, polygons = read_segmentation(annotation.get("segmentation"), height, width)
     return CocoObject(
         annotation_id=annotation["id"],
         category_id=annotation["category_id"],
@@ -63,6 +66,7 @@ def read_object(annotation: Mapping[str, Any], height: int, width: int) -> CocoO
         code=code,
         size=(height, width),
         left_out=left_out,
+        polygons=polygons,
     )
 
 

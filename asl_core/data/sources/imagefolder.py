@@ -39,11 +39,11 @@ def open_image_folder(recipe: ImageFolder, data_root: Path) -> Source:
 
     Raises:
         InputError: A folder is missing, empty or unreadable, a class of train/ has no images, or
-            val/ has a class that train/ lacks.
+            val/ has a class that train/ lacks; or one of the recipe's classes is not there.
     """
     folder = require_folder(data_root / recipe.path, _NEEDED)
-    train = _find(require_folder(folder / "train", _NEEDED))
-    validation = _find(require_folder(folder / "val", _NEEDED))
+    train = _find(require_folder(folder / "train", _NEEDED), recipe.class_names)
+    validation = _find(require_folder(folder / "val", _NEEDED), recipe.class_names)
     classes = tuple(train.by_class)
     _check_train(train)
     _check_validation(validation, train)
@@ -59,9 +59,11 @@ def open_image_folder(recipe: ImageFolder, data_root: Path) -> Source:
     )
 
 
-def _find(folder: Path) -> _Found:
+def _find(folder: Path, wanted: Collection[str] | None) -> _Found:
     listing = Listing()
     folders = listing.scan(folder)
+    if wanted is not None:
+        folders = _narrowed(folder, folders, wanted)
     loose = list(listing.images)
     by_class: dict[str, list[ImageFile]] = {}
     for each in folders:
@@ -74,6 +76,19 @@ def _find(folder: Path) -> _Found:
     if not by_class:
         raise InputError(f"{shown(folder)} has no class folders; {_NEEDED}")
     return _Found(folder, by_class, loose, listing)
+
+
+def _narrowed(folder: Path, found: Collection[Path], wanted: Collection[str]) -> list[Path]:
+    """Return the class folders that are wanted, all of which must be there."""
+    by_name = {each.name: each for each in found}
+    missing = [name for name in sorted(wanted) if name not in by_name]
+    if missing:
+        raise InputError(
+            f"{shown(folder)} lacks {len(missing)} of the {counted(len(wanted), 'class folder')} "
+            f"in `classes`, the first {_quoted(missing[0])}{_alike_hint(missing[0], by_name)}; "
+            "restore them or correct the list"
+        )
+    return [by_name[name] for name in sorted(wanted)]
 
 
 def _check_train(train: _Found) -> None:

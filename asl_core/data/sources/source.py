@@ -11,6 +11,10 @@ SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
+Polygon = NDArray[np.float32]
+"""x and y by turns, in pixels; (2P,)."""
+
+
 @dataclass(frozen=True)
 class EncodedInstances:
     """The objects of one image.
@@ -21,6 +25,8 @@ class EncodedInstances:
         areas: Pixels, as the source states them; (K,), float64.
         crowd: (K,), bool.
         codes: One RLE for each object, for the image's size.
+        polygons: Those that each object's mask was made from; none where it was not, or where
+            nobody has any.
     """
 
     boxes: NDArray[np.float64]
@@ -28,6 +34,7 @@ class EncodedInstances:
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     codes: tuple[bytes, ...]
+    polygons: tuple[tuple[Polygon, ...], ...] = ()
 
 
 @dataclass(frozen=True)

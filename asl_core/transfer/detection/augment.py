@@ -8,12 +8,14 @@ masks.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from asl_core.data.masks import rasterise
 from asl_core.data.samples import Instances, Sample
 
 PADDING_GREY = 128
@@ -166,6 +168,7 @@ class LargeScaleJitter:
         # columns first, as bytes: half the time of rows first
         pixels = instances.masks[kept].view(torch.uint8)
         cropped = pixels.index_select(2, columns).index_select(1, rows).view(torch.bool)
+        self.draw_polygons(cropped, instances, kept, placed)
         seen = cropped.flatten(1).any(dim=1) & ((inside[:, 2:] - inside[:, :2]) > 0).all(dim=1)
         if not seen.any():
             return empty_target(side)
@@ -175,6 +178,27 @@ class LargeScaleJitter:
         masks = torch.zeros(len(cropped), side, side, dtype=torch.bool)
         masks[:, : len(rows), : len(columns)] = cropped
         return {"boxes": inside, "labels": instances.labels[kept][seen] + 1, "masks": masks}
+
+    def draw_polygons(
+        self, cropped: Tensor, instances: Instances, kept: Tensor, placed: Placement
+    ) -> None:
+        """Draw masks anew, at the crop's own size, where the source has their polygons.
+
+        Args:
+            cropped: Masks of the kept objects as their sampled pixels show them, (K, h, w), bool;
+                changed in place.
+            instances: Of the whole image.
+            kept: Which of them these are.
+            placed: Where the crop lies.
+        """
+        if instances.polygons is None:
+            return
+        (y, x), (top, left) = placed
+        scale, corner = np.array([x, y], np.float32), np.array([left, top], np.float32)
+        for mask, index in zip(cropped, kept.nonzero().flatten().tolist(), strict=True):
+            if polygons := instances.polygons[index]:
+                moved = [(p.numpy().reshape(-1, 2) * scale - corner).reshape(-1) for p in polygons]
+                mask.copy_(rasterise(moved, *mask.shape))
 
 
 def narrowed(boxes: Tensor, masks: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from asl_core.modules.encoder import Encoder
+from asl_core.modules.relative_bias import inner_offsets
 
 NUM_TAPS = 4
 
@@ -75,16 +76,27 @@ class RelativePositionBias(nn.Module):
         return bias.reshape(1, -1, s * s, s * s)
 
 
-def run_block(block: Block, tokens: Tensor, bias: Tensor, window: int | None) -> Tensor:
+def as_attention_reads(bias: Tensor) -> Tensor:
+    """Return a bias in the precision that autocast gives attention."""
+    kind = bias.device.type
+    return bias.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else bias
+
+
+def run_block(
+    block: Block, tokens: Tensor, bias: Tensor, window: int | None, *, drop_windows: bool = False
+) -> Tensor:
     """Run a block with attention inside windows, or over the whole map.
 
-    Only attention sees windows. Stochastic depth therefore drops a block for a whole image; a
-    block called on windows would drop it for each window by itself.
+    Only attention sees windows. Stochastic depth therefore drops a block for a whole image, or,
+    with `drop_windows`, for each window by itself.
 
     Shape:
         - tokens: (B, H, W, D). bias: (1, h, T, T), T tokens that attend. Output: as tokens.
     """
     batch, height, width, dim = tokens.shape
+    if window is not None and drop_windows:
+        inside = partition_windows(tokens, window)  # (B * windows, window^2, D)
+        return merge_windows(block(inside, attn_mask=bias), window, (height, width))
     normed = block.norm1(tokens)
     if window is None:
         attended = block.attn(normed.reshape(batch, height * width, dim), attn_mask=bias)
@@ -99,40 +111,62 @@ def run_block(block: Block, tokens: Tensor, bias: Tensor, window: int | None) ->
 class WindowedVit(nn.Module):
     """An encoder's patch embedding, positions and blocks; without [cls] and the final norm.
 
+    Where the encoder has a table of relative positions, both biases begin with it instead of zero:
+    two patches of a window with what the table says of their offset.
+
     Args:
         encoder: Pre-trained, for the detector's input size; its parts are taken over.
         window_size: Side in tokens of a window; at most the grid.
+        drop_windows: See `run_block`.
 
     Shape:
         - images: (B, 3, H, W), normalised, H = W = the encoder's image size.
         - Output: four maps (B, D, H/p, W/p), after the last block of each quarter.
     """
 
-    def __init__(self, encoder: Encoder, window_size: int) -> None:
+    def __init__(self, encoder: Encoder, window_size: int, *, drop_windows: bool = False) -> None:
         super().__init__()
         vit = encoder.vit
         self.grid_size = vit.grid_size
         self.window = min(window_size, vit.grid_size)
         self.taps = tap_indices(vit.depth)
+        self.drop_windows = drop_windows
         self.patch_embed = encoder.patch_embed
-        self.pos_embed = nn.Parameter(encoder.pos_embed.detach()[:, 1:].clone())  # (1, N, D)
+        # with strides of its own shape, which data-parallel training expects of gradients
+        positions = encoder.pos_embed.detach()[:, 1:].clone(
+            memory_format=torch.contiguous_format
+        )  # (1, N, D)
+        shared = encoder.relative_position_bias
+        if shared is None:
+            self.pos_embed = nn.Parameter(positions)
+        else:
+            self.register_buffer("pos_embed", positions, persistent=False)  # zero
         self.blocks = encoder.blocks
         # with four blocks all are global, and a table that nobody reads would get no gradient
         windowed = vit.depth > NUM_TAPS
         self.window_bias = RelativePositionBias(vit.num_heads, self.window) if windowed else None
         self.global_bias = RelativePositionBias(vit.num_heads, vit.grid_size)
+        for bias in (self.window_bias, self.global_bias):
+            if bias is not None and shared is not None:
+                bias.table = nn.Parameter(inner_offsets(shared.table.detach(), bias.side).clone())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four taps, in order of depth."""
         tokens = self.patch_embed(images) + self.pos_embed
         tokens = tokens.reshape(images.shape[0], self.grid_size, self.grid_size, -1)
-        global_bias = self.global_bias()
-        window_bias = global_bias if self.window_bias is None else self.window_bias()
+        # once, and not in each block: at 4096 tokens a copy takes .4 GB and its gradient as much
+        global_bias = as_attention_reads(self.global_bias())
+        window_bias = (
+            global_bias if self.window_bias is None else as_attention_reads(self.window_bias())
+        )
         maps = []
         for i, block in enumerate(self.blocks):
             if i in self.taps:
                 tokens = run_block(block, tokens, global_bias, None)  # type: ignore[arg-type]
                 maps.append(tokens.permute(0, 3, 1, 2))  # (B, D, H, W)
             else:
-                tokens = run_block(block, tokens, window_bias, self.window)  # type: ignore[arg-type]
+                tokens = run_block(
+                    block, tokens, window_bias, self.window,  # type: ignore[arg-type]
+                    drop_windows=self.drop_windows,
+                )  # fmt: skip
         return maps

@@ -56,7 +56,9 @@ class MaskRcnn(nn.Module):
                 f"a side, got patches of {patch} and {grid} of them; choose another image_size"
             )
         self.mean, self.std = mean, std
-        self.backbone = WindowedVit(encoder, recipe.window_size)
+        self.backbone = WindowedVit(
+            encoder, recipe.window_size, drop_windows=recipe.drop_path_per_window
+        )
         self.pyramid = TapPyramid(encoder.vit.embed_dim, recipe.pyramid_channels)
         self.rpn = build_rpn(recipe)
         self.heads = build_heads(

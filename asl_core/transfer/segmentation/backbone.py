@@ -5,6 +5,7 @@ weights): [cls] stays inside, each block has a bias and factors of its own, noth
 end.
 """
 
+import copy
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder
+from asl_core.modules.relative_bias import RelativePositionBias
 
 NUM_SCALES = 4
 
@@ -24,49 +26,11 @@ def tap_indices(depth: int) -> tuple[int, ...]:
     return tuple(max(part - 1, 0) for part in parts)
 
 
-class RelativePositionBias(nn.Module):
-    """Bias added to attention logits: one value per head and offset, zero at the start.
-
-    Three more values per head serve the pairs with [cls]: [cls] to a patch, a patch to [cls],
-    [cls] to itself.
-
-    Args:
-        num_heads: Heads, h.
-        side: Side of the map of patches, s.
-
-    Shape:
-        - table: (h, (2s - 1)^2 + 3): 63^2 + 3 values for a map of 32 by 32.
-        - Output: (1, h, 1 + s^2, 1 + s^2); among patches, element (i, j) depends on position i
-          minus position j.
-    """
-
-    offsets: Tensor
-
-    def __init__(self, num_heads: int, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.table = nn.Parameter(torch.zeros(num_heads, (2 * side - 1) ** 2 + 3))
-        axis = torch.arange(side)
-        offsets = (axis[:, None] - axis[None, :] + side - 1).flatten()  # (s^2,): 0 .. 2s - 2
-        self.register_buffer("offsets", offsets, persistent=False)
-
-    def forward(self) -> Tensor:
-        """Spread the table: axis after axis, which needs no index of s^4 entries."""
-        heads, s, extent = self.table.shape[0], self.side, 2 * self.side - 1
-        among = self.table[:, :-3].reshape(heads, extent, extent)
-        among = among.index_select(1, self.offsets).index_select(2, self.offsets)
-        among = among.reshape(heads, s, s, s, s).transpose(2, 3)  # row i, column i, row j, column j
-        among = among.reshape(heads, s * s, s * s)
-        from_cls, to_cls, own = self.table[:, -3:].reshape(heads, 3, 1, 1).unbind(1)  # (h, 1, 1)
-        first_row = torch.cat([own, from_cls.expand(-1, -1, s * s)], dim=2)  # (h, 1, 1 + s^2)
-        others = torch.cat([to_cls.expand(-1, s * s, -1), among], dim=2)  # (h, s^2, 1 + s^2)
-        return torch.cat([first_row, others], dim=1)[None]
-
-
 class SegmentationVit(nn.Module):
     """An encoder's patch embedding, [cls], positions and blocks, read at four depths.
 
-    Parameter names are timm's, under which layer decay finds each block.
+    Parameter names are timm's, under which layer decay finds each block. What the encoder has of
+    its own, factors or a table of relative positions for all blocks, each block begins with.
 
     Args:
         encoder: Pre-trained, for the crop's size; its parts are taken over, its final norm is not.
@@ -83,15 +47,21 @@ class SegmentationVit(nn.Module):
         self.taps = tap_indices(vit.depth)
         self.patch_embed = encoder.patch_embed
         self.cls_token = encoder.cls_token
-        self.pos_embed = encoder.pos_embed.requires_grad_(True)
+        shared = encoder.relative_position_bias
+        if shared is None:
+            self.pos_embed = encoder.pos_embed.requires_grad_(True)
+        else:
+            self.register_buffer("pos_embed", encoder.pos_embed, persistent=False)  # zero
         self.blocks = encoder.blocks
-        for module in self.blocks:
+        for module in self.blocks if encoder.parts.layer_scale is None else ():
             block = cast(Block, module)  # what it adds has factors that begin at 1 and are learned
             block.ls1 = LayerScale(vit.embed_dim, init_values=1.0)
             block.ls2 = LayerScale(vit.embed_dim, init_values=1.0)
         self.position_biases = nn.ModuleList(
-            RelativePositionBias(vit.num_heads, vit.grid_size) for _ in range(vit.depth)
-        )
+            RelativePositionBias(vit.num_heads, vit.grid_size) if shared is None
+            else copy.deepcopy(shared)
+            for _ in range(vit.depth)
+        )  # fmt: skip
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four taps."""
