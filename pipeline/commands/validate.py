@@ -30,12 +30,18 @@ def validate(
     from pipeline.results.sources import changed_source, refresh_sources
     from pipeline.results.suite_project import is_up_to_date
     from pipeline.stages.table import PREPARE, RUN_BY_JOBS
+    from pipeline.tables.collect import collect
+    from pipeline.tables.layout import contested_rows
     from pipeline.tables.lock import read_lock
     from pipeline.tables.paper import load_paper
     from pipeline.tracking.find import find_kind
 
     project = find_project(Path.cwd(), suite)
-    params = load_params(project.params_file, load_paper().references())
+    paper = load_paper()
+    params = load_params(project.params_file, paper.references())
+    contested = contested_rows(collect(project.suite, params), paper)
+    if contested:
+        raise UserError("\n".join(f"{project.params_file}: {line}" for line in contested))
     load_resources(project.cluster_file, "pretrain")
     find_kind(project.root)
     if not is_up_to_date(project.suite):

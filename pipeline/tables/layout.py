@@ -18,7 +18,7 @@ from pipeline.tables.floor import METHOD as FLOOR
 from pipeline.tables.floor import floor_warnings
 from pipeline.tables.paper import Paper, Table
 from pipeline.tables.paper_data import with_data, with_deltas
-from pipeline.tables.paper_scale import paper_table
+from pipeline.tables.paper_scale import contested, paper_table
 from pipeline.tables.replicates import Replicates, find_replicates
 
 
@@ -33,6 +33,15 @@ def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
     if suite.reduced or not tables:
         return [_suite_table(suite, paper, tables, groups)]
     return [paper_table(suite, paper, table, groups) for table in tables]
+
+
+def contested_rows(suite: Suite, paper: Paper) -> list[str]:
+    """Return a line for each row of the paper that several experiments of a suite would fill."""
+    if suite.reduced:
+        return []
+    groups = find_replicates(suite, paper)
+    tables = map(paper.table, suite.tables)
+    return [line for table in tables for line in contested(suite, table, groups)]
 
 
 def suite_table(suite: Suite, paper: Paper, name: str) -> str | None:

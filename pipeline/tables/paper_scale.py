@@ -1,6 +1,6 @@
 """A table of the paper laid out whole, our runs at its scale in its rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -155,6 +155,19 @@ def _share_lines(
         else:
             line.update(filled)
     return [tuple(map(line.get, range(len(table.columns)))) for line in lines or [{}]]
+
+
+def contested(suite: Suite, table: Table, groups: Sequence[Replicates]) -> Iterator[str]:
+    """Yield a line for each row of a table of the paper that takes several lines of ours."""
+    for index, row in enumerate(table.rows):
+        filling = [group for group in groups if _place(suite, table, group) == index]
+        lines = _share_lines(suite, table, filling)
+        if len(lines) > 1:
+            first, second = (next(g for g in line if g is not None).keys[0] for line in lines[:2])
+            yield (
+                f"{table.number}, row {row.name}: experiments {first} and {second} both fill it; "
+                "give one of them a `row` of its own, or leave it out"
+            )
 
 
 def _heading(paper: Paper, table: Table, column: Column) -> Heading:
