@@ -44,20 +44,19 @@ def plan(
     try:
         found = make_plan(project, Wanted(), services)
     except UserError:
-        show_surroundings(project)  # it may be what somebody has to bring
+        show_wanted(project)  # it may be that
         raise
-    show_plan(found)
     show_surroundings(project)
+    show_wanted(project)
+    show_plan(found)
 
 
 def show_surroundings(project: "Project") -> None:
-    """Print the newest projection, what the suite shares, and what somebody has to bring."""
+    """Print how many runs there are, the newest projection, and what other suites make too."""
     from datetime import datetime
 
-    from pipeline.commands.printing import console, text_table
     from pipeline.commands.rehearse import summary
     from pipeline.config.params import load_params
-    from pipeline.execution.wanted import wanted_files
     from pipeline.rehearsal.report import read_report
     from pipeline.stages.table import RUN_BY_JOBS
     from pipeline.submission.shared import shared_runs
@@ -74,7 +73,15 @@ def show_surroundings(project: "Project") -> None:
     for suite, runs in shared_runs(project).items():
         more = "" if len(runs) <= _NAMED else f" and {len(runs) - _NAMED} more"
         typer.echo(f"made once with {suite}: {', '.join(runs[:_NAMED])}{more}")
-    wanted = wanted_files(project, params)
+
+
+def show_wanted(project: "Project") -> None:
+    """Print what somebody has to bring, if anything."""
+    from pipeline.commands.printing import console, text_table
+    from pipeline.config.params import load_params
+    from pipeline.execution.wanted import wanted_files
+
+    wanted = wanted_files(project, load_params(project.params_file))
     if wanted:
         rows = [(each.where, ", ".join(each.readers), each.how) for each in wanted]
         console().print(text_table(("not here yet", "read by", "how to get it"), rows))

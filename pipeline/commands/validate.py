@@ -39,8 +39,9 @@ def validate(
     project = find_project(Path.cwd(), suite)
     paper = load_paper()
     params = load_params(project.params_file, paper.references())
-    contested = contested_rows(collect(project.suite, params), paper)
-    if contested:
+    if params.scale == "paper" and (
+        contested := contested_rows(collect(project.suite, params), paper)
+    ):
         raise UserError("\n".join(f"{project.params_file}: {line}" for line in contested))
     load_resources(project.cluster_file, "pretrain")
     find_kind(project.root)

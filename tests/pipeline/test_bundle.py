@@ -514,7 +514,7 @@ def test_torch_alone_makes_the_bytes_that_are_made_here(
     assert bare.run("-c", check) == "[]\n"
     home.bundle("pretrain", "--downstream")
     process = bare.start(str(home.away / "tiny.pyz"), "--checkpoint-minutes", "0")
-    wait_for_step(home.away, 30)
+    wait_for_step(home.away, 10)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 75, said
