@@ -27,11 +27,12 @@ def laptop(site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_plan_shows_what_dvc_repro_runs(laptop: Any, say: Callable[..., str]) -> None:
     said = say("plan")
-    lines = {line.split()[0]: line for line in said.splitlines() if "@" in line}
+    words = {line.split()[0]: line for line in said.splitlines() if line}
+    lines = {word: line for word, line in words.items() if "@" in word}
     assert all(" run here " in line for line in lines.values())
     assert "never run" in lines["pretrain@asl"]
     assert said.endswith(f"{SAID}what is to do, {len(lines)} stages, on this machine\n")
-    assert say("submit", "--all", "--dry-run") == said
+    assert said.endswith(say("submit", "--all", "--dry-run"))  # behind what surrounds the suite
 
 
 def test_submit_says_in_one_line_who_runs_it(laptop: Any, say: Callable[..., str]) -> None:
