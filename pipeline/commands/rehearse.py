@@ -94,7 +94,8 @@ def summary(report: "RehearsalReport", now: "object") -> list[str]:
 
 def hours(span: "Span") -> str:
     """Return a span in words: `3.2 h (2.9 to 4.0)`."""
-    factor, unit = (3600, "h") if span.expected >= 3600 else (60, "min")
+    units = ((3600, "h"), (60, "min"), (1, "s"))
+    factor, unit = next((u for u in units if span.expected >= u[0]), units[-1])
     return (
         f"{span.expected / factor:,.1f} {unit} "
         f"({span.low / factor:,.1f} to {span.high / factor:,.1f})"

@@ -20,17 +20,33 @@ from pipeline.errors import AslPipeError, UserError
 from pipeline.execution.inputs import find_inputs
 from pipeline.project import Project
 from pipeline.rehearsal.launch import Launcher
+from pipeline.rehearsal.machine import Machine
 from pipeline.rehearsal.projection import Training, proportional_span, steps_of, training_span
 from pipeline.rehearsal.report import RehearsalReport, StageEstimate
 from pipeline.rehearsal.trial import MEASURED, OUTCOME, TOTALS, TRIAL, Mode, Outcome, Trial
 from pipeline.stages.table import MEASURED as MEASURING
 from pipeline.stages.table import PREPARE, PRETRAIN, TOKENIZE, Stage
 
-_TEST_IMAGES = 32
-_ENCODED = 64
 _PACKED = 64
-_CPU_BATCH = 8
-"""Images of a step where there is no GPU: a step of thousands would take hours."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How many images a trial takes.
+
+    Attributes:
+        batch: Of a step and process; None: those of cluster.yaml.
+        encoded: That go through a frozen encoder.
+        tested: That follow training.
+    """
+
+    batch: int | None
+    encoded: int
+    tested: int
+
+
+ON_GPU, ON_CPU = Sample(None, 64, 32), Sample(8, 8, 4)
+"""A step of thousands, or a detector's 32 test images, would take hours on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ class Rehearser:
             self.datasets[key] = whole
             return StageEstimate(names=(), problem=None)
         inputs = find_inputs(self.project, PREPARE.name, key, kind.recipe)
-        counts = {"train": max(_PACKED, self._largest_batch(key)), "test": _TEST_IMAGES}
+        counts = {"train": max(_PACKED, self._largest_batch(key)), "test": ON_GPU.tested}
         trial = self._trial(kind, "pack", images=counts["train"], inputs=inputs, counts=counts)
         folder, outcome = self._run(kind, trial)
         if outcome.problem:
@@ -135,11 +151,12 @@ class Rehearser:
         processes = machine.processes
         share = max(1, recipe.batch_size // processes)
         share = min(share, machine.resources.micro_batch_size or share)
-        wanted = self.batch or (share if machine.gpus else min(share, _CPU_BATCH))
+        sample = sample_of(machine)
+        wanted = self.batch or min(share, sample.batch or share)
         batch = wanted = max(min(wanted, share), smallest_batch(recipe))
         while True:
             images = batch * processes * max(2, math.ceil(self.steps / recipe.epochs))
-            sliced = {"train": images, "test": _TEST_IMAGES}
+            sliced = {"train": images, "test": sample.tested}
             inputs = self._inputs(kind)
             trial = self._trial(kind, "train", batch * processes, inputs, sliced)
             folder, outcome = self._run(kind, trial)
@@ -159,7 +176,7 @@ class Rehearser:
             steps=steps_of(recipe.epochs, counts["train"], recipe.batch_size),
             before_s=max(0.0, found["began"] - outcome.began),
             after_s=max(0.0, outcome.ended - found["ended"]),
-            test_share=max(counts["test"] / _TEST_IMAGES, 1.0),
+            test_share=max(counts["test"] / sample.tested, 1.0),
             checkpoint_s=found["checkpoint_s"],
             checkpoint_minutes=machine.resources.checkpoint_minutes,
         )
@@ -186,8 +203,10 @@ class Rehearser:
 
     def _encoded(self, kind: Kind) -> StageEstimate:
         """Send some images through the frozen encoder: that is what most of its time goes into."""
-        sliced = {"train": _ENCODED, "test": _TEST_IMAGES}
-        trial = self._trial(kind, "encode", _ENCODED, self._inputs(kind), sliced)
+        machine = self.launcher.machine(kind.stage.name)
+        sample = sample_of(machine)
+        sliced = {"train": sample.encoded, "test": sample.tested}
+        trial = self._trial(kind, "encode", sample.encoded, self._inputs(kind), sliced)
         _, outcome = self._run(kind, trial)
         if outcome.problem:
             return StageEstimate(names=kind.names, problem=outcome.problem)
@@ -195,9 +214,9 @@ class Rehearser:
         wanted = getattr(kind.recipe, "images", None) or sum(counts.values())
         return StageEstimate(
             names=kind.names,
-            batch=_ENCODED,
-            each=proportional_span(outcome.ended - outcome.began, _ENCODED, wanted),
-            gpus=self.launcher.machine(kind.stage.name).gpus,
+            batch=sample.encoded,
+            each=proportional_span(outcome.ended - outcome.began, sample.encoded, wanted),
+            gpus=machine.gpus,
         )
 
     def _trial(
@@ -244,8 +263,8 @@ class Rehearser:
             for recipe in self.params.section(stage.name).values():
                 if getattr(recipe, "dataset", None) == dataset and hasattr(recipe, "batch_size"):
                     machine = self.launcher.machine(stage.name)
-                    few = _CPU_BATCH * machine.processes
-                    batch = self.batch or (recipe.batch_size if machine.gpus else few)
+                    few = (sample_of(machine).batch or recipe.batch_size) * machine.processes
+                    batch = self.batch or few
                     repeats = max(2, math.ceil(self.steps / recipe.epochs))
                     wanted.append(min(batch, recipe.batch_size) * repeats)
         return max(wanted)
@@ -290,7 +309,7 @@ def rehearse(
         batch: Images of a step and process; None: those of cluster.yaml, or few without a GPU.
         launcher: Where trials run.
         tell: Called with each estimate as it is made.
-        only: Name of a stage: what it needs is tried too, but not told.
+        only: Name of a stage: what it needs is tried too, but told only where it fails.
 
     Raises:
         UserError: A file of the suite is wrong.
@@ -303,13 +322,19 @@ def rehearse(
     try:
         for kind in kinds_of(params):
             found = rehearser.estimate(kind)
-            if found.names and only in (None, kind.stage.name):
+            asked_for = only in (None, kind.stage.name)
+            if found.names and (asked_for or found.problem):
                 tell(found)
                 estimates.append(found)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     return RehearsalReport(suite=project.name, made=made, estimates=tuple(estimates))
+
+
+def sample_of(machine: Machine) -> Sample:
+    """Return how many images a trial takes on a machine."""
+    return ON_GPU if machine.gpus else ON_CPU
 
 
 def last_words(folder: Path) -> str:

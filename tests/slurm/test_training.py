@@ -98,3 +98,28 @@ def test_processes_on_two_nodes_have_the_losses_of_one(lab: Lab) -> None:
     score = json.loads((lab.root / "runs/linprobe/asl.json").read_text())["lp_acc1"]
     # five test images on four processes: each counts once
     assert math.isclose(score, 20 * round(score / 20), abs_tol=1e-6)
+
+
+def test_a_suite_is_rehearsed_in_jobs_on_two_nodes(lab: Lab) -> None:
+    lab.ask("pretrain", nodes=2)
+    said = lab.say("asl-pipe", "rehearse", "--steps", "6", "--batch", "2")
+    rows = {line.split()[0]: line for line in said.splitlines() if "@" in line.split(" ")[0]}
+    assert {"pretrain@asl", "linprobe@asl"} <= set(rows), said
+    assert " yes " in rows["pretrain@asl"]
+    assert "one after the other:" in said
+    report = json.loads((lab.root / ".asl/rehearsals/demo.json").read_text())
+    pretrain, linprobe = report["estimates"][-2:]
+    # two processes with two images each are a step of four, the true batch
+    assert (pretrain["batch"], pretrain["fits"], pretrain["problem"]) == (2, True, None)
+    assert pretrain["checkpoint_bytes"] > 0
+    assert linprobe["each"]["expected"] > 0
+    states = {job.comment: job.said for job in lab.scheduler.queue()}
+    assert [state for comment, state in states.items() if "asl-rehearsal" in comment]
+    assert not (lab.root / ".asl/rehearsals/demo-work").exists()
+    assert not (lab.root / "runs").exists()
+
+
+def test_a_rehearsal_says_what_a_job_died_of(lab: Lab) -> None:
+    lab.ask(setup=["echo no such module >&2", "false"])
+    said = lab.say("asl-pipe", "rehearse", "--steps", "3", "--stage", "pretrain", code=1)
+    assert "first problem: prepare@icons: it ended early: no such module" in said
