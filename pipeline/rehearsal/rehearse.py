@@ -148,6 +148,12 @@ class Rehearser:
     def _trained(self, kind: Kind) -> StageEstimate:
         """Do a few steps with as many images as fit, and what follows training."""
         recipe, machine = kind.recipe, self.launcher.machine(kind.stage.name)
+        there = self.counts.get(recipe.dataset, {}).get("train", recipe.batch_size)
+        if there < recipe.batch_size:  # the trial's own batch would not tell
+            raise UserError(
+                f"batch_size {recipe.batch_size} exceeds the {there} training images of "
+                f"{recipe.dataset}; lower it"
+            )
         processes = machine.processes
         share = max(1, recipe.batch_size // processes)
         share = min(share, machine.resources.micro_batch_size or share)

@@ -152,6 +152,16 @@ def test_what_does_not_fit_is_halved(
         assert found.problem == "out of memory at step 1 with 1 images at once"
 
 
+def test_a_batch_larger_than_the_data_is_found(project: Project, tmp_path: Path) -> None:
+    params = load_params(project.params_file)
+    rehearser = Memory(project, params, tmp_path, Here(project, has_gpu=False), 12, None)
+    rehearser.datasets["icons"], rehearser.counts["icons"] = tmp_path, {"train": 15, "test": 12}
+    kind = next(k for k in kinds_of(params) if k.key == "mae" and k.stage.name == "pretrain")
+    found = rehearser.estimate(kind)
+    assert found.problem == "batch_size 16 exceeds the 15 training images of icons; lower it"
+    assert rehearser.tried == []
+
+
 def test_a_suite_is_rehearsed_and_nothing_is_touched(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
