@@ -60,6 +60,8 @@ def import_encoder(
     """
     from rich.console import Console
 
+    from asl_core.recipes.published import PUBLISHED
+    from pipeline.config.suggest import unknown_name
     from pipeline.errors import UserError
     from pipeline.execution.import_encoder import fetch_published, import_checkpoint
     from pipeline.project import find_project
@@ -69,6 +71,10 @@ def import_encoder(
         positions=positions,
     )  # fmt: skip
     project = find_project(Path.cwd())
+    if published is not None and published not in PUBLISHED:
+        raise UserError(unknown_name("published weights", published, PUBLISHED))
+    if published is not None and name not in (None, published):
+        raise UserError(f"published weights are called {published}; leave --name out")
     if file is None:
         if published is None:
             raise UserError(

@@ -71,7 +71,6 @@ def rehearse(
     for line in summary(report, datetime.now()):
         typer.echo(line)
     if report.problems:
-        typer.echo(f"first problem: {report.problems[0]}")
         raise typer.Exit(1)
 
 
@@ -89,6 +88,11 @@ def summary(report: "RehearsalReport", now: "object") -> list[str]:
     ]
     if gpu.expected:
         lines.insert(1, f"GPU-hours: {gpu.expected:,.1f} ({gpu.low:,.1f} to {gpu.high:,.1f})")
+    failed = sum(each.each is None for each in report.estimates)
+    if failed:
+        lines.append(f"without {failed} of {len(report.estimates)} kinds of runs: see the problems")
+    if report.problems:
+        lines.append(f"first problem: {report.problems[0]}")
     return lines
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asl_core.exchange.origin import ImportOptions, Origin
-from asl_core.recipes.imported import FOLDER, nearest_size
+from asl_core.recipes.imported import FOLDER, encoder_differences, nearest_size
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.published import PUBLISHED
 from pipeline.config.params import NAME, load_params
-from pipeline.config.suggest import unknown_name
 from pipeline.errors import UserError
 from pipeline.execution.download import check_digest, download
 from pipeline.execution.publish import publish
@@ -78,6 +77,8 @@ def import_checkpoint(
     try:
         exchange = importlib.import_module("pipeline.stages.exchange")  # loads torch
         vit, origin, sha256 = exchange.read_checkpoint_into(made, checkpoint, options, published)
+        if published is not None:
+            _refuse_other_size(checkpoint, vit, published)
         publish(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -87,14 +88,22 @@ def import_checkpoint(
     return ImportedEncoder(path, sha256, vit, origin, lines)
 
 
+def _refuse_other_size(checkpoint: Path, vit: Vit, published: str) -> None:
+    differences = encoder_differences(vit, PUBLISHED[published].model)
+    if differences:
+        found = ", ".join(f"{name} {value:g}" for name, value in differences.items())
+        raise UserError(
+            f"{checkpoint} is not {published}: it has {found}; give its own file, or remove it "
+            "and let it be fetched"
+        )
+
+
 def fetch_published(project: Project, name: str) -> Path:
     """Return a published checkpoint on this machine, downloaded unless it is there already.
 
     Raises:
-        UserError: There are no such weights, they cannot be reached, or other bytes came.
+        UserError: They cannot be reached, or other bytes came.
     """
-    if name not in PUBLISHED:
-        raise UserError(unknown_name("published weights", name, PUBLISHED))
     weights = PUBLISHED[name]
     return download(weights.url, project.scratch / "downloads", weights.digest)
 

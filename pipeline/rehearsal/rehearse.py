@@ -1,6 +1,8 @@
 """Try out every kind of run of a suite, in the DAG's order, and project what all would take."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import shutil
@@ -12,12 +14,15 @@ from typing import Any
 
 from asl_core.data.manifest import FILE_NAME, read_manifest
 from asl_core.errors import AslCoreError
+from asl_core.recipes.datasets import as_mapping
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.tokenized import TokenPretraining
 from asl_core.recipes.untrained import UntrainedRecipe
 from pipeline.config.params import Params, load_params
 from pipeline.errors import AslPipeError, UserError
 from pipeline.execution.inputs import find_inputs
+from pipeline.execution.perform import BusyError
+from pipeline.execution.stop_signals import stop_signals_raise
 from pipeline.project import Project
 from pipeline.rehearsal.launch import Launcher
 from pipeline.rehearsal.machine import Machine
@@ -103,7 +108,7 @@ class Rehearser:
         if kind.stage is PREPARE:
             return self._packed(kind)
         if kind.stage is TOKENIZE:
-            raise UserError("fitting a tokenizer is not rehearsed; it takes minutes")
+            return self._tokenized(kind)
         if isinstance(kind.recipe, ImportedRecipe | UntrainedRecipe):
             return self._taken_over(kind)
         if trains(kind):
@@ -114,8 +119,8 @@ class Rehearser:
         """Pack the first images, unless all are packed; the others need them."""
         key = kind.key
         whole = self.project.suite / "data" / key
-        if (whole / FILE_NAME).exists():
-            manifest = read_manifest(whole)
+        manifest = read_manifest(whole) if (whole / FILE_NAME).exists() else None
+        if manifest is not None and manifest.source == _as_json(kind.recipe):
             self.counts[key] = dict(manifest.counts)
             self.datasets[key] = whole
             return StageEstimate(names=(), problem=None)
@@ -134,6 +139,14 @@ class Rehearser:
             each=proportional_span(outcome.ended - outcome.began, packed, total),
             stored_bytes=outcome.stored_bytes * total // max(packed, 1),
         )
+
+    def _tokenized(self, kind: Kind) -> StageEstimate:
+        """Take the dataset with its tokenizer, if it has been made."""
+        whole = self.project.suite / "data" / kind.key
+        if not (whole / FILE_NAME).exists():
+            raise UserError(f"fitting is not rehearsed; run `dvc repro {kind.names[0]}` before")
+        self.datasets[kind.key], self.counts[kind.key] = whole, dict(read_manifest(whole).counts)
+        return StageEstimate(names=())
 
     def _taken_over(self, kind: Kind) -> StageEstimate:
         """Draw or take over an encoder: it takes seconds, and evaluations need it."""
@@ -170,7 +183,8 @@ class Rehearser:
                 break
             batch = max(smallest_batch(recipe), batch // 2)
         if outcome.problem:
-            return StageEstimate(names=kind.names, batch=batch, fits=False, problem=outcome.problem)
+            fits = False if outcome.out_of_memory else None
+            return StageEstimate(names=kind.names, batch=batch, fits=fits, problem=outcome.problem)
         if kind.stage is PRETRAIN:
             self._keep_encoder(kind, folder)
         found = json.loads((folder / MEASURED).read_text())
@@ -253,11 +267,13 @@ class Rehearser:
             raise UserError(f"dataset {name} could not be had: see its own line")
         inputs = {"dataset": self.datasets[name]}
         if kind.stage.evaluates:
-            if kind.key not in self.encoders:
+            keys = [name.partition("@")[2] for name in kind.names]
+            found = next((key for key in keys if key in self.encoders), None)
+            if found is None:
                 raise UserError(f"there is no encoder of {kind.key}: see its own line")
             inputs |= {
                 role: path
-                for role, path in self.encoders[kind.key].items()
+                for role, path in self.encoders[found].items()
                 if role in kind.stage.inputs
             }
         return inputs
@@ -318,15 +334,35 @@ def rehearse(
         only: Name of a stage: what it needs is tried too, but told only where it fails.
 
     Raises:
-        UserError: A file of the suite is wrong.
+        UserError: A file of the suite is wrong, or it has no such runs.
+        BusyError: It is being rehearsed by somebody else.
     """
     params = load_params(project.params_file)
+    kinds = list(kinds_of(params))
+    if only is not None:
+        kinds = needed_for(params, kinds, only)
+        if not kinds:
+            raise UserError(f"{project.name} has no runs of {only}")
+    with _alone(project), stop_signals_raise():
+        return _rehearse(project, params, kinds, launcher, steps, batch, tell, only)
+
+
+def _rehearse(
+    project: Project,
+    params: Params,
+    kinds: list[Kind],
+    launcher: Launcher,
+    steps: int,
+    batch: int | None,
+    tell: Callable[[StageEstimate], None],
+    only: str | None,
+) -> RehearsalReport:
     work = project.scratch / "rehearsals" / f"{project.name}-work"
     shutil.rmtree(work, ignore_errors=True)
     rehearser = Rehearser(project, params, work, launcher, steps, batch)
     estimates = []
     try:
-        for kind in kinds_of(params):
+        for kind in kinds:
             found = rehearser.estimate(kind)
             asked_for = only in (None, kind.stage.name)
             if found.names and (asked_for or found.problem):
@@ -336,6 +372,44 @@ def rehearse(
         shutil.rmtree(work, ignore_errors=True)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     return RehearsalReport(suite=project.name, made=made, estimates=tuple(estimates))
+
+
+@contextlib.contextmanager
+def _alone(project: Project) -> Iterator[None]:
+    """Hold the suite's lock: a second rehearsal would remove what the first one works on."""
+    path = project.scratch / "rehearsals" / f"{project.name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room there") from error
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise BusyError(
+                f"{project.name} is being rehearsed already; wait until that has ended"
+            ) from None
+        yield
+
+
+def _as_json(recipe: Any) -> Any:
+    """Return a dataset's recipe as its manifest has it."""
+    return json.loads(json.dumps(as_mapping(recipe)))
+
+
+def needed_for(params: Params, kinds: list[Kind], only: str) -> list[Kind]:
+    """Return the kinds of one stage, and of all that it reads from."""
+    wanted = [kind for kind in kinds if kind.stage.name == only]
+    names = {name for kind in wanted for name in kind.names}
+    keys = {name.partition("@")[2] for name in names}
+    datasets = {kind.recipe.dataset for kind in wanted if hasattr(kind.recipe, "dataset")}
+    if any(kind.stage.evaluates for kind in wanted):
+        names |= {PRETRAIN.run_name(key) for key in keys}
+        datasets |= {params.experiments[key].dataset for key in keys}
+    datasets |= {params.tokenizers[key].dataset for key in datasets & params.tokenizers.keys()}
+    names |= {stage.run_name(key) for stage in (PREPARE, TOKENIZE) for key in datasets}
+    return [kind for kind in kinds if names & set(kind.names)] if wanted else []
 
 
 def sample_of(machine: Machine) -> Sample:

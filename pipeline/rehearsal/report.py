@@ -4,10 +4,14 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from pipeline.project import Project
 from pipeline.rehearsal.projection import NOTHING, Span
 from pipeline.writing import write_json
+
+_CENTURIES = 1e10
+"""Seconds: later than this no date is worth telling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +97,9 @@ class RehearsalReport:
     def finished(self, now: datetime) -> tuple[datetime, datetime, datetime]:
         """Return when all is done, one run after the other: expected, at best, at worst."""
         span = self.total
-        return (
-            now + timedelta(seconds=span.expected),
-            now + timedelta(seconds=span.low),
-            now + timedelta(seconds=span.high),
-        )
+        seconds = (min(each, _CENTURIES) for each in (span.expected, span.low, span.high))
+        expected, low, high = (now + timedelta(seconds=each) for each in seconds)
+        return expected, low, high
 
 
 def report_file(project: Project) -> Path:
@@ -119,13 +121,16 @@ def read_report(project: Project) -> RehearsalReport | None:
         estimates = tuple(_estimate(each) for each in content.pop("estimates"))
         content["skipped"] = tuple(content["skipped"])
         return RehearsalReport(estimates=estimates, **content)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # written by another version, or damaged: to be made again
 
 
-def _estimate(fields: dict[str, object]) -> StageEstimate:
-    each = fields.pop("each")
-    names = fields.pop("names")
-    assert isinstance(names, list)
-    span = Span(**each) if isinstance(each, dict) else None
-    return StageEstimate(names=tuple(names), each=span, **fields)  # type: ignore[arg-type]
+def _estimate(fields: dict[str, Any]) -> StageEstimate:
+    each: Any = fields.pop("each")
+    names: Any = fields.pop("names")
+    span = None
+    if each is not None:
+        span = Span(*(float(each[name]) for name in ("expected", "low", "high")))
+    if not isinstance(names, list):
+        raise TypeError("names is no list")
+    return StageEstimate(names=tuple(map(str, names)), each=span, **fields)

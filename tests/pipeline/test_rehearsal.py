@@ -1,12 +1,16 @@
 """asl-pipe rehearse: kinds of runs, what fits, projections, and that nothing is touched."""
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asl_core.data.prepare import prepare
 from pipeline import cli
 from pipeline.config.params import load_params
 from pipeline.project import Project, find_project
@@ -19,7 +23,7 @@ from pipeline.rehearsal.projection import (
     steps_of,
     training_span,
 )
-from pipeline.rehearsal.rehearse import Kind, Rehearser, kinds_of
+from pipeline.rehearsal.rehearse import Kind, Rehearser, kinds_of, needed_for
 from pipeline.rehearsal.report import RehearsalReport, StageEstimate, read_report, write_report
 from pipeline.rehearsal.trial import Outcome, Trial
 
@@ -152,6 +156,80 @@ def test_what_does_not_fit_is_halved(
         assert found.problem == "out of memory at step 1 with 1 images at once"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "null", "5", '"x"', "[]", "{", '{"suite": 1}',
+        '{"suite": "x", "made": "x", "skipped": [], "estimates": ["a"]}',
+        '{"suite": "x", "made": "x", "skipped": [], "estimates": [{"each": null, "names": "a"}]}',
+        '{"suite": "x", "made": "x", "skipped": [], "estimates": '
+        '[{"each": {"expected": "a", "low": 1, "high": 1}, "names": ["a"]}]}',
+    ],
+)  # fmt: skip
+def test_a_damaged_report_is_none(tmp_path: Path, content: str) -> None:
+    project = Project(tmp_path, tmp_path)
+    path = tmp_path / ".asl/rehearsals/demo.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert read_report(project) is None
+
+
+def test_a_date_beyond_all_calendars_is_told_all_the_same() -> None:
+    span = Span(1e30, 1e29, 1e31)
+    estimates = (StageEstimate(names=("a",), each=span),)
+    report = RehearsalReport(suite="demo", made="", estimates=estimates)
+    assert report.finished(datetime(2026, 1, 1))[0].year > 2300
+
+
+def test_a_stage_needs_what_it_reads_from_and_no_more(project: Project) -> None:
+    params = load_params(project.params_file)
+    kinds = list(kinds_of(params))
+    assert [kind.names[0] for kind in needed_for(params, kinds, "linprobe")] == [
+        "prepare@icons", "pretrain@mae", "pretrain@untrained", "linprobe@mae",
+    ]  # fmt: skip
+    assert [kind.names[0] for kind in needed_for(params, kinds, "detect")] == [
+        "prepare@icons", "prepare@scenes", "pretrain@mae", "detect@mae",
+    ]  # fmt: skip
+    assert cli.run_command(["rehearse", "--stage", "knn"]) == 2
+
+
+def test_two_rehearsals_do_not_meet(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = project.scratch / "rehearsals/demo.lock"
+    lock.parent.mkdir(parents=True)
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert cli.run_command(["rehearse", "--steps", "3"]) == 75
+        other.kill()
+    assert "demo is being rehearsed already" in capsys.readouterr().err
+
+
+def test_data_of_another_recipe_are_packed_afresh(project: Project, tmp_path: Path) -> None:
+    params = load_params(project.params_file)
+    kind = next(k for k in kinds_of(params) if k.names == ("prepare@icons",))
+    recipe: Any = kind.recipe
+    prepare(recipe, tmp_path, tmp_path / "data/icons", name="icons")
+    rehearser = Rehearser(project, params, tmp_path / "w", Here(project, has_gpu=False), 3, None)
+    assert rehearser.estimate(kind).names == ()
+    assert rehearser.counts["icons"] == {"train": 60, "test": 12}
+    larger = dataclasses.replace(kind, recipe=dataclasses.replace(recipe, train=50_000))
+    with pytest.raises(ZeroDivisionError):
+        Packed(project, params, tmp_path / "w", Here(project, has_gpu=False), 3, None).estimate(
+            larger
+        )
+
+
+class Packed(Rehearser):
+    """Says by an error that a trial was begun."""
+
+    def _run(self, kind: Kind, trial: Trial) -> tuple[Path, Outcome]:
+        raise ZeroDivisionError(trial.mode)
+
+
 def test_a_batch_larger_than_the_data_is_found(project: Project, tmp_path: Path) -> None:
     params = load_params(project.params_file)
     rehearser = Memory(project, params, tmp_path, Here(project, has_gpu=False), 12, None)
@@ -170,7 +248,8 @@ def test_a_suite_is_rehearsed_and_nothing_is_touched(
     said = capsys.readouterr().out
     assert code == 1, said  # one of the data sets is not there
     assert {path for path in project.root.rglob("*") if ".asl" not in path.parts} == before
-    assert [p.name for p in (project.scratch / "rehearsals").iterdir()] == ["demo.json"]
+    left = {path.name for path in (project.scratch / "rehearsals").iterdir()}
+    assert left == {"demo.json", "demo.lock"}
     report = read_report(project)
     assert report is not None
     found = {each.names[0]: each for each in report.estimates}
@@ -185,5 +264,6 @@ def test_a_suite_is_rehearsed_and_nothing_is_touched(
     assert found["pretrain@mae"].fits
     assert found["detect@mae"].fits
     assert found["pretrain@mae"].checkpoint_bytes > 0
+    assert "without 2 of 8 kinds of runs: see the problems" in said
     assert "first problem: prepare@gone:" in said
     assert "one after the other:" in said

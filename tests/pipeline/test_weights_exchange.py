@@ -330,6 +330,16 @@ def test_what_is_not_the_published_file_is_refused(
         "import-encoder", "--published", "mae-vit-c", code=2
     )
     assert "got no FILE; give a checkpoint" in say("import-encoder", code=2)
+    for name in ("nosuch", ""):
+        said = say("import-encoder", checkpoint, "--published", name, code=2)
+        assert "unknown published weights" in said
+    said = say("import-encoder", checkpoint, "--published", "mae-vit-b", "--name", "b", code=2)
+    assert "published weights are called mae-vit-b; leave --name out" in said
+    monkeypatch.undo()
+    monkeypatch.chdir(project.root)
+    said = say("import-encoder", checkpoint, "--published", "dino-vit-b", code=2)
+    assert "is not dino-vit-b: it has image_size 32, " in said
+    assert not list((project.suite / "encoders").iterdir())
     publish(monkeypatch, checkpoint, f"md5:{hashlib.md5(checkpoint.read_bytes()).hexdigest()[:6]}")
     name = paste(
         project, say("import-encoder", checkpoint, "--published", "mae-vit-b"),
