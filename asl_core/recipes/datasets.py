@@ -15,6 +15,10 @@ from asl_core.recipes.normalisation import NORMALISATIONS, Rgb
 Normalisation = Literal["imagenet", "cifar10", "cifar100", "inception"]
 
 
+_WIDEST_BLUR = 20
+"""Pixels. Nothing is left of an image by then, and memory grows with it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Regions:
     """Segmentations of the training images by the algorithm of Felzenszwalb and Huttenlocher.
@@ -33,8 +37,10 @@ class Regions:
             raise ValueError(
                 f"scales must be one or more numbers of pixels from 1, got {list(self.scales)}"
             )
-        if self.sigma < 0:
-            raise ValueError(f"sigma must be at least 0, got {self.sigma}")
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales must differ from each other, got {list(self.scales)}")
+        if not 0 <= self.sigma <= _WIDEST_BLUR:
+            raise ValueError(f"sigma must be from 0 to {_WIDEST_BLUR} pixels, got {self.sigma}")
 
 
 @dataclass(frozen=True, kw_only=True)

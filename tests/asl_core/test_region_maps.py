@@ -221,7 +221,7 @@ def test_damaged_maps_are_one_line_that_names_the_file(
     [
         (lambda: Regions(scales=()), r"scales must be one or more .* from 1, got \[\]"),
         (lambda: Regions(scales=(500, 0)), r"from 1, got \[500, 0\]"),
-        (lambda: Regions(scales=(500,), sigma=-0.1), "sigma must be at least 0, got -0.1"),
+        (lambda: Regions(scales=(500,), sigma=-0.1), "sigma must be from 0 to 20 pixels, got -0.1"),
         (lambda: Union_(members=(RECIPE,)), "regions of a member have no effect"),
     ],
 )
