@@ -11,6 +11,7 @@ from asl_core.recipes.mae import MaeRecipe
 from pipeline.config.params import load_params
 from pipeline.errors import UserError
 from pipeline.tables import paper
+from pipeline.tables.collect import collect
 from pipeline.tables.paper import load_paper
 
 ROOT = Path(__file__).parents[2]
@@ -178,10 +179,11 @@ def test_at_the_papers_scale_data_and_epochs_choose_the_row(
 
 @pytest.mark.parametrize("suite", ["table1", "table2", "table3", "table4", "table5", "table7"])
 def test_every_row_of_a_table_has_one_experiment_in_its_suite(suite: str) -> None:
-    params = load_params(ROOT / "suites" / suite / "params.yaml")
-    table = PAPER.tables[suite]
+    folder = ROOT / "suites" / suite
+    params = load_params(folder / "params.yaml")
+    collected, table = collect(folder, params), PAPER.tables[suite]
     found = [
-        table.row_of(recipe, params.rows.get(key), full_scale=True)
+        table.row_of(collected.on_images(recipe), params.rows.get(key), full_scale=True)
         for key, recipe in params.experiments.items()
         if getattr(recipe, "seed", 0) == 0
     ]
