@@ -1,5 +1,6 @@
 """Where a trial runs: in a process here, or in a job, as the stage itself would."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -97,8 +98,9 @@ class InJobs:
         (job_id,) = self.scheduler.submit([job])
         try:
             self._wait(job_id, folder)
-        except BaseException:
-            self.scheduler.cancel([job_id])
+        except BaseException:  # Ctrl-C and SIGTERM above all: nobody would wait for it any more
+            with contextlib.suppress(SchedulerError):
+                self.scheduler.cancel([job_id])
             raise
         return None
 

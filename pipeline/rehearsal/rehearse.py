@@ -278,6 +278,15 @@ class Rehearser:
             }
         return inputs
 
+    def _with_log(self, folder: Path, outcome: Outcome) -> Outcome:
+        """Keep the log of a trial that ended in an error nobody foresaw, and say where it is."""
+        text = logged(folder)
+        if outcome.problem is None or "Traceback" not in text:
+            return outcome
+        kept = self.work.with_name(f"{folder.name}.log")
+        kept.write_text(text)
+        return dataclasses.replace(outcome, problem=f"{outcome.problem} (all of it: {kept})")
+
     def _largest_batch(self, dataset: str) -> int:
         """Return how many training images of a dataset some trial may want."""
         wanted = [0]
@@ -304,7 +313,8 @@ class Rehearser:
         (folder / TRIAL).write_text(json.dumps(dataclasses.asdict(trial)))
         code = self.launcher.run(kind.stage.name, kind.names[0], folder)
         try:
-            return folder, Outcome(**json.loads((folder / OUTCOME).read_text()))
+            outcome = Outcome(**json.loads((folder / OUTCOME).read_text()))
+            return folder, self._with_log(folder, outcome)
         except (OSError, ValueError, TypeError):
             killed = code in (-9, 137)
             reason = "it was killed, for memory most likely" if killed else "it ended early"
@@ -419,14 +429,14 @@ def sample_of(machine: Machine) -> Sample:
 
 def last_words(folder: Path) -> str:
     """Return the last line that a trial has printed, behind a colon; empty if it printed none."""
-    logs = [folder / "log.txt", *sorted((folder / "log").glob("*.log"))]
-    lines = [
-        line
-        for log in logs
-        if log.is_file()
-        for line in log.read_text(errors="replace").strip().splitlines()
-    ]
+    lines = logged(folder).strip().splitlines()
     return f": {lines[-1]}" if lines else ""
+
+
+def logged(folder: Path) -> str:
+    """Return all that a trial has printed."""
+    logs = [folder / "log.txt", *sorted((folder / "log").glob("*.log"))]
+    return "".join(log.read_text(errors="replace") for log in logs if log.is_file())
 
 
 def kinds_of(params: Params) -> Iterator[Kind]:

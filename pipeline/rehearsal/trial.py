@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +94,11 @@ def main(folder: Path) -> None:
         outcome = Outcome(
             began=began, ended=time.time(), problem=text, out_of_memory="out of memory" in text
         )
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # whatever it is, it is the finding: the first line of it is told
+        traceback.print_exc()  # the rest is in the trial's log, which is kept
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        outcome = Outcome(began=began, ended=time.time(), problem=text)
+        full = isinstance(error, MemoryError) or "out of memory" in text
+        outcome = Outcome(began=began, ended=time.time(), problem=text, out_of_memory=full)
     if _rank() == 0:
         write_json(folder / OUTCOME, dataclasses.asdict(outcome))  # whole or not at all
 

@@ -230,6 +230,22 @@ class Packed(Rehearser):
         raise ZeroDivisionError(trial.mode)
 
 
+def test_an_error_nobody_foresaw_is_told_in_a_line_and_kept_whole(
+    project: Project, tmp_path: Path
+) -> None:
+    params = load_params(project.params_file)
+    rehearser = Rehearser(project, params, tmp_path / "w", Here(project, has_gpu=False), 3, None)
+    kind = next(k for k in kinds_of(params) if k.names == ("linprobe@mae", "linprobe@mae-seed1",
+                                                           "linprobe@untrained"))  # fmt: skip
+    trial = Trial(params=str(project.params_file), stage="linprobe", key="mae", mode="encode",
+                  images=4, resources={"device": "cpu"})  # fmt: skip
+    _, outcome = rehearser._run(kind, trial)  # without any inputs
+    assert outcome.problem is not None
+    assert outcome.problem.startswith("KeyError: 'encoder' (all of it: ")
+    kept = Path(outcome.problem.removesuffix(")").rpartition(" ")[2])
+    assert "Traceback" in kept.read_text()
+
+
 def test_a_batch_larger_than_the_data_is_found(project: Project, tmp_path: Path) -> None:
     params = load_params(project.params_file)
     rehearser = Memory(project, params, tmp_path, Here(project, has_gpu=False), 12, None)
