@@ -16,7 +16,6 @@ from asl_core.data.manifest import FILE_NAME, read_manifest
 from asl_core.errors import AslCoreError
 from asl_core.recipes.datasets import as_mapping
 from asl_core.recipes.imported import ImportedRecipe
-from asl_core.recipes.tokenized import TokenPretraining
 from asl_core.recipes.untrained import UntrainedRecipe
 from pipeline.config.params import Params, load_params
 from pipeline.errors import AslPipeError, UserError
@@ -24,13 +23,14 @@ from pipeline.execution.inputs import find_inputs
 from pipeline.execution.perform import BusyError
 from pipeline.execution.stop_signals import stop_signals_raise
 from pipeline.project import Project
+from pipeline.rehearsal.kinds import Kind, kinds_of, needed_for, smallest_batch, trains
 from pipeline.rehearsal.launch import Launcher
 from pipeline.rehearsal.machine import Machine
 from pipeline.rehearsal.projection import Training, proportional_span, steps_of, training_span
 from pipeline.rehearsal.report import RehearsalReport, StageEstimate
 from pipeline.rehearsal.trial import MEASURED, OUTCOME, TOTALS, TRIAL, Mode, Outcome, Trial
 from pipeline.stages.table import MEASURED as MEASURING
-from pipeline.stages.table import PREPARE, PRETRAIN, TOKENIZE, Stage
+from pipeline.stages.table import PREPARE, PRETRAIN, TOKENIZE
 
 _PACKED = 64
 
@@ -52,23 +52,6 @@ class Sample:
 
 ON_GPU, ON_CPU = Sample(None, 64, 32), Sample(8, 8, 4)
 """A step of thousands, or a detector's 32 test images, would take hours on a CPU."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Runs that take the same: they differ by their seeds, or by whose encoder they measure.
-
-    Attributes:
-        stage: Of all of them.
-        key: Of the first.
-        recipe: Likewise.
-        names: All of them.
-    """
-
-    stage: Stage
-    key: str
-    recipe: Any
-    names: tuple[str, ...]
 
 
 @dataclass
@@ -408,20 +391,6 @@ def _as_json(recipe: Any) -> Any:
     return json.loads(json.dumps(as_mapping(recipe)))
 
 
-def needed_for(params: Params, kinds: list[Kind], only: str) -> list[Kind]:
-    """Return the kinds of one stage, and of all that it reads from."""
-    wanted = [kind for kind in kinds if kind.stage.name == only]
-    names = {name for kind in wanted for name in kind.names}
-    keys = {name.partition("@")[2] for name in names}
-    datasets = {kind.recipe.dataset for kind in wanted if hasattr(kind.recipe, "dataset")}
-    if any(kind.stage.evaluates for kind in wanted):
-        names |= {PRETRAIN.run_name(key) for key in keys}
-        datasets |= {params.experiments[key].dataset for key in keys}
-    datasets |= {params.tokenizers[key].dataset for key in datasets & params.tokenizers.keys()}
-    names |= {stage.run_name(key) for stage in (PREPARE, TOKENIZE) for key in datasets}
-    return [kind for kind in kinds if names & set(kind.names)] if wanted else []
-
-
 def sample_of(machine: Machine) -> Sample:
     """Return how many images a trial takes on a machine."""
     return ON_GPU if machine.gpus else ON_CPU
@@ -437,45 +406,3 @@ def logged(folder: Path) -> str:
     """Return all that a trial has printed."""
     logs = [folder / "log.txt", *sorted((folder / "log").glob("*.log"))]
     return "".join(log.read_text(errors="replace") for log in logs if log.is_file())
-
-
-def kinds_of(params: Params) -> Iterator[Kind]:
-    """Yield the kinds of runs of a suite, those first that others need."""
-    found: dict[str, Kind] = {}
-    for stage in (PREPARE, TOKENIZE, *MEASURING):
-        for key, recipe in params.section(stage.name).items():
-            text = f"{stage.name} {_alike(params, stage, key, recipe)}"
-            names = found[text].names if text in found else ()
-            name = stage.run_name(key)
-            found[text] = (
-                dataclasses.replace(found[text], names=(*names, name))
-                if text in found
-                else Kind(stage, key, recipe, (name,))
-            )
-    yield from found.values()
-
-
-def _alike(params: Params, stage: Stage, key: str, recipe: Any) -> str:
-    """Return what makes runs take the same time, as text."""
-    if stage in (PREPARE, TOKENIZE):
-        return key
-    seedless = dataclasses.replace(recipe, seed=0) if hasattr(recipe, "seed") else recipe
-    if not stage.evaluates:
-        return repr(seedless)
-    experiment: Any = params.experiments[key]
-    own_kind = experiment.method if isinstance(experiment, TokenPretraining) else ""
-    return f"{seedless!r} {experiment.model!r} {own_kind}"
-
-
-def trains(kind: Kind) -> bool:
-    """Return whether runs go through images by steps; heads on stored features do not."""
-    return kind.stage.trains and not (
-        kind.stage.reads_features and not getattr(kind.recipe, "augment", True)
-    )
-
-
-def smallest_batch(recipe: Any) -> int:
-    """Return the fewest images that a method can do a step with."""
-    couples = 2 if getattr(recipe, "couples_images", False) else 1
-    mixes = 2 if hasattr(recipe, "mixup") else 1
-    return max(couples, mixes, getattr(recipe, "forward_multiple", 1))

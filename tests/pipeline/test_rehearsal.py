@@ -14,6 +14,7 @@ from asl_core.data.prepare import prepare
 from pipeline import cli
 from pipeline.config.params import load_params
 from pipeline.project import Project, find_project
+from pipeline.rehearsal.kinds import Kind, kinds_of, needed_for
 from pipeline.rehearsal.launch import Here
 from pipeline.rehearsal.projection import (
     Span,
@@ -23,7 +24,7 @@ from pipeline.rehearsal.projection import (
     steps_of,
     training_span,
 )
-from pipeline.rehearsal.rehearse import Kind, Rehearser, kinds_of, needed_for
+from pipeline.rehearsal.rehearse import Rehearser
 from pipeline.rehearsal.report import RehearsalReport, StageEstimate, read_report, write_report
 from pipeline.rehearsal.trial import Outcome, Trial
 
