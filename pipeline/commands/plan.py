@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.config.job_resources import JobResources
+    from pipeline.config.params import Params
     from pipeline.project import Project
     from pipeline.submission.plan import Entry, Plan
 
@@ -46,33 +47,53 @@ def plan(
     except UserError:
         show_wanted(project)  # it may be that
         raise
-    show_surroundings(project)
+    show_surroundings(project, found)
     show_wanted(project)
     show_plan(found)
 
 
-def show_surroundings(project: "Project") -> None:
+def show_surroundings(project: "Project", plan: "Plan") -> None:
     """Print how many runs there are, the newest projection, and what other suites make too."""
-    from datetime import datetime
-
-    from pipeline.commands.rehearse import summary
     from pipeline.config.params import load_params
-    from pipeline.rehearsal.report import read_report
     from pipeline.stages.table import RUN_BY_JOBS
     from pipeline.submission.shared import shared_runs
 
-    report = read_report(project)
-    if report is not None:
-        typer.echo(f"rehearsed {report.made}:")
-        for line in summary(report, datetime.now()):
-            typer.echo(f"  {line}")
     params = load_params(project.params_file)
+    show_projection(project, params, plan)
     counts = {stage.name: len(params.section(stage.name)) for stage in RUN_BY_JOBS}
     counted_stages = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     typer.echo(f"{sum(counts.values())} runs: {counted_stages}")
     for suite, runs in shared_runs(project).items():
         more = "" if len(runs) <= _NAMED else f" and {len(runs) - _NAMED} more"
         typer.echo(f"made once with {suite}: {', '.join(runs[:_NAMED])}{more}")
+
+
+def show_projection(project: "Project", params: "Params", plan: "Plan") -> None:
+    """Print what the newest rehearsal says of the runs that are to do."""
+    from datetime import datetime
+
+    from pipeline.commands.rehearse import summary
+    from pipeline.rehearsal.kinds import settings_of
+    from pipeline.rehearsal.report import read_report
+    from pipeline.submission.plan import Action
+
+    report = read_report(project)
+    if report is None:
+        return
+    left = [entry.name for entry in plan.entries if entry.action is not Action.NOTHING]
+    rest = report.left(left)
+    if not rest.estimates:
+        typer.echo(f"rehearsed {report.made}: nothing of it is left to do")
+        return
+    typer.echo(f"rehearsed {report.made}; what is left of it:")
+    for line in summary(rest, datetime.now()):
+        typer.echo(f"  {line}")
+    unknown = sorted(set(report.unknown(settings_of(params))) & set(left))
+    if unknown:
+        typer.echo(
+            f"  {counted(len(unknown), 'run')} of those to do had other settings then, or were "
+            f"not tried, the first {unknown[0]}; asl-pipe rehearse tries again"
+        )
 
 
 def show_wanted(project: "Project") -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from asl_core.wording import counted
+
 if TYPE_CHECKING:
     from pipeline.rehearsal.projection import Span
     from pipeline.rehearsal.report import RehearsalReport, StageEstimate
@@ -88,6 +90,8 @@ def summary(report: "RehearsalReport", now: "object") -> list[str]:
     ]
     if gpu.expected:
         lines.insert(1, f"GPU-hours: {gpu.expected:,.1f} ({gpu.low:,.1f} to {gpu.high:,.1f})")
+    if report.batch is not None:
+        lines.append(f"tried with {counted(report.batch, 'image')} of a step and process")
     failed = sum(each.each is None for each in report.estimates)
     if failed:
         lines.append(f"without {failed} of {len(report.estimates)} kinds of runs: see the problems")

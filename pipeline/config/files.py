@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 """No unknown keys; a string is no number, though 12 is a float."""
 
 Location = tuple[str | int, ...]
+
+_PLAIN_MEMBER = re.compile(r"str|int|float|bool|none|(tuple|list)\[.*\]")
+"""How Pydantic calls the members of a union that are no classes."""
 
 
 class Problems:
@@ -97,11 +101,15 @@ def clean_location(location: Location, raw: Any) -> Location | None:
         tag = {str(here.get(name)).lower() for name in ("source", "method", "kind")} if (
             isinstance(here, Mapping)
         ) else set()  # fmt: skip
-        is_key = isinstance(here, list) or (isinstance(here, Mapping) and part in here)
+        is_key = part in here if isinstance(here, Mapping) else isinstance(part, int)
         if not is_key and str(part).lower() in tag:
             continue
         if not is_key and str(part)[:1].isupper():
             return None
+        if not is_key and _PLAIN_MEMBER.fullmatch(str(part)) and not isinstance(here, Mapping):
+            if isinstance(here, list) and not str(part).endswith("]"):
+                return None
+            continue
         kept.append(part)
         if not is_key and position < len(location) - 1:
             return tuple(kept)

@@ -12,6 +12,7 @@ from asl_core.recipes import datasets as sources
 from asl_core.recipes.catalogue import NOT_TRAINED, RECIPES
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
+from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.tokenized import TokenPretraining
 from asl_core.recipes.tokenizers import Tokenizer, Tokenizing, require_tokenizer
 from pipeline.config.expand import SUITE_FILE, expansion_of
@@ -61,9 +62,10 @@ class Params(BaseModel):
 
     suite: str
     title: str
-    scale: Literal["reduced", "paper"]
-    tables: tuple[str, ...]
-    """Tables of the paper that the suite fills."""
+    scale: Literal["reduced", "paper", "own"]
+    """Of the runs: that of the paper, a reduced one, or `own`: nothing that the paper did."""
+    tables: tuple[str, ...] = ()
+    """Tables of the paper that the suite fills; absent: one of its own, a row an experiment."""
     datasets: dict[str, Dataset]
     tokenizers: dict[str, Annotated[Tokenizer, Field(discriminator="kind")]] = {}
     """Name of the dataset that results -> what is done to which dataset."""
@@ -203,6 +205,7 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
                 line = unknown_name("dataset", item.dataset, known)
                 problems.add((section, key, "dataset"), line)
     _check_tokenizers(params, problems)
+    _check_regions(params, problems)
     _check_sizes(params, problems)
     _check_decay(params, problems)
     for key, item in params.datasets.items():
@@ -211,6 +214,8 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
                 ("datasets", key, "selection"),
                 "results on a selection are not comparable with the paper; leave tables empty",
             )
+    if params.scale == "own" and params.tables:
+        problems.add(("tables",), "the paper has no numbers for scale own; leave tables out")
     for i, name in enumerate(params.tables):
         if tables is not None and name not in tables:
             problems.add(("tables", i), unknown_name("table", name, tables))
@@ -228,6 +233,22 @@ def _check_tokenizers(params: Params, problems: Problems) -> None:
                 require_tokenizer(item, params.tokenizers.get(item.dataset))
             except ValueError as error:
                 problems.add(("experiments", key, "dataset"), str(error))
+
+
+def _check_regions(params: Params, problems: Problems) -> None:
+    """Refuse methods that want regions on datasets that are packed without them."""
+    for key, item in params.experiments.items():
+        tokenized = params.tokenizers.get(item.dataset)
+        name = tokenized.dataset if tokenized else item.dataset
+        packed = params.datasets.get(name)
+        wanted = isinstance(item, Pretraining) and item.view_plan().regions
+        if packed is None or packed.regions or not wanted:
+            continue
+        problems.add(
+            ("experiments", key, "dataset"),
+            f"{item.method} wants regions, which {name} is packed without; give datasets.{name} "
+            "regions: {scales: [500, 1000, 1500]}, or smaller scales for small images",
+        )
 
 
 def _check_sizes(params: Params, problems: Problems) -> None:

@@ -1,6 +1,7 @@
 """Which runs of a suite take the same time: they are tried once."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,19 @@ def kinds_of(params: Params) -> Iterator[Kind]:
                 else Kind(stage, key, recipe, (name,))
             )
     yield from found.values()
+
+
+def settings_of(params: Params) -> dict[str, str]:
+    """Return a digest of what makes each run take the time that it takes, by the run's name."""
+    return {
+        stage.run_name(key): hashlib.sha256(
+            f"{_alike(params, stage, key, recipe)} {recipe!r}".encode()
+            if stage in (PREPARE, TOKENIZE)
+            else _alike(params, stage, key, recipe).encode()
+        ).hexdigest()
+        for stage in (PREPARE, TOKENIZE, *MEASURED)
+        for key, recipe in params.section(stage.name).items()
+    }
 
 
 def _alike(params: Params, stage: Stage, key: str, recipe: Any) -> str:

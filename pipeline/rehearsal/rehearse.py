@@ -23,7 +23,14 @@ from pipeline.execution.inputs import find_inputs
 from pipeline.execution.perform import BusyError
 from pipeline.execution.stop_signals import stop_signals_raise
 from pipeline.project import Project
-from pipeline.rehearsal.kinds import Kind, kinds_of, needed_for, smallest_batch, trains
+from pipeline.rehearsal.kinds import (
+    Kind,
+    kinds_of,
+    needed_for,
+    settings_of,
+    smallest_batch,
+    trains,
+)
 from pipeline.rehearsal.launch import Launcher
 from pipeline.rehearsal.machine import Machine
 from pipeline.rehearsal.projection import Training, proportional_span, steps_of, training_span
@@ -364,7 +371,13 @@ def _rehearse(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    return RehearsalReport(suite=project.name, made=made, estimates=tuple(estimates))
+    return RehearsalReport(
+        suite=project.name,
+        made=made,
+        estimates=tuple(estimates),
+        settings=settings_of(params),
+        batch=batch,
+    )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """What a rehearsal found: kept in a file, and told."""
 
+import dataclasses
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -64,13 +66,15 @@ class RehearsalReport:
         suite: Its name.
         made: When, in ISO's form, UTC.
         estimates: In the order of the DAG.
-        skipped: Runs that are there already.
+        settings: What the runs were when they were tried: `settings_of`.
+        batch: Images of a step and process, where they were asked for.
     """
 
     suite: str
     made: str
     estimates: tuple[StageEstimate, ...]
-    skipped: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    batch: int | None = None
 
     @property
     def total(self) -> Span:
@@ -93,6 +97,18 @@ class RehearsalReport:
     def problems(self) -> list[str]:
         """What stands against the first of each kind of run."""
         return [f"{each.names[0]}: {each.problem}" for each in self.estimates if each.problem]
+
+    def left(self, runs: Collection[str]) -> "RehearsalReport":
+        """Return what it says of some runs alone: those that are not finished."""
+        narrowed = (
+            dataclasses.replace(each, names=tuple(name for name in each.names if name in runs))
+            for each in self.estimates
+        )
+        return dataclasses.replace(self, estimates=tuple(each for each in narrowed if each.names))
+
+    def unknown(self, settings: Mapping[str, str]) -> list[str]:
+        """Return the runs that were not tried, or have other settings now."""
+        return [name for name, now in settings.items() if self.settings.get(name) != now]
 
     def finished(self, now: datetime) -> tuple[datetime, datetime, datetime]:
         """Return when all is done, one run after the other: expected, at best, at worst."""
@@ -119,7 +135,6 @@ def read_report(project: Project) -> RehearsalReport | None:
     try:
         content = json.loads(report_file(project).read_text(encoding="utf-8"))
         estimates = tuple(_estimate(each) for each in content.pop("estimates"))
-        content["skipped"] = tuple(content["skipped"])
         return RehearsalReport(estimates=estimates, **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # written by another version, or damaged: to be made again

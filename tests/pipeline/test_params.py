@@ -196,6 +196,17 @@ MISTAKES = [
         "experiments.none.initialisation: got 'xavier', expected one of mae, dino, mocov3, beit, "
         "cae, splitmask",
     ),
+    (
+        "icons: {source: icons, train: 8, test: 4}",
+        "icons: {source: imagefolder, path: here, classes: [first, 2]}",
+        "datasets.icons.classes.1: got 2, expected a text",
+    ),
+    (
+        "{method: mae, dataset: both,",
+        "{method: rmae, dataset: both,",
+        "experiments.mae.dataset: rmae wants regions, which both is packed without; give "
+        "datasets.both regions: {scales: [500, 1000, 1500]}, or smaller scales for small images",
+    ),
 ]
 
 

@@ -14,7 +14,7 @@ from asl_core.data.prepare import prepare
 from pipeline import cli
 from pipeline.config.params import load_params
 from pipeline.project import Project, find_project
-from pipeline.rehearsal.kinds import Kind, kinds_of, needed_for
+from pipeline.rehearsal.kinds import Kind, kinds_of, needed_for, settings_of
 from pipeline.rehearsal.launch import Here
 from pipeline.rehearsal.projection import (
     Span,
@@ -161,9 +161,9 @@ def test_what_does_not_fit_is_halved(
     "content",
     [
         "null", "5", '"x"', "[]", "{", '{"suite": 1}',
-        '{"suite": "x", "made": "x", "skipped": [], "estimates": ["a"]}',
-        '{"suite": "x", "made": "x", "skipped": [], "estimates": [{"each": null, "names": "a"}]}',
-        '{"suite": "x", "made": "x", "skipped": [], "estimates": '
+        '{"suite": "x", "made": "x", "settings": {}, "estimates": ["a"]}',
+        '{"suite": "x", "made": "x", "settings": {}, "estimates": [{"each": null, "names": "a"}]}',
+        '{"suite": "x", "made": "x", "settings": {}, "estimates": '
         '[{"each": {"expected": "a", "low": 1, "high": 1}, "names": ["a"]}]}',
     ],
 )  # fmt: skip
@@ -180,6 +180,27 @@ def test_a_date_beyond_all_calendars_is_told_all_the_same() -> None:
     estimates = (StageEstimate(names=("a",), each=span),)
     report = RehearsalReport(suite="demo", made="", estimates=estimates)
     assert report.finished(datetime(2026, 1, 1))[0].year > 2300
+
+
+def test_a_report_is_told_of_the_runs_that_are_left_and_knows_which_have_changed(
+    project: Project,
+) -> None:
+    then = settings_of(load_params(project.params_file))
+    hour = Span(3600.0, 3000.0, 4000.0)
+    estimates = (
+        StageEstimate(names=("pretrain@mae", "pretrain@mae-seed1"), each=hour),
+        StageEstimate(names=("knn@mae",), each=hour),
+    )
+    report = RehearsalReport(suite="x", made="", estimates=estimates, settings=then)
+    assert report.left(["pretrain@mae-seed1"]).total == hour
+    assert report.left([]).estimates == ()
+    assert report.unknown(then) == []
+    text = project.params_file.read_text()
+    assert text.count("epochs: 3") >= 1
+    project.params_file.write_text(text.replace("epochs: 3", "epochs: 4", 1))
+    changed = report.unknown(settings_of(load_params(project.params_file)))
+    assert changed
+    assert all(name.startswith("pretrain@") for name in changed)
 
 
 def test_a_stage_needs_what_it_reads_from_and_no_more(project: Project) -> None:
