@@ -7,10 +7,10 @@ import os
 import re
 import warnings
 from array import array
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +28,25 @@ from asl_core.data.segmenting import segment
 from asl_core.data.slices import Counts, beginning_of_source
 from asl_core.data.sources.catalogue import open_source
 from asl_core.data.sources.selection import hold_out
-from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
+from asl_core.data.sources.source import (
+    SPLITS,
+    Entry,
+    Item,
+    Rejected,
+    Source,
+    Split,
+    SplitName,
+    Unread,
+)
 from asl_core.data.target import written_whole
 from asl_core.errors import InputError
-from asl_core.recipes.datasets import Dataset, Regions, as_mapping
+from asl_core.recipes.datasets import Dataset, Regions, as_packed
+from asl_core.recipes.undivided import Undivided
 from asl_core.wording import counted
 
 _logger = logging.getLogger(__name__)
 
-_CHUNK = 256  # images read before the threads decode them: a bound on memory
+_AHEAD = 8  # images that may wait for each thread: a bound on memory
 _MAX_THREADS = 8
 _SOURCE_LINE = re.compile(r"^\w+, \S+:\d+, ")  # "decode_image, /path/of/the/source.cpp:37, "
 
@@ -56,6 +66,8 @@ class _Packed:
     labels: set[int | None] = dataclasses.field(default_factory=set)
     contents: "array[int]" = dataclasses.field(default_factory=partial(array, "Q"))
     """A hash of each image's file, of 64 bits."""
+    converted: Counter[str] = dataclasses.field(default_factory=Counter)
+    """What was done to images -> to how many."""
 
     def add(self, item: Item) -> None:
         self.count += 1
@@ -63,6 +75,7 @@ class _Packed:
         self.labels.add(item.label)
         if item.size is not None and orientation(item.image) != UPRIGHT:
             self.turned.append(item.name)
+        self.converted.update(item.converted)
         digest = hashlib.sha256(item.image).digest()
         self.contents.append(int.from_bytes(digest[:8], "little"))
 
@@ -101,7 +114,7 @@ def prepare(
     if beginning is not None:
         source = beginning_of_source(source, beginning)
     for split in SPLITS:
-        _check_split(source.splits[split], recipe, f"{name} {split}", rejected_list)
+        _check_split(source, split, recipe, f"{name} {split}", rejected_list)
     with (
         warnings.catch_warnings(),
         written_whole(folder, sum(source.splits[split].size for split in SPLITS)),
@@ -121,10 +134,13 @@ def prepare(
 def _manifest(
     source: Source, recipe: Dataset, name: str, packed: dict[SplitName, _Packed]
 ) -> Manifest:
-    notes = [*_notes(source.classes, packed), *source.notes, *_turned_notes(packed)]
+    notes = [
+        *_notes(source.classes, packed), *source.notes, *_turned_notes(packed),
+        *_converted_notes(packed),
+    ]  # fmt: skip
     return Manifest(
         name=name,
-        source=as_mapping(recipe),
+        source=as_packed(recipe),
         licence=source.licence,
         classes=source.classes,
         thing_classes=source.thing_classes,
@@ -139,15 +155,31 @@ def _manifest(
     )
 
 
-def _check_split(split: Split, recipe: Dataset, title: str, rejected_list: Path) -> None:
+def _check_split(
+    source: Source, name: SplitName, recipe: Dataset, title: str, rejected_list: Path
+) -> None:
     """Refuse before the first image is read what can be known then."""
+    split = source.splits[name]
     if not split.count:
         raise InputError(
             f"{title}: the source has no images; check its path and layout, or, where "
-            "val_joins_training leaves no test split, join it with a source that has one"
+            "val_joins_training or holdout 0 leaves no test split, join it with a source that has "
+            "one"
         )
     rejected = [(entry.name, entry.reason) for entry in split.rejected]
-    refuse_too_many(title, rejected, split.count, recipe.max_rejected_share, rejected_list)
+    total = _held_against(source, recipe, split.count, len(split.rejected))
+    refuse_too_many(title, rejected, total, recipe.max_rejected_share, rejected_list)
+
+
+def _held_against(source: Source, recipe: Dataset, total: int, rejected: int) -> int:
+    """Return of how many images the rejected ones are a share.
+
+    Of those of their split; where the splits are two parts of one source, of all: by chance, a
+    small part can have many.
+    """
+    if isinstance(recipe, Undivided) and rejected < total:
+        return sum(split.count for split in source.splits.values())
+    return total
 
 
 def _pack_split(
@@ -181,6 +213,7 @@ def _pack_split(
             _logger.warning(
                 "%s: %d of %d images rejected, the first %s", title, len(rejected), total, first
             )
+        total = _held_against(source, recipe, total, len(rejected))
         refuse_too_many(title, rejected, total, recipe.max_rejected_share, rejected_list)
         result.digest = writer.finish()
     _logger.info("%s: %s, %d rejected", title, counted(result.count, "image"), len(result.rejected))
@@ -214,6 +247,15 @@ def _turned_notes(packed: Mapping[SplitName, _Packed]) -> list[str]:
     return notes
 
 
+def _converted_notes(packed: Mapping[SplitName, _Packed]) -> list[str]:
+    """Say what is not stored as the source has it."""
+    done: Counter[str] = Counter()
+    for result in packed.values():
+        done += result.converted
+    said = ", ".join(f"{count} {what}" for what, count in sorted(done.items()))
+    return [f"Images converted as they were packed: {said}."] if done else []
+
+
 def _with_progress(
     split: Split, title: str, regions: Regions | None
 ) -> Iterator[tuple[Checked | Rejected, bytes]]:
@@ -225,9 +267,9 @@ def _with_progress(
 
 
 def _decoded(
-    items: Iterator[Item | Rejected], regions: Regions | None
+    items: Iterator[Entry], regions: Regions | None
 ) -> Iterator[tuple[Checked | Rejected, bytes]]:
-    """Decode chunk by chunk on all cores.
+    """Decode on all cores, in order.
 
     torchvision's decoders release the GIL, and so does the segmentation, which takes a hundred
     times as long: it may have more cores.
@@ -235,13 +277,16 @@ def _decoded(
     cores = len(os.sched_getaffinity(0))
     threads = min(cores, _MAX_THREADS) if regions is None else cores
     with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(items, _CHUNK)):
-            yield from pool.map(partial(_checked_with_maps, regions=regions), chunk)
+        ahead: deque[Future[tuple[Checked | Rejected, bytes]]] = deque()
+        for item in items:
+            ahead.append(pool.submit(_checked_with_maps, item, regions))
+            if len(ahead) >= _AHEAD * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
-def _checked_with_maps(
-    item: Item | Rejected, regions: Regions | None
-) -> tuple[Checked | Rejected, bytes]:
+def _checked_with_maps(item: Entry, regions: Regions | None) -> tuple[Checked | Rejected, bytes]:
     """Check the item, and segment it if asked; else its maps are no bytes."""
     checked = check_item(item)
     if regions is None or isinstance(checked, Rejected):
@@ -251,8 +296,10 @@ def _checked_with_maps(
     return checked, encode_maps(segment(image, regions))
 
 
-def check_item(item: Item | Rejected) -> Checked | Rejected:
+def check_item(item: Entry) -> Checked | Rejected:
     """Decode the item as training will, and compare its size with that of its annotations."""
+    if isinstance(item, Unread):
+        item = item.read()
     if isinstance(item, Rejected):
         return item
     if not item.image:

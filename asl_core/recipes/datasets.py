@@ -4,77 +4,14 @@ Paths may be relative; the caller resolves them against its data root, so that a
 it the identity of what was made from it, is the same on every machine.
 """
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from asl_core.recipes.class_lists import CLASS_LISTS
-from asl_core.recipes.normalisation import NORMALISATIONS, Rgb
-
-Normalisation = Literal["imagenet", "cifar10", "cifar100", "inception"]
-
-
-_WIDEST_BLUR = 20
-"""Pixels. Nothing is left of an image by then, and memory grows with it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regions:
-    """Segmentations of the training images by the algorithm of Felzenszwalb and Huttenlocher.
-
-    Source: R-MAE, `tools/preprocess`, which calls scikit-image's `felzenszwalb`.
-    """
-
-    scales: tuple[int, ...]
-    """One map for each; larger ones have larger segments, and none has fewer pixels than its
-    scale. R-MAE has 500, 1000 and 1500 for COCO, 1000 for ImageNet."""
-    sigma: float = 0.8
-    """Deviation of the blur before, in pixels; scikit-image's, which R-MAE leaves as it is."""
-
-    def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) < 1:
-            raise ValueError(
-                f"scales must be one or more numbers of pixels from 1, got {list(self.scales)}"
-            )
-        if len(set(self.scales)) < len(self.scales):
-            raise ValueError(f"scales must differ from each other, got {list(self.scales)}")
-        if not 0 <= self.sigma <= _WIDEST_BLUR:
-            raise ValueError(f"sigma must be from 0 to {_WIDEST_BLUR} pixels, got {self.sigma}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packing:
-    """What every source has."""
-
-    normalisation: Normalisation = "imagenet"
-    """Which constants of NORMALISATIONS the models read; COCO and ADE20K use ImageNet's."""
-    max_rejected_share: float = 0.001
-    """Largest share of a split that may be corrupt or unreadable; more is an error."""
-    selection: int = 0
-    """Training images, always the same ones, that replace the official test split, for choosing
-    hyperparameters. 0: the official split is packed, to be used once at the end."""
-    note: str = ""
-    """What a reader of the results should know of these images; printed under every table."""
-    regions: Regions | None = None
-    """Segmentations that are packed beside the training images, for methods that want regions;
-    absent: none. A third to half a second of one core for an image of COCO's size and a scale."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_rejected_share < 1:
-            raise ValueError(f"max_rejected_share must be in [0, 1), got {self.max_rejected_share}")
-        if self.selection < 0:
-            raise ValueError(f"selection must be at least 0, got {self.selection}")
-
-    @property
-    def mean(self) -> Rgb:
-        """Mean of R, G, B in [0, 1]."""
-        return NORMALISATIONS[self.normalisation][0]
-
-    @property
-    def std(self) -> Rgb:
-        """Standard deviation of R, G, B, for pixels in [0, 1]."""
-        return NORMALISATIONS[self.normalisation][1]
+from asl_core.recipes.packing import Packing, Place, on_disk
+from asl_core.recipes.packing import Regions as Regions  # for those that look for it here
+from asl_core.recipes.undivided import HuggingFace, Images, WebDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +71,16 @@ class FromDisk(Packing):
 
     def folder(self, data_root: Path) -> Path:
         """Return where it lies on this machine."""
-        return data_root / os.path.expanduser(os.path.expandvars(self.path))
+        return on_disk(self.path, data_root)
+
+    def places(self, data_root: Path) -> tuple[Place, ...]:
+        """Return what is read in the folder."""
+        folder = self.folder(data_root)
+        return tuple((str(Path(self.path, name)), (folder / name,)) for name in self.READS)
+
+    def needed(self, data_root: Path) -> tuple[Path, ...]:
+        """Return the folder."""
+        return (self.folder(data_root),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +154,7 @@ class Ade20k(FromDisk):
     source: Literal["ade20k"] = "ade20k"
 
 
-Member = Scenes | Icons | Parquet | ImageFolder | Coco | Ade20k
+Member = Scenes | Icons | Parquet | ImageFolder | Coco | Ade20k | Images | WebDataset | HuggingFace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,13 +177,21 @@ class Union_(Packing):
         if any(member.regions for member in self.members):
             raise ValueError("regions of a member have no effect; give them to the union")
 
+    def places(self, data_root: Path) -> tuple[Place, ...]:
+        """Return what the members read."""
+        return tuple(place for member in self.members for place in member.places(data_root))
+
+    def needed(self, data_root: Path) -> tuple[Path, ...]:
+        """Return what the members need."""
+        return tuple(path for member in self.members for path in member.needed(data_root))
+
 
 Dataset = Member | Union_
 """What an entry of `datasets` in params.yaml may be."""
 
 
 def as_mapping(dataset: Dataset) -> dict[str, Any]:
-    """Return a recipe as plain values, as a manifest has it.
+    """Return a recipe as plain values.
 
     What came later only where it is set, so that a dataset without it is to the byte what it was
     before.
@@ -245,12 +199,27 @@ def as_mapping(dataset: Dataset) -> dict[str, Any]:
     return asdict(dataset, dict_factory=_without_absent)
 
 
+def as_packed(dataset: Dataset) -> dict[str, Any]:
+    """Return a recipe as plain values, as a manifest has it.
+
+    Without the place of images whose dataset follows from their files alone (`Undivided`): where
+    they are moved, it stays what it is to the byte.
+    """
+    return asdict(dataset, dict_factory=_without_place)
+
+
 def _without_absent(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     later = ("regions", "classes")
     return {name: value for name, value in fields if name not in later or value is not None}
 
 
+def _without_place(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = _without_absent(fields)
+    if "holdout" in found:
+        found.pop("path")
+    return found
+
+
 def folders_of(dataset: Dataset, data_root: Path) -> list[Path]:
-    """Return the folders on this machine that a data set is packed from."""
-    members = dataset.members if isinstance(dataset, Union_) else (dataset,)
-    return [member.folder(data_root) for member in members if isinstance(member, FromDisk)]
+    """Return the folders and files on this machine that a data set is packed from."""
+    return list(dataset.needed(data_root))

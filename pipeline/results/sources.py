@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from asl_core.recipes.datasets import FromDisk, Union_
+from asl_core.recipes.packing import Packing
+from asl_core.recipes.undivided import HuggingFace
 from pipeline.config.params import load_params
 from pipeline.config.yaml_files import read_yaml
 from pipeline.project import Project, data_root
@@ -28,6 +28,8 @@ from pipeline.writing import write_bytes, write_json
 _DIGITS = 20
 _THREADS = 16
 """On a network filesystem asking for a file's size is waiting."""
+_TOGETHER = 64
+"""Files that a thread is given at a time: handing over one takes longer than a local disk does."""
 _EDITED = "edited in place"
 _NAMES = "names and sizes"
 
@@ -196,31 +198,22 @@ def _read_times(state: Path) -> str | None:
 def _list(recipe: object, root: Path) -> _Listing:
     """Look at all files that a recipe reads."""
     lines, times, found = [], hashlib.sha256(), False
-    for shown, place in _places(recipe, root):
-        files = sorted(_files(place))
-        found |= place.exists()
-        lines.append(f"{shown}: {_summary(place, files)}\n")
+    assert isinstance(recipe, Packing)
+    for shown, places in recipe.places(root):
+        files = sorted(each for place in places for each in _files(place))
+        there = any(place.exists() for place in places)
+        found |= there
+        lines.append(f"{shown}: {_summary(files) if there else 'not there'}\n")
         for name, _, written in files:
             times.update(f"{name}\0{written}\n".encode(errors="surrogateescape"))
+    if not lines and isinstance(recipe, HuggingFace):
+        return _Listing("fetched by its name and revision: reads no files\n", "", found=True)
     if not lines:
         return _Listing("composed by the project: reads no files\n", "", found=True)
     return _Listing("".join(lines), times.hexdigest()[:_DIGITS], found)
 
 
-def _places(recipe: object, root: Path) -> list[tuple[str, Path]]:
-    """Return the folders and files that a recipe reads: as it writes them, and where they are."""
-    members: tuple[Any, ...] = recipe.members if isinstance(recipe, Union_) else (recipe,)
-    return [
-        (str(Path(member.path, name)), member.folder(root) / name)
-        for member in members
-        if isinstance(member, FromDisk)
-        for name in member.READS
-    ]
-
-
-def _summary(place: Path, files: list[tuple[str, int, int]]) -> str:
-    if not place.exists():
-        return "not there"
+def _summary(files: list[tuple[str, int, int]]) -> str:
     digest = hashlib.sha256()
     for name, size, _ in files:
         digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
@@ -232,7 +225,8 @@ def _summary(place: Path, files: list[tuple[str, int, int]]) -> str:
 def _files(place: Path) -> Iterator[tuple[str, int, int]]:
     """Yield name, bytes and time of each visible file below a folder, or of one file.
 
-    Links are followed; one that leads nowhere has a size of -1.
+    Links are followed; one that leads nowhere has a size of -1, and so has a folder that cannot be
+    read: packing says what that means.
     """
     if place.is_file():
         yield _facts(place.name, str(place))
@@ -246,18 +240,26 @@ def _files(place: Path) -> Iterator[tuple[str, int, int]]:
         if (status.st_dev, status.st_ino) in seen:  # a link upwards
             continue
         seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    target = waiting if entry.is_dir() else names
-                    target.append((f"{prefix}{entry.name}{'/' * entry.is_dir()}", entry.path))
+        try:
+            with os.scandir(folder) as entries:
+                found = [entry for entry in entries if not entry.name.startswith(".")]
+        except PermissionError:
+            yield prefix, -1, 0
+            continue
+        for entry in found:
+            # a link in a circle is no folder either, but is_dir would raise
+            below = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+            target = waiting if below else names
+            target.append((f"{prefix}{entry.name}{'/' * below}", entry.path))
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(lambda each: _facts(*each), names)
+        parts = (names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER))
+        for found in pool.map(lambda part: [_facts(*each) for each in part], parts):
+            yield from found
 
 
 def _facts(name: str, path: str) -> tuple[str, int, int]:
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except OSError:  # it is gone, leads nowhere, or lies in a folder that may not be entered
         return name, -1, 0
     return name, status.st_size, status.st_mtime_ns

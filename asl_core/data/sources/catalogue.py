@@ -25,6 +25,9 @@ DYNAMIC_IMPORTS: dict[str, str | tuple[str, ...]] = {
     "imagefolder": "asl_core.data.sources.imagefolder:open_image_folder",
     "coco": "asl_core.data.sources.coco:open_coco",
     "ade20k": "asl_core.data.sources.ade20k:open_ade20k",
+    "images": "asl_core.data.sources.images:open_images",
+    "webdataset": "asl_core.data.sources.webdataset:open_webdataset",
+    "huggingface": "asl_core.data.sources.huggingface:open_hugging_face",
     "union": (
         "asl_core.data.sources.union:open_union",
         "asl_core.data.sources.scenes",
@@ -33,6 +36,9 @@ DYNAMIC_IMPORTS: dict[str, str | tuple[str, ...]] = {
         "asl_core.data.sources.imagefolder",
         "asl_core.data.sources.coco",
         "asl_core.data.sources.ade20k",
+        "asl_core.data.sources.images",
+        "asl_core.data.sources.webdataset",
+        "asl_core.data.sources.huggingface",
     ),
 }
 """`source` of a recipe -> its opener, then the modules that it may open in turn.

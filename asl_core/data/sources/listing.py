@@ -17,9 +17,10 @@ _IMAGE_SUFFIXES = frozenset(
      ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )  # fmt: skip
 """What the names of images end in, decodable or not: those that are not are rejected by name."""
-_SYSTEM_FOLDERS = frozenset(
+SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "lost+found", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 )
+"""What systems put among people's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Listing:
             hidden = entry.name.startswith(".")
             # a link in a circle is no folder either, but is_dir would raise
             if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
-                of_system = hidden or entry.name in _SYSTEM_FOLDERS
+                of_system = hidden or entry.name in SYSTEM_FOLDERS
                 (self.skipped if of_system else folders).append(path)
             elif hidden:
                 self.others.append(path)
@@ -135,9 +136,9 @@ class Listing:
         self.images.append(ImageFile(path, status.st_size if status else 0, problem))
 
 
-def is_image_name(path: Path) -> bool:
+def is_image_name(path: Path | str) -> bool:
     """Return whether a file's name says that it is an image."""
-    return path.suffix.lower() in _IMAGE_SUFFIXES
+    return os.path.splitext(path)[1].lower() in _IMAGE_SUFFIXES
 
 
 def _begins_as_image(path: Path) -> bool:

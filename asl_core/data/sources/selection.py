@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from functools import partial
 
-from asl_core.data.sources.source import Item, Rejected, Source, Split
+from asl_core.data.sources.source import Entry, Source, Split
 from asl_core.errors import InputError
 from asl_core.randomness import derive_seed
 
@@ -46,7 +46,7 @@ def hold_out(source: Source, count: int, name: str) -> Source:
     )
 
 
-def _items(source: Source, chosen: frozenset[int], wanted: bool) -> Iterator[Item | Rejected]:
+def _items(source: Source, chosen: frozenset[int], wanted: bool) -> Iterator[Entry]:
     for position, item in enumerate(source.splits["train"].items()):
         if (position in chosen) is wanted:
             yield item

@@ -50,6 +50,7 @@ class Item:
         size: (height, width) that the annotations are made for, if there are any.
         instances: Objects, if the source has them.
         semantic: PNG with one grey channel, 255 where ignored, if the source has it.
+        converted: What was done to the file to make `image`, as `Converted.done` has it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Item:
     size: tuple[int, int] | None = None
     instances: EncodedInstances | None = None
     semantic: bytes | None = None
+    converted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,22 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """An image that has yet to be read, by whichever thread gets to it.
+
+    Attributes:
+        name: Of the image, as in `Item`.
+        read: Returns it, or why it cannot be used; raises nothing.
+    """
+
+    name: str
+    read: Callable[[], Item | Rejected]
+
+
+Entry = Item | Rejected | Unread
+
+
+@dataclass(frozen=True)
 class Split:
     """The images of one split.
 
@@ -87,7 +105,7 @@ class Split:
     """
 
     count: int
-    items: Callable[[], Iterator[Item | Rejected]]
+    items: Callable[[], Iterator[Entry]]
     rejected: tuple[Rejected, ...] = ()
     size: int = 0
 

@@ -4,9 +4,19 @@ import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from asl_core.data.sources.catalogue import open_source
-from asl_core.data.sources.source import SPLITS, Item, Rejected, Source, Split, SplitName
+from asl_core.data.sources.source import (
+    SPLITS,
+    Entry,
+    Item,
+    Rejected,
+    Source,
+    Split,
+    SplitName,
+    Unread,
+)
 from asl_core.recipes.datasets import Union_
 
 
@@ -76,18 +86,27 @@ def _dropped_notes(sources: list[Source], dropped: dict[str, bool]) -> list[str]
     ]
 
 
-def _items(
-    members: dict[str, Source], split: SplitName, blank: dict[str, None]
-) -> Iterator[Item | Rejected]:
+def _items(members: dict[str, Source], split: SplitName, blank: dict[str, None]) -> Iterator[Entry]:
     number = 0
     for name, source in members.items():
         for entry in source.splits[split].items():
-            if isinstance(entry, Item):
-                changes = {"name": f"{name}/{entry.name}", "image_id": number, **blank}
-                yield dataclasses.replace(entry, **changes)
+            changes = {"image_id": number, **blank}
+            if isinstance(entry, Unread):
+                read = partial(_read, name, entry, changes)
+                yield Unread(f"{name}/{entry.name}", read)
             else:
-                yield _renamed(name, entry)
+                yield _changed(name, entry, changes)
             number += 1
+
+
+def _read(member: str, entry: Unread, changes: dict[str, Any]) -> Item | Rejected:
+    return _changed(member, entry.read(), changes)
+
+
+def _changed(member: str, entry: Item | Rejected, changes: dict[str, Any]) -> Item | Rejected:
+    if isinstance(entry, Rejected):
+        return _renamed(member, entry)
+    return dataclasses.replace(entry, name=f"{member}/{entry.name}", **changes)
 
 
 def _renamed(member: str, entry: Rejected) -> Rejected:
