@@ -19,23 +19,36 @@ from asl_core.modules.encoder import Encoder
 from asl_core.recipes.models import Vit
 
 OURS = re.compile(
-    r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
+    r"cls_token|reg_token|pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
     r"|blocks\.\d{1,4}\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+    r"|blocks\.\d{1,4}\.ls[12]\.gamma"
 )
+RENAMED = (
+    (re.compile(r"^register_tokens$"), "reg_token"),
+    (re.compile(r"^blocks\.\d{1,4}\.(\d{1,4}\.)"), r"blocks.\1"),
+    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),
+    (re.compile(r"\.mlp\.w12\.(weight|bias)$"), r".mlp.fc1.\1"),
+    (re.compile(r"\.mlp\.w3\.(weight|bias)$"), r".mlp.fc2.\1"),
+)
+"""How DINOv2 and iBOT name what timm names otherwise. Blocks in chunks count through all chunks."""
 DROPPED = re.compile(
     r"(head|head_dist|fc|fc_norm|pre_logits|mask_token|masked_embed|decoder\w*|projector"
     r"|projection_head|predictor|prototypes)(\.|$)"
 )
 """What stands beside an encoder and takes no part in its features."""
-LAYER_SCALE = re.compile(r"\.(ls[12]\.gamma|gamma_[12])$")
+LAYER_SCALE = re.compile(r"\.ls[12]\.gamma$")
+LAYER_SCALE_BEGINS = 1e-5
+"""At which factor it begins in DINOv2; no file says it, and trained factors do not need it."""
 
 FOREIGN = (
-    (re.compile(r"reg_token|register_tokens|storage_tokens"), "register tokens"),
+    (
+        re.compile(r"rope|storage_tokens|bias_mask"),
+        "of DINOv3, whose attention turns queries and keys by position (rotary positions)",
+    ),
     (re.compile(r"dist_token"), "a distillation token"),
     (re.compile(r"[qk]_norm\."), "normalised queries and keys"),
     (re.compile(r"rel_pos|relative_position"), "relative position bias"),
     (re.compile(r"attn\.[qkv.]*_bias"), "biases of queries and values apart, as BEiT has them"),
-    (LAYER_SCALE, "LayerScale other than 1"),
     (re.compile(r"norm_pre|patch_embed\.norm"), "a norm before the blocks"),
     (re.compile(r"mlp\.(w\d|fc1_[gx])"), "a gated MLP"),
 )
@@ -62,9 +75,14 @@ def import_encoder(path: Path, options: ImportOptions) -> tuple[dict[str, Tensor
     """
     checkpoint = read_checkpoint(path)
     found, chosen = find_encoder(path, checkpoint.content, options.branch, options.prefix)
-    state, dropped = _sort_out(path, found.tensors)
+    state, dropped = _sort_out(path, _renamed(path, found.tensors))
     _check_projection(path, state[PATCH_WEIGHT])
     num_heads, heads_from = _num_heads(path, found, checkpoint, options)
+    if "reg_token" in state and "pos_embed" not in state:
+        raise InputError(
+            f"{path}: it has registers and no pos_embed: rotary positions, as in DINOv3, which "
+            "this encoder cannot hold; take a checkpoint with learned positions, as DINOv2's"
+        )
     vit, positions, stored_grid = _infer_vit(path, state, num_heads, options)
     stated = None
     if stored_grid is not None:
@@ -93,19 +111,40 @@ def import_encoder(path: Path, options: ImportOptions) -> tuple[dict[str, Tensor
     return state, vit, origin
 
 
+def _renamed(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under timm's names.
+
+    Raises:
+        InputError: Two have one name then.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = name
+        for pattern, replacement in RENAMED:
+            plain = pattern.sub(replacement, plain)
+        if plain in renamed:
+            raise InputError(f"{path} holds {plain} under two names; save one of them alone")
+        renamed[plain] = tensor
+    return renamed
+
+
 def _sort_out(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return what an encoder of ours has, and the names of what may be left out."""
     kept: dict[str, Tensor] = {}
     dropped: list[str] = []
+    scales = [tensor for name, tensor in tensors.items() if LAYER_SCALE.search(name)]
+    scaled = not all(bool((tensor == 1).all()) for tensor in scales)
     for name, tensor in tensors.items():
-        if OURS.fullmatch(name):
+        if LAYER_SCALE.search(name) and not scaled:  # factors of 1 do nothing
+            dropped.append(name)
+        elif OURS.fullmatch(name):
             kept[name] = _in_float32(path, name, tensor)
-        elif DROPPED.match(name) or (LAYER_SCALE.search(name) and bool((tensor == 1).all())):
+        elif DROPPED.match(name):
             dropped.append(name)
         else:
             why = next((why for known, why in FOREIGN if known.search(name)), "an unknown part")
             raise InputError(
-                f"{path}: {name}: {why}, which this encoder, a plain ViT, cannot hold; "
+                f"{path}: {name}: {why}, which this encoder cannot hold; "
                 "take a checkpoint without it"
             )
     if "norm.weight" not in kept and "fc_norm.weight" in dropped:
@@ -163,7 +202,8 @@ def _infer_vit(
     """Return the sizes, the stored positions as (1, 1 + N, D), and the side of their grid."""
     embed_dim, _, patch_size, _ = state[PATCH_WEIGHT].shape
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
-    hidden = state.get("blocks.0.mlp.fc1.weight")
+    hidden, gated = _hidden_width(state)
+    registers = state.get("reg_token")
     _refuse_gaps(path, blocks)
     positions, grid = read_positions(path, state.get("pos_embed"), embed_dim)
     image_size = DEFAULT_IMAGE_SIZE if grid is None else grid * patch_size
@@ -174,9 +214,10 @@ def _infer_vit(
             embed_dim=embed_dim,
             depth=max(blocks, default=-1) + 1,
             num_heads=num_heads,
-            mlp_ratio=4.0
-            if hidden is None or hidden.ndim == 0
-            else _mlp_ratio(hidden.shape[0], embed_dim),
+            mlp_ratio=4.0 if hidden is None else _mlp_ratio(hidden, embed_dim),
+            mlp="swiglu" if gated else "gelu",
+            registers=0 if registers is None or registers.ndim != 3 else registers.shape[1],
+            layer_scale=LAYER_SCALE_BEGINS if any(map(LAYER_SCALE.search, state)) else None,
         )
     except ValueError as error:
         raise InputError(f"{path}: {error}; correct the options or take another file") from None
@@ -190,6 +231,18 @@ def _refuse_gaps(path: Path, blocks: set[int]) -> None:
             f"{path}: blocks.{min(missing)}.norm1.weight is missing, though there are blocks up to "
             f"{max(blocks)}; take another checkpoint"
         )
+
+
+def _hidden_width(state: Mapping[str, Tensor]) -> tuple[int | None, bool]:
+    """Return the hidden width of the MLPs, behind a gate where there is one, and whether there is.
+
+    A gate halves the width: what comes in is half of what comes out before it.
+    """
+    first, second = (state.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    if first is None or first.ndim != 2:
+        return None, False
+    gated = second is not None and second.ndim == 2 and first.shape[0] == 2 * second.shape[1]
+    return first.shape[0] // (2 if gated else 1), gated
 
 
 def _mlp_ratio(hidden: int, width: int) -> float:
@@ -222,10 +275,15 @@ def _num_heads(
 def _check_against(path: Path, state: Mapping[str, Tensor], vit: Vit) -> None:
     with torch.device("meta"):
         expected = Encoder(vit).state_dict()
+    for name in state.keys() - expected.keys():  # registers of no known shape
+        raise InputError(
+            f"{path}: {name} has no place in this encoder: it is {tuple(state[name].shape)}, "
+            f"expected (1, R, {vit.embed_dim}); take another checkpoint"
+        )
     for name, tensor in expected.items():
         if name not in state:
             raise InputError(
-                f"{path}: {name} is missing; this encoder, a plain ViT with biases and [cls], "
+                f"{path}: {name} is missing; this encoder, a ViT with biases and [cls], "
                 "needs it; take another checkpoint"
             )
         if state[name].shape != tensor.shape:
@@ -247,4 +305,11 @@ def _notes(vit: Vit, stored_grid: int | None, heads_from: str) -> Iterable[str]:
         yield f"positions resized from {stored_grid}x{stored_grid} patches, bicubic"
     if vit.embed_dim == 384 and heads_from.startswith("assumed"):
         yield "a ViT-S of DINO, iBOT and timm has 6 heads, of MoCo v3 12: --num-heads where wrong"
-    yield "not stored: the norms' eps, 1e-6 here, and the activation, GELU here, as in MAE and timm"
+    if vit.mlp == "swiglu":
+        yield "not stored: what gates the MLPs, silu of the first half here, as in DINOv2"
+        yield "not stored: the norms' eps, 1e-6 here, as in DINOv2 and timm"
+    else:
+        yield (
+            "not stored: the norms' eps, 1e-6 here, and the activation, GELU here, as in MAE and "
+            "timm"
+        )

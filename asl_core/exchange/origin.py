@@ -20,10 +20,12 @@ class Convention(StrEnum):
 
 
 class Form(StrEnum):
-    """Who is to read an exported file."""
+    """Who is to read an exported folder."""
 
     timm = "timm"
     mae = "mae"
+    huggingface = "huggingface"
+    onnx = "onnx"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.stages.table import encoder_beside
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
-"""Files that DVC keeps; they are referred to and never copied."""
+"""Files that DVC keeps; runs refer to them and never hold them."""
 
 WEIGHTS_TEXT = "weights.txt"
 """The text that refers to them."""

@@ -12,13 +12,15 @@ import timm
 import torch
 import yaml
 from mlflow import MlflowClient
+from timm.data.config import resolve_model_data_config
 
 from asl_core.data.prepare import prepare
 from asl_core.errors import InputError
-from asl_core.modules.encoder import Encoder, load_encoder
+from asl_core.modules.encoder import Encoder, load_encoder, save_encoder
 from asl_core.recipes.datasets import Icons
 from asl_core.recipes.imported import encoder_differences
-from asl_core.recipes.models import MODELS, Vit
+from asl_core.recipes.models import MODELS, EncoderParts, Vit
+from asl_core.recipes.normalisation import NORMALISATIONS
 from asl_core.recipes.published import PUBLISHED, PublishedWeights
 from pipeline import cli
 from pipeline.config.params import load_params
@@ -265,34 +267,81 @@ def test_it_has_a_row_in_the_tables_and_in_the_report(
     assert "trained elsewhere" in shown
 
 
-def test_export_writes_what_timm_loads(project: Project, checkpoint: Path, say: Say) -> None:
+def test_export_writes_what_timm_loads_with_a_card(
+    project: Project, checkpoint: Path, say: Say
+) -> None:
     name = paste(project, say("import-encoder", checkpoint))
     assert f"dvc repro pretrain@{name}" in say("export-encoder", name, code=2)
     run_stage(project, "pretrain", name, SERVICES)
+    run_stage(project, "linprobe", name, SERVICES)
     said = say("export-encoder", name, "--format", "timm")
-    assert f"exports/{name}-timm.safetensors; to read it" in said
-    model = eval(said.splitlines()[-1], {"timm": timm}).eval()  # the line as printed
+    assert f"exports/{name}-timm: README.md, config.json, model.safetensors\n" in said
+    assert f"Read by timm {timm.__version__}: on drawn images" in said
+    names: dict[str, Any] = {}
+    exec("\n".join(said.splitlines()[3:]), names)  # as it is printed
+    model = names["model"]
     encoder = load_encoder(project.suite / "runs/encoder" / name).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.forward_features(images), encoder(images), atol=1e-5, rtol=0)
+    config = resolve_model_data_config(model)
+    mean, std = NORMALISATIONS["imagenet"]
+    assert (tuple(config["mean"]), tuple(config["std"])) == (mean, std)
+    assert tuple(config["input_size"]) == (3, 32, 32)
+    assert config["crop_pct"] == 1.0  # the images of the dataset have 32 pixels
+    text = (project.suite / f"exports/{name}-timm/README.md").read_text()
+    _, front, card = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "timm", "pipeline_tag": "image-feature-extraction",
+        "tags": ["vit", "imported", "asl-pipe"],
+    }  # fmt: skip
+    accuracy = json.loads((project.suite / f"runs/linprobe/{name}.json").read_text())["lp_acc1"]
+    assert f"| Linear probe, top-1 [%] | icons | {accuracy:.1f} r! |" in card
+    assert "| 8 | not measured | - |" in card
+    assert "**not recorded in `dvc.lock`**" in card
+    assert "- commit: `c0ffee`" in card
+    weights = (project.suite / f"encoders/{name}/encoder.safetensors").read_bytes()
+    assert f"(sha256 `{hashlib.sha256(weights).hexdigest()}`)" in card
+    assert str(project.root) not in card
 
 
-def test_export_refuses_what_it_does_not_know_and_what_is_there(
+def test_export_replaces_an_earlier_export_and_nothing_else(
     project: Project, checkpoint: Path, say: Say
 ) -> None:
     name = paste(project, say("import-encoder", checkpoint, "--name", "official"))
     run_stage(project, "pretrain", name, SERVICES)
     assert "did you mean 'official'?" in say("export-encoder", "oficial", code=2)
-    out = project.root.parent / "there.pth"
-    say("export-encoder", name, "--format", "mae", "--out", out)
-    first = out.read_bytes()
-    said = say("export-encoder", name, "--format", "mae", "--out", out, code=2)
-    assert "use --force to replace it" in said
-    say("export-encoder", name, "--format", "mae", "--out", out, "--force")
-    assert out.read_bytes() == first
-    said = say("export-encoder", name, "--out", out, "--force", code=2)
-    assert "ends in .safetensors" in said
-    assert sorted(path.name for path in out.parent.iterdir() if path.suffix == ".part") == []
+    out = project.root.parent / "there"
+    mae = ("export-encoder", name, "--format", "mae", "-o", out)
+    say(*mae)
+    first = (out / "encoder.pth").read_bytes()
+    assert "use --force to replace it" in say(*mae, code=2)
+    say(*mae, "--force")
+    assert (out / "encoder.pth").read_bytes() == first
+    said = say("export-encoder", name, "-o", out.with_name("there.safetensors"), code=2)
+    assert "an export is a folder, with several files; name it without .safetensors" in said
+    (out / "diary.txt").write_text("mine")
+    assert "holds other files (diary.txt) and is not replaced" in say(*mae, "--force", code=2)
+    assert (out / "diary.txt").read_text() == "mine"
+    file = project.root.parent / "file"
+    file.write_text("mine")
+    assert "is no folder" in say("export-encoder", name, "-o", file, "--force", code=2)
+    below = say("export-encoder", name, "-o", file / "below", code=2)
+    assert "cannot be written" in below
+    assert len(below.splitlines()) == 1
+    assert not [path for path in out.parent.iterdir() if ".part" in path.name]
+
+
+def test_an_encoder_that_a_form_cannot_hold_leaves_no_folder(project: Project, say: Say) -> None:
+    folder = project.suite / "runs/encoder/mae"
+    folder.mkdir(parents=True)
+    parts = EncoderParts(relative_positions=True)
+    save_encoder(folder, Encoder(VIT, parts).state_dict(), VIT, parts)
+    said = say("export-encoder", "mae", "--format", "huggingface", code=2)
+    assert "has relative position bias, and huggingface is written for plain ViTs only" in said
+    assert len(said.splitlines()) == 1
+    assert not [*(project.suite / "exports").iterdir()]
+    (folder / "encoder.safetensors").write_bytes(b"half")
+    assert "restore it or train it again" in say("export-encoder", "mae", code=2)
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, digest: str) -> None:

@@ -1,12 +1,16 @@
 """Encoders as MLflow's models: what each scored in which stage, where its weights are, the best.
 
 A pre-training run leaves one model, in the experiment and as a version of the suite's registered
-model. Weights are not copied: the model holds the text that says where DVC keeps them.
+model. It holds a copy of the encoder, with what `mlflow.pyfunc` needs to load it, and the text that
+says where DVC keeps the weights.
 """
 
+import contextlib
+import os
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -14,8 +18,10 @@ from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput, Me
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from asl_core.recipes.normalisation import Rgb
 from pipeline.results.dvc_experiment import NAME
 from pipeline.stages.table import PRETRAIN
+from pipeline.tracking.mlflow.loadable import MLMODEL, write_loadable
 from pipeline.tracking.mlflow.parents import CURRENT
 from pipeline.tracking.port import CurrentResult, SuiteResults
 from pipeline.tracking.small_files import WEIGHTS_TEXT
@@ -23,8 +29,20 @@ from pipeline.tracking.tracked import TrackedRun
 
 ENCODER = "encoder"
 BEST = "best"
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+"""MLflow's setting of how long a server may be silent, in seconds; read at each call."""
+SLOWEST = 4_000_000
+"""Bytes a second that a server is expected to keep, at least."""
 RANKING = ("lp_acc1", "ft_acc1", "ap_box", "miou")
 """The best of a suite has most of the first of these that one of its encoders has."""
+
+
+@dataclass(frozen=True)
+class LoadableEncoder:
+    """An encoder that is at hand, and the normalisation of its images: mean and deviation."""
+
+    folder: Path
+    normalisation: tuple[Rgb, Rgb]
 
 
 class EncoderModels:
@@ -40,13 +58,17 @@ class EncoderModels:
         self._client, self._experiment_id, self._suite = client, experiment_id, suite
         self._name = f"asl-{suite}".replace("/", "-").replace(":", "-")  # what MLflow refuses
 
-    def add(self, run: TrackedRun, run_id: str, weights: str | None) -> None:
+    def add(
+        self, run: TrackedRun, run_id: str, weights: str | None, encoder: LoadableEncoder | None
+    ) -> None:
         """Make the model of a finished pre-training run.
 
         Args:
             run: The run.
             run_id: It, in the store.
             weights: Text that says where the weights are; None where they are not at hand.
+            encoder: What makes it loadable; None where that is not at hand, or not known. A model
+                that has it keeps it.
         """
         model = self._find(run.fingerprint)
         if model is None:
@@ -55,6 +77,8 @@ class EncoderModels:
                 self._experiment_id, name=run.key, source_run_id=run_id, tags=tags,
                 params=dict(run.params), model_type=ENCODER,
             )  # fmt: skip
+        if encoder is not None and not self._is_loadable(model):
+            self._make_loadable(model, run, run_id, encoder)
         if model.status != "READY" and weights is not None:
             with tempfile.TemporaryDirectory() as folder:
                 text = Path(folder) / WEIGHTS_TEXT
@@ -67,6 +91,26 @@ class EncoderModels:
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         self._register(model, run)
         self._score(model, run, run_id)
+
+    def _is_loadable(self, model: LoggedModel) -> bool:
+        files = self._client.list_logged_model_artifacts(model.model_id)
+        return MLMODEL in {file.path for file in files}
+
+    def _make_loadable(
+        self, model: LoggedModel, run: TrackedRun, run_id: str, encoder: LoadableEncoder
+    ) -> None:
+        """Store the encoder in a model, the description that makes it one last."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "model"
+            folder.mkdir()
+            write_loadable(
+                folder, encoder.folder, encoder.normalisation, run,
+                model_id=model.model_id, run_id=run_id,
+            )  # fmt: skip
+            description = (folder / MLMODEL).rename(Path(name) / MLMODEL)
+            with _patient(encoder.folder):
+                self._client.log_model_artifacts(model.model_id, str(folder))
+                self._client.log_model_artifact(model.model_id, str(description))
 
     def remove(self, fingerprint: str) -> None:
         """Delete the model of an encoder, and its version, should there be one."""
@@ -162,7 +206,8 @@ class EncoderModels:
     def _register(self, model: LoggedModel, run: TrackedRun) -> None:
         note = (
             f"Encoders of suite {self._suite}. Alias `{BEST}`: of those in dvc.lock the one "
-            f"with most of the first of {', '.join(RANKING)} that was measured."
+            f"with most of the first of {', '.join(RANKING)} that was measured. "
+            "`mlflow.pyfunc` loads them: `predict` takes images and gives a vector for each."
         )
         try:
             self._client.create_registered_model(self._name, description=note)
@@ -207,6 +252,21 @@ class EncoderModels:
                 raise
             return None
         return None if BEST not in aliases else str(aliases[BEST])
+
+
+@contextlib.contextmanager
+def _patient(folder: Path) -> Iterator[None]:
+    """Give a server the time to keep files: it may answer only when it has handed them on."""
+    size = sum(path.stat().st_size for path in folder.glob("*"))
+    before = os.environ.get(TIMEOUT)
+    os.environ[TIMEOUT] = str(max(int(before or 0), 30 + size // SLOWEST))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TIMEOUT]
+        else:
+            os.environ[TIMEOUT] = before
 
 
 def _inputs(run: Run) -> set[str]:
