@@ -17,15 +17,15 @@ def cls_attention(encoder: Encoder, images: Tensor) -> Tensor:
 
     Shape:
         - images: (B, 3, S, S), normalised. Output: (B, heads, G, G); a map sums to at most 1, what
-          is missing goes to [cls] itself.
+          is missing goes to [cls] itself and to registers.
     """
     tokens = encoder.prepend_cls(encoder.add_positions(encoder.embed(images)))  # (B, 1 + N, D)
-    bias = encoder.attention_bias()
+    tokens, bias = encoder.insert_registers(tokens), encoder.attention_bias()
     for block in encoder.blocks[:-1]:
         tokens = block(tokens, attn_mask=bias)
     last = cast(Block, encoder.blocks[-1])
     weights = attention_weights(
         cast(Attention, last.attn), last.norm1(tokens), bias
-    )  # (B, heads, 1 + N, 1 + N)
-    grid = encoder.vit.grid_size
-    return weights[:, :, 0, 1:].unflatten(2, (grid, grid))
+    )  # (B, heads, 1 + R + N, 1 + R + N)
+    grid, first = encoder.vit.grid_size, 1 + encoder.vit.registers
+    return weights[:, :, 0, first:].unflatten(2, (grid, grid))

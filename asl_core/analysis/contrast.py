@@ -19,8 +19,8 @@ from asl_core.analysis.contrastive_view import (
 )
 from asl_core.engine.devices import pick_device
 from asl_core.held_out import read_held_out
+from asl_core.recipes.analysis import TokenAnalysis
 from asl_core.recipes.optimisation import Resources
-from asl_core.recipes.transfer import TokenAnalysis
 
 
 @dataclass(frozen=True)

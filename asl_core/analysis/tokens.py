@@ -22,8 +22,8 @@ from asl_core.data.views import normalise
 from asl_core.engine.devices import move, pick_device
 from asl_core.modules.encoder import Encoder
 from asl_core.randomness import torch_generator
+from asl_core.recipes.analysis import TokenAnalysis
 from asl_core.recipes.optimisation import Resources
-from asl_core.recipes.transfer import TokenAnalysis
 
 NUM_POSITION_PAIRS = 500
 MAX_CKA_IMAGES = 1000  # bounds the memory of (images, patches, width); no others are kept

@@ -1,4 +1,4 @@
-"""The transfer protocols: linear probe, fine-tune, detection, segmentation, token analysis."""
+"""The transfer protocols: linear probe, fine-tune, detection, segmentation."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -198,34 +198,6 @@ class Segmentation(Optimisation):
                 f"slide_stride {self.slide_stride} exceeds crop_size {self.crop_size}: pixels "
                 "between two windows would have no class; use a smaller stride"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenAnalysis:
-    """Token similarity, Figure 1, by the formula of `analysis/similarity.py`, and Eq. 5-8.
-
-    The contrastive view is measured on the test images that the pre-training kept predictions of
-    (`held_out_images` of its recipe), not on `dataset`.
-    """
-
-    dataset: str
-    images: int = 5000
-    """How many images of the evaluation split, evenly spread over it: of every class alike where
-    they come class by class."""
-    seed: int = 0
-    """Of the pairs of positions that CKA compares."""
-    contrast_batches: tuple[int, ...] = (8, 16, 32, 64)
-    """Images whose removed patches are the candidates of Eq. 8; the largest is the default."""
-    contrast_temperatures: tuple[float, ...] = (0.25, 1, 4, 16, 64, 256, 1024)
-    """Temperatures of Eq. 8, in units of twice the mean squared error per value. The number of
-    values of a patch, 768 at patch 16, is the unit if the norm of Eq. 8 is a mean over them."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 1, "images")
-        for name in ("contrast_batches", "contrast_temperatures"):
-            values = getattr(self, name)
-            if not values or min(values) <= 0:
-                raise ValueError(f"{name} needs at least one value, all positive, got {values}")
 
 
 def _require_batch(recipe: Optimisation) -> None:

@@ -5,21 +5,18 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
-from asl_core.analysis.attention import cls_attention
 from asl_core.analysis.contrast import ContrastReport, measure_contrast
 from asl_core.analysis.tokens import TokenReport, analyse_tokens
 from asl_core.data.shards import PackedDataset
-from asl_core.data.views import normalise
 from asl_core.held_out import held_out_files
 from asl_core.modules.encoder import load_encoder
-from asl_core.recipes.transfer import TokenAnalysis
+from asl_core.recipes.analysis import TokenAnalysis
 from pipeline.rounding import fixed
 from pipeline.stages.pictures import save_figure
 from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.same_images import show_same_images
 from pipeline.writing import or_null
 
 
@@ -42,8 +39,6 @@ def run(request: StageRequest[TokenAnalysis]) -> dict[str, float]:
     )
     _draw_layers(request, tokens)
     _draw_maps(request, tokens)
-    pictured = normalise(tokens.images, dataset.manifest.mean, dataset.manifest.std)
-    _draw_attention(request, tokens, cls_attention(encoder.cpu().eval(), pictured))
     metrics = tokens.metrics
     if files := _held_out(request.inputs):
         reports = measure_contrast(files, request.recipe, request.resources)
@@ -52,6 +47,7 @@ def run(request: StageRequest[TokenAnalysis]) -> dict[str, float]:
         _write_json(request, "contrastive.json", branches.pop("ori") | branches)
         _draw_contrast(request, reports)
         metrics = metrics | reports["ori"].metrics
+    show_same_images(request, encoder, dataset)
     return metrics
 
 
@@ -94,35 +90,22 @@ def _draw_layers(request: StageRequest[object], report: TokenReport) -> None:
 
 def _draw_maps(request: StageRequest[object], report: TokenReport) -> None:
     count = len(report.images)
-    figure, axes = plt.subplots(2, count, figsize=(1.5 * count, 3), squeeze=False)
+    shares = [1.0] * count + [0.08]  # of the width: the last is the colour bar
+    figure, axes = plt.subplots(
+        2, count + 1, figsize=(1.5 * count + 0.5, 3.2), width_ratios=shares, squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
     for i in range(count):
         axes[0, i].imshow(report.images[i].permute(1, 2, 0).numpy())
-        axes[1, i].imshow(report.maps[i].numpy(), vmin=-1, vmax=1, cmap="coolwarm")
-        for axis in axes[:, i]:
-            axis.axis("off")
-    figure.suptitle("cosine of each token to that of the central patch", fontsize=8)
+        drawn = axes[1, i].imshow(report.maps[i].numpy(), vmin=-1, vmax=1, cmap="coolwarm")
+        if i == 0:
+            axes[1, -1].axis("on")
+            bar = figure.colorbar(drawn, cax=axes[1, -1], ticks=(-1, 0, 1))
+            bar.set_label("cosine", fontsize=10)
+    figure.suptitle("cosine of each token to that of the central patch", fontsize=11)
     save_figure(figure, request.out / "pictures/token_similarity.png")
     request.journal.artifact("pictures/token_similarity.png")
-
-
-def _draw_attention(request: StageRequest[object], report: TokenReport, attention: Tensor) -> None:
-    """Draw what [cls] looks at, the mean over the heads and each head; an image a column."""
-    maps = torch.cat([attention.mean(dim=1, keepdim=True), attention], dim=1)  # (B, 1 + heads, ...)
-    rows, count = 1 + maps.shape[1], len(report.images)
-    figure, axes = plt.subplots(rows, count, figsize=(1.2 * count, 1.2 * rows), squeeze=False)
-    for i in range(count):
-        axes[0, i].imshow(report.images[i].permute(1, 2, 0).numpy())
-        for j in range(1, rows):
-            axes[j, i].imshow(maps[i, j - 1].numpy(), cmap="viridis")
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    labels = ["image", "mean", *(f"head {head}" for head in range(1, rows - 1))]
-    for axis, label in zip(axes[:, 0], labels, strict=True):
-        axis.set_ylabel(label, fontsize=7)
-    figure.suptitle("attention of [cls] to the patches, last block", fontsize=8)
-    save_figure(figure, request.out / "pictures/attention.png")
-    request.journal.artifact("pictures/attention.png")
 
 
 def _draw_contrast(request: StageRequest[object], reports: dict[str, ContrastReport]) -> None:
@@ -135,7 +118,7 @@ def _draw_contrast(request: StageRequest[object], reports: dict[str, ContrastRep
         _draw_retrieval(axes[1, 1], name, report)
     for axis in axes.flat[1:]:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=9)
     for axis in (axes[0, 1], axes[1, 0]):
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
     save_figure(figure, request.out / "pictures/contrastive_view.png")
@@ -146,7 +129,7 @@ def _draw_patches(axis: Axes, report: ContrastReport) -> None:
     axis.hexbin(report.mse.numpy(), report.contrast.numpy(), gridsize=40, bins="log", mincnt=1)
     default = report.by_batch[-1]
     axis.set_title(
-        f"{len(report.mse)} removed patches, r = {fixed(default.pearson, 2)}", fontsize=9
+        f"{len(report.mse)} removed patches, r = {fixed(default.pearson, 2)}", fontsize=10
     )
     axis.set_xlabel("MSE of the patch (Eq. 1)")
     axis.set_ylabel("contrastive loss (Eq. 8)")

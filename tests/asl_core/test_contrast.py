@@ -10,8 +10,8 @@ from torch import Tensor
 
 from asl_core.analysis.contrast import measure_contrast
 from asl_core.analysis.contrastive_view import contrast_patches, pearson, spearman
+from asl_core.recipes.analysis import TokenAnalysis
 from asl_core.recipes.optimisation import Resources
-from asl_core.recipes.transfer import TokenAnalysis
 
 IMAGES, REMOVED, VALUES = 5, 3, 6
 RESOURCES = Resources(device="cpu", threads=1)

@@ -22,10 +22,10 @@ from asl_core.data.shards import PackedDataset
 from asl_core.data.views import normalise
 from asl_core.engine.journal import Journal
 from asl_core.modules.encoder import Encoder, save_encoder
+from asl_core.recipes.analysis import TokenAnalysis
 from asl_core.recipes.datasets import Scenes
 from asl_core.recipes.models import Vit
 from asl_core.recipes.optimisation import Resources
-from asl_core.recipes.transfer import TokenAnalysis
 from pipeline.jobs.journal import read_records
 from pipeline.stages import analyze
 from pipeline.stages.request import StageRequest
@@ -242,7 +242,7 @@ def test_stage_writes_numbers_and_pictures_of_an_encoder_without_decoder(
     assert {"token_similarity", "token_similarity_centred", "cka_positions"} <= metrics.keys()
     assert artifacts == [
         "pictures/similarity_per_layer.png", "pictures/token_similarity.png",
-        "pictures/attention.png",
+        "same_images/patch_pca.png", "same_images/attention.png", "same_images/neighbours.png",
     ]  # fmt: skip
     written = json.loads((tmp_path / "out/similarity.json").read_text())
     assert len(written["per_layer"]) == len(written["cka_to_last"]) == 4
