@@ -22,9 +22,9 @@ def compare(
 ) -> None:
     """Print the settings in which two experiments differ, and the differences of their numbers.
 
-    Differences are B minus A, with their standard error over the choice of test images where it is
-    known. `asl-pipe ui` shows the same as charts. Exit code 1 if a number is not the one that
-    dvc.lock records; it is marked with a question mark.
+    Differences are B minus A: above zero where B has more. They come with their standard error over
+    the choice of test images where it is known. `asl-pipe ui` shows the same as charts. Exit code 1
+    if a number is not the one that dvc.lock records; it is marked with a question mark.
 
     Example: asl-pipe compare mae asl
     """
@@ -53,7 +53,7 @@ def metrics_table(found: "Comparison", first: str, second: str) -> "Table":
         (pair.stage, pair.metric, *map(_number, pair.values, pair.differing), _difference(pair))
         for pair in found.pairs
     ]
-    return text_table(("stage", "metric", first, second, "difference"), rows)
+    return text_table(("stage", "metric", first, second, f"{second} minus {first}"), rows)
 
 
 def _number(value: float | None, differing: bool) -> str:

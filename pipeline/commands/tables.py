@@ -14,6 +14,8 @@ class Format(StrEnum):
     md = "md"
     latex = "latex"
     html = "html"
+    csv = "csv"
+    json = "json"
 
 
 def tables(
@@ -30,7 +32,8 @@ def tables(
     Reads existing results; changes nothing. The first row is a random encoder's, and what does not
     exceed it is marked. A missing cell names the command that fills it. Exit
     code 1 if a number is not the one that dvc.lock records; it is marked. Without SUITE: the suite
-    in the current folder.
+    in the current folder. csv and json have every cell with its n, standard error, floor, chance
+    level, fingerprint and commit; the report stage leaves both in reports/ too.
 
     Example: asl-pipe tables cifar10-mini --format latex
     """

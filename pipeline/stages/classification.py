@@ -43,6 +43,6 @@ def save_worst_mistakes(path: Path, predictions: Predictions, dataset: PackedDat
         image = dataset.read_image(int(predictions.indices[row]))  # (3, H, W) uint8
         axis.imshow(image.permute(1, 2, 0).numpy())
         title = f"{names[label]}\nas {names[said]}, {fixed(100 * shares[row, said].item(), 0)} %"
-        axis.set_title(title, fontsize=7)
-    figure.suptitle("worst mistakes" if rows else "no mistakes", fontsize=8)
+        axis.set_title(title, fontsize=9)
+    figure.suptitle("worst mistakes" if rows else "no mistakes", fontsize=11)
     save_figure(figure, path)

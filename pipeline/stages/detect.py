@@ -5,8 +5,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -82,25 +84,33 @@ def draw_precision(path: Path, scores: dict[IouType, Scores]) -> None:
             axis.plot(torch.linspace(0, 1, 101), curve, style, label=label)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, title="AP [%]", title_fontsize=7)
+    axis.legend(fontsize=9, title="AP [%]", title_fontsize=9)
     save_figure(figure, path)
 
 
 def draw_detections(path: Path, dataset: PackedDataset, results: CocoResults) -> None:
-    """Draw the first annotated images with their objects and with what was detected."""
+    """Draw the first annotated images with their objects and with what was detected.
+
+    Where nothing scores high enough, the picture says so, and how high the best one scores.
+    """
     by_image: dict[int, CocoResults] = defaultdict(list)
+    best: dict[int, float] = {}
     for result in results:
-        if result["score"] >= DRAWN_SCORE:
-            by_image[result["image_id"]].append(result)
+        image, score = result["image_id"], result["score"]
+        best[image] = max(score, best.get(image, 0.0))
+        if score >= DRAWN_SCORE:
+            by_image[image].append(result)
     names = list(dataset.manifest.thing_classes or ())
     truths, found = [], []
     for index in dataset.annotated_indices[:DRAWN_IMAGES]:
         sample = dataset[index]
         assert sample.instances is not None  # the image is annotated
-        truths.append(draw(sample, sample.instances, names))
+        truths.append(draw(sample, sample.instances, names, "no object"))
         detected = as_instances(by_image[sample.image_id], *sample.image.shape[-2:])
-        found.append(draw(sample, detected, names))
-    detections_title = f"detections, score >= {DRAWN_SCORE}"
+        highest = best.get(sample.image_id)
+        none = "none" if highest is None else f"none, best {highest:.2f}"
+        found.append(draw(sample, detected, names, none))
+    detections_title = f"score >= {DRAWN_SCORE}"
     save_image_grid(path, {"ground truth": stack(truths), detections_title: stack(found)})
 
 
@@ -117,14 +127,21 @@ def as_instances(results: CocoResults, height: int, width: int) -> Instances:
     )
 
 
-def draw(sample: Sample, objects: Instances, names: list[str]) -> Tensor:
-    """Return the enlarged image with masks, boxes and class names, (3, H, W) uint8."""
+def draw(sample: Sample, objects: Instances, names: list[str], none: str) -> Tensor:
+    """Return the enlarged image with masks, boxes and class names, (3, H, W) uint8.
+
+    Args:
+        sample: The image.
+        objects: What is drawn on it.
+        names: Of the classes.
+        none: What is written on it where there is no object.
+    """
     height, width = sample.image.shape[-2:]
     scale = DRAWN_SIDE / max(height, width)
     size = [max(1, round(height * scale)), max(1, round(width * scale))]
     image = F.interpolate(sample.image[None].float(), size=size)[0].to(torch.uint8)
     if not len(objects.boxes):
-        return image
+        return write(image, none)
     masks = F.interpolate(objects.masks[None].float(), size=size)[0].bool()
     labels = objects.labels.tolist()
     colours: list[str | tuple[int, int, int]] = [COLOURS[label % len(COLOURS)] for label in labels]
@@ -132,9 +149,19 @@ def draw(sample: Sample, objects: Instances, names: list[str]) -> Tensor:
     # boxes that rounding has made empty are widened to the pixel that they lie in
     boxes = (objects.boxes * scale).round()
     boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-    return draw_bounding_boxes(
-        image, boxes, [names[label] for label in labels], colors=colours, width=2
-    )
+    image = draw_bounding_boxes(image, boxes, colors=colours, width=2)
+    for (x, y, *_), label in zip(boxes.int().tolist(), labels, strict=True):
+        image = write(image, names[label], x, y)
+    return image
+
+
+def write(image: Tensor, text: str, x: int = 0, y: int = 0) -> Tensor:
+    """Return an image with a text on black, its upper left corner at (x, y), (3, H, W) uint8."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
+    pen.rectangle((x, y, x + round(pen.textlength(text, font)) + 4, y + 15), fill="black")
+    pen.text((x + 2, y), text, fill="white", font=font)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def stack(images: list[Tensor]) -> Tensor:

@@ -8,18 +8,22 @@ from pipeline.config.params import Params
 from pipeline.stages.request import StageRequest
 from pipeline.tables.collect import collect, doubts
 from pipeline.tables.html import page
-from pipeline.tables.layout import contrastive_table, lay_out, similarity_table
+from pipeline.tables.latex import latex
+from pipeline.tables.layout import all_tables
 from pipeline.tables.paper import load_paper
+from pipeline.tables.records import csv_tables, json_tables
 from pipeline.tables.render import markdown
 
 logger = logging.getLogger(__name__)
+
+FILES = ("index.html", "tables.md", "tables.csv", "tables.json", "tables.tex")
 
 
 def run(request: StageRequest[Params]) -> dict[str, float]:
     """Write the report of the suite; a report measures nothing itself."""
     write_report(request.inputs["suite"], request.recipe, request.out, request.page_of)
-    request.journal.artifact("index.html")
-    request.journal.artifact("tables.md")
+    for name in FILES:
+        request.journal.artifact(name)
     return {}
 
 
@@ -29,7 +33,7 @@ def write_report(
     out: Path,
     page_of: Callable[[str], str | None] = lambda _: None,
 ) -> None:
-    """Write index.html, which needs no network, and tables.md.
+    """Write index.html, which needs no network, and the tables by themselves.
 
     Numbers that are not those of dvc.lock are marked, and a warning is logged.
 
@@ -45,12 +49,14 @@ def write_report(
     suite, paper = collect(suite_folder, params), load_paper()
     for doubt in doubts(suite.results.values()):
         logger.warning("%s", doubt)
-    analyses = filter(None, (similarity_table(suite, paper), contrastive_table(suite, paper)))
-    tables = markdown([*lay_out(suite, paper), *analyses])
-    contents = {
-        "index.html": page(suite, paper, page_of),
-        "tables.md": f"# Results of suite {suite.name}\n\n{tables}",
-    }
+    tables = all_tables(suite, paper)
+    contents = (
+        page(suite, paper, page_of),
+        f"# Results of suite {suite.name}\n\n{markdown(tables)}",
+        csv_tables(suite, tables),
+        json_tables(suite, tables),
+        latex(tables),
+    )
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
+    for name, content in zip(FILES, contents, strict=True):
         (out / name).write_text(content, encoding="utf-8")

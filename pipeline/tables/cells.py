@@ -35,6 +35,8 @@ class Cell:
     """What stands behind the number, for a tooltip."""
     floor: "Cell | None" = None
     """A random encoder's number under the same evaluation; of several the highest."""
+    chance: float | None = None
+    """What guessing would have given our runs; None where that is not known or not one number."""
     other_data: str = ""
     """What our data are and what the paper's, where these differ: then there is no delta."""
 
@@ -98,7 +100,7 @@ class Cell:
 
     @property
     def reduced(self) -> bool:
-        return any(run.scale != "paper" for run in self.counted)
+        return any(run.scale == "reduced" for run in self.counted)
 
     @property
     def states(self) -> frozenset[str]:

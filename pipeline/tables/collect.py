@@ -93,7 +93,7 @@ class Suite:
 
     @property
     def reduced(self) -> bool:
-        return self.scale != "paper"
+        return self.scale == "reduced"
 
     def images_of(self, dataset: str) -> str:
         """Return the dataset whose images a dataset has: itself, where it has no tokenizer."""

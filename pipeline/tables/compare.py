@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.config.canonical import as_dict
 from pipeline.config.suggest import unknown_name
@@ -11,9 +10,8 @@ from pipeline.errors import UserError
 from pipeline.stages.table import MEASURED
 from pipeline.tables.collect import StageResult, Suite, doubts
 from pipeline.tables.paper import Metric, load_paper
+from pipeline.tables.settings import ABSENT, flat
 from pipeline.tables.uncertainty import standard_error
-
-ABSENT = "-"
 
 
 @dataclass(frozen=True)
@@ -128,19 +126,11 @@ def _differences(
 ) -> Iterator[Difference]:
     if one is None or other is None:
         return  # a stage that one side does not have differs in everything: its state says so
-    settings = [dict(_flat(as_dict(result.recipe))) for result in (one, other)]
+    settings = [dict(flat(as_dict(result.recipe))) for result in (one, other)]
     for name in sorted(settings[0].keys() | settings[1].keys()):
         values = tuple(str(side.get(name, ABSENT)) for side in settings)
         if values[0] != values[1]:
             yield Difference(stage, name, (values[0], values[1]))
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def _pairs(stage: str, one: StageResult | None, other: StageResult | None) -> Iterator[Pair]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pipeline.stages.table import EVALUATIONS
 from pipeline.tables.cells import Cell
+from pipeline.tables.chance import chance_of_runs
 from pipeline.tables.collect import StageResult, Suite
 from pipeline.tables.cost import cost_remarks
 from pipeline.tables.floor import floor_runs, highest
@@ -41,6 +42,7 @@ def result_cell(
         paper=value,
         replicates=len(group.experiments),
         floor=highest([_measured_cell(metric, name, each) for each in floors]),
+        chance=chance_of_runs(suite, metric, runs),
     )
 
 
@@ -117,7 +119,8 @@ def _passes(rows: Sequence[tuple[str, Replicates]]) -> tuple[str, ...]:
 def _pooled(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) -> Iterator[str]:
     """Yield a line for each evaluation of which some rows read out something else than [cls]."""
     for stage in EVALUATIONS:
-        if not hasattr(stage.recipe, "pooling"):
+        name = next(iter(stage.headline), "")
+        if not hasattr(stage.recipe, "pooling") or name not in paper.metrics:
             continue
         poolings = {
             label: suite.results[stage.name, key].recipe.pooling
@@ -127,6 +130,6 @@ def _pooled(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) 
         }
         means = [label for label, pooling in poolings.items() if pooling == "mean"]
         if means:
-            header = paper.metrics[next(iter(stage.headline))].header
+            header = paper.metrics[name].header
             others = "; of the other rows: of [cls]" if len(means) < len(poolings) else ""
             yield f"{header} of {' and '.join(means)}: of the mean of the patch tokens{others}."

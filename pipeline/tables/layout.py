@@ -35,6 +35,16 @@ def lay_out(suite: Suite, paper: Paper) -> list[ResultTable]:
     return [paper_table(suite, paper, table, groups) for table in tables]
 
 
+def all_tables(suite: Suite, paper: Paper) -> list[ResultTable]:
+    """Return the tables of a suite and those of its analyses.
+
+    Raises:
+        UserError: See `lay_out`.
+    """
+    analyses = filter(None, (similarity_table(suite, paper), contrastive_table(suite, paper)))
+    return [*lay_out(suite, paper), *analyses]
+
+
 def contested_rows(suite: Suite, paper: Paper) -> list[str]:
     """Return a line for each row of the paper that several experiments of a suite would fill."""
     if suite.reduced:

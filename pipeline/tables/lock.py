@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from pipeline.config.starts import by_run
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import CODE_FOLDER, SOURCES_FOLDER
@@ -121,7 +122,8 @@ def read_lock(suite_folder: Path) -> Lock:
         raise UserError(
             f"{path} is not as DVC writes it: {where}; restore it with git checkout"
         ) from error
-    return Lock(stages=stages, params=read_yaml(suite_folder / "params.yaml"))
+    params = read_yaml(suite_folder / "params.yaml")
+    return Lock(stages=by_run(stages, params), params=params)
 
 
 def _at(content: Any, path: str) -> Any:

@@ -30,6 +30,8 @@ class _Record(BaseModel):
 class Metric(_Record):
     """A number that a stage writes to its metrics file."""
 
+    name: str
+    """As the metrics files have it: `lp_acc1`."""
     stage: str
     header: str
     unit: str
@@ -191,6 +193,15 @@ class Paper(_Record):
     data: Mapping[str, Data]
     tables: Mapping[str, Table]
     figure1: Figure
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_know_their_names(cls, content: Any) -> Any:
+        metrics = content.get("metrics") if isinstance(content, dict) else None
+        if not isinstance(metrics, dict):
+            return content
+        named = {k: {"name": k, **v} if isinstance(v, dict) else v for k, v in metrics.items()}
+        return {**content, "metrics": named}
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Paper":

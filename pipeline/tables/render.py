@@ -222,7 +222,9 @@ def _rich_long(table: ResultTable) -> RichTable:
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for header in ("Metric", "Method"):
         grid.add_column(header)
-    for header in ("paper", "ours", "delta"):
+    every = {subhead for heading in table.headings for subhead in heading.subheads}
+    subheads = [subhead for subhead in ("paper", "ours", "delta") if subhead in every]
+    for header in subheads:
         grid.add_column(header, justify="right")
     grid.add_column("fingerprint")
     for index, heading in enumerate(table.headings):
@@ -232,9 +234,7 @@ def _rich_long(table: ResultTable) -> RichTable:
             grid.add_row(
                 escape(headings_text(heading)) if row == 0 else "",
                 escape(label(line)),
-                printed.get("paper", DASH),
-                printed["ours"],
-                printed.get("delta", DASH),
+                *(printed.get(subhead, DASH) for subhead in subheads),
                 ", ".join(fingerprints(cell)),
                 end_section=row == len(table.lines) - 1,
             )

@@ -149,3 +149,6 @@ def _follow(suite: Suite, result: StageResult, value: float | None) -> Iterator[
     yield Link(origin(suite, result), stage.details(suite.folder, key), metrics, value)
     if stage.evaluates and (PRETRAIN.name, key) in suite.results:
         yield from _follow(suite, suite.results[PRETRAIN.name, key], None)
+    start = getattr(getattr(result.recipe, "initialise", None), "experiment", None)
+    if start is not None and (PRETRAIN.name, start) in suite.results:
+        yield from _follow(suite, suite.results[PRETRAIN.name, start], None)

@@ -71,7 +71,20 @@ def sampling_notes(table: ResultTable) -> list[str]:
         notes.append(f"Standard error over the choice of test images: {', '.join(known)}. {CHANCE}")
     if unknown:
         notes.append(f"Test images, without a standard error: {', '.join(unknown)}.")
-    return notes
+    return [*notes, *_chance_note(table)]
+
+
+def _chance_note(table: ResultTable) -> list[str]:
+    """Return what guessing would give in each column where that is known, columns alike in one."""
+    columns: dict[str, list[str]] = {}
+    for index, heading in enumerate(table.headings):
+        cells = [line.cells[index] for line in table.lines]
+        found = sorted({c.chance for c in cells if c.counted and c.chance is not None})
+        if found:
+            level = " or ".join(fixed(chance, heading.metric.decimals) for chance in found)
+            columns.setdefault(level, []).append(heading.name)
+    parts = (f"{level} in {', '.join(names)}" for level, names in columns.items())
+    return [f"Guessing classes gives {'; '.join(parts)}."] if columns else []
 
 
 def _images(cells: Sequence[Cell]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.starts import by_run
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.jobs.folder import JobFolder
@@ -59,7 +60,8 @@ def current_results(root: Path) -> list[SuiteResults]:
 
 def _results_of(folder: Path, root: Path, ahead: list[_Ahead]) -> SuiteResults:
     params, file = read_yaml(folder / "params.yaml"), folder / "dvc.lock"
-    lock: dict[str, Any] = (read_yaml(file).get("stages") or {}) if file.is_file() else {}
+    recorded: dict[str, Any] = (read_yaml(file).get("stages") or {}) if file.is_file() else {}
+    lock = by_run(recorded, params)
     suite = str(params.get("suite", ""))
     written = file.stat().st_mtime if file.is_file() else 0.0
     experiments: dict[str, dict[str, CurrentResult]] = {

@@ -15,7 +15,7 @@ from pipeline.errors import NotFinishedError, TrackingError, UserError
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import read_run_name
 from pipeline.jobs.liveness import has_succeeded, is_under_way
-from pipeline.project import suite_folders
+from pipeline.project import named_suite
 from pipeline.stages.table import STAGES
 from pipeline.tracking.current import follow_locks
 from pipeline.tracking.locked import is_aside
@@ -303,7 +303,7 @@ def outputs_of(job: JobFolder, root: Path) -> Path:
     scratch is all there is.
     """
     run = read_run_name(job.journal)
-    suite = suite_folders(root).get(run.suite) if run is not None else None
+    suite = named_suite(root, run.suite) if run is not None else None
     stage = STAGES.get(run.stage) if run is not None else None
     if run is None or suite is None or stage is None or job.out.exists():
         return job.details

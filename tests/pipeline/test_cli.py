@@ -18,7 +18,8 @@ from pipeline.errors import NotFinishedError, UserError
 ROOT = Path(__file__).parents[2]
 SUITES = ", ".join(sorted(path.name for path in (ROOT / "suites").iterdir()))
 COMMANDS = (
-    "run", "tables", "ui", "sync", "validate", "import-encoder", "export-encoder", "doctor",
+    "run", "tables", "ui", "sync", "validate", "import-encoder", "export-encoder", "embed",
+    "neighbours", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "dvc", "submitit", "sklearn", "matplotlib",
          "pydantic", "ruamel", "numpy")  # fmt: skip
@@ -54,12 +55,12 @@ def test_help_of_a_command_has_an_example(command: str, capsys: pytest.CaptureFi
         (["tables", "--format", "pdf"], "pdf"),
         (["run"], "STAGE"),
         (["export-encoder", "als"], "'als'; did you mean 'asl'?"),
-        (["export-encoder", "asl", "--format", "onnx"], "onnx"),
+        (["export-encoder", "asl", "--format", "keras"], "keras"),
         (["import-encoder", "nowhere.pth"], "nowhere.pth is not a file"),
         (["import-encoder", "x.pth", "--num-heads", "0"], "--num-heads"),
         (["frobnicate"], "frobnicate"),
         (["tabels"], "Did you mean 'tables'?"),
-        (["tables", "--format", "csv"], "'--format': 'csv' is not one of 'text', 'md'"),
+        (["tables", "--format", "pdf"], "'--format': 'pdf' is not one of 'text', 'md'"),
         (["ui", "--port", "x"], "Invalid value for '--port': expected a valid integer (asl"),
         (["ui", "--port", "70000"], "'--port': expected less than or equal to 65535"),
     ],
@@ -78,7 +79,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("/", "not inside a project"), (str(ROOT / "docs"), "no params.yaml")]
+    ("folder", "said"), [("/", "not inside a project"), (str(ROOT / "suites"), "no params.yaml")]
 )
 def test_a_folder_that_is_no_suite_is_named(
     folder: str,

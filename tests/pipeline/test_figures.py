@@ -192,7 +192,7 @@ def test_a_full_page_has_distinct_ids_and_the_same_bytes_again(trained: Any) -> 
         write_report(trained.folder, trained.params, trained.folder / name)
     first, second = ((trained.folder / name / "index.html").read_text() for name in ("one", "two"))
     assert first == second
-    assert first.count("<svg") == 5
+    assert first.count("<svg") == 2 + 2 + 2 + 5  # panels of loss, branches, similarity, Eq. 8
     ids = re.findall(r'\bid="([^"]*)"', first)
     assert len(ids) == len(set(ids))
     for anchor in ("training", "similarity", "contrastive", "samples", "origin"):

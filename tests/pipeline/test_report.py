@@ -15,7 +15,7 @@ from pipeline.jobs.journal import read_records
 from pipeline.stages.report import run, write_report
 from pipeline.stages.request import StageRequest
 from pipeline.tables.figures.pictures import PICTURE_WIDTH, embed_picture
-from pipeline.tables.html import duration, page
+from pipeline.tables.html import duration, is_shared, page, run_name
 from pipeline.tables.paper import load_paper
 from pipeline.tracking.find import find_tracker
 from pipeline.tracking.mlflow.link import RunLink, write_link
@@ -100,7 +100,7 @@ def test_each_section_shows_what_the_suite_has(finished: Any) -> None:
     content = page(finished.suite, PAPER)
     for anchor in ("results", "scale", "training", "similarity", "samples", "origin"):
         assert f'<section id="{anchor}"' in content
-    assert content.count("<svg") == 3
+    assert content.count("<svg") == 4
     assert content.count('src="data:image/png') == 2
 
 
@@ -156,7 +156,9 @@ def test_the_stage_writes_the_page_and_the_tables_and_lists_both(finished: Any) 
     assert "| MAE | 46.8 | 51.0 r | +4.2 |" in (out / "tables.md").read_text()
 
 
-def test_a_fingerprint_links_to_its_tracked_run_and_to_nothing_without_one(finished: Any) -> None:
+def test_a_fingerprint_links_to_its_tracked_run_where_others_can_open_it(
+    finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fingerprint = finished.suite.results["linprobe", "mae"].fingerprint
     assert run_page(finished.folder, fingerprint) is None
     job = finished.folder / ".asl" / "jobs" / fingerprint
@@ -167,9 +169,56 @@ def test_a_fingerprint_links_to_its_tracked_run_and_to_nothing_without_one(finis
     )  # fmt: skip
     write_link(job, link)
     pages = find_tracker(finished.folder).page_of
-    write_report(finished.folder, finished.params, finished.folder / "out", pages)
-    address = escape(LOCAL_SERVER + link.fragment)
-    assert f'href="{address}"' in (finished.folder / "out" / "index.html").read_text()
+
+    def written() -> str:
+        write_report(finished.folder, finished.params, finished.folder / "out", pages)
+        return (finished.folder / "out" / "index.html").read_text()
+
+    # the server of this machine is nobody else's: the run is named, and how to see it
+    assert run_page(finished.folder, fingerprint) == LOCAL_SERVER + link.fragment
+    assert "127.0.0.1" not in written()
+    assert "<td><code>abc</code></td>" in written()
+    assert "<code>asl-pipe ui</code> shows each under its id" in written()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/base")
+    assert f'href="{escape("https://mlflow.example/base" + link.fragment)}"' in written()
+    assert "secret" not in written()
+
+
+@pytest.mark.parametrize(
+    ("address", "shared"),
+    [
+        ("https://mlflow.example/#/runs/1", True), ("http://node7:5000/#/runs/1", True),
+        ("http://127.0.0.1:5000/#/runs/1", False), ("http://localhost:5000/", False),
+        ("http://[::1]:5000/", False), ("http://127.8.0.1/", False), ("file:///a/b.csv", False),
+    ],
+)  # fmt: skip
+def test_only_what_others_can_open_is_a_link(address: str, shared: bool) -> None:
+    assert is_shared(address) is shared
+
+
+def test_a_run_is_called_what_the_end_of_its_address_says() -> None:
+    assert run_name("http://127.0.0.1:5000/#/experiments/1/runs/abc?workflowType=x") == "abc"
+    assert run_name("file:///store/curves/0123.csv") == "0123.csv"
+
+
+def test_beside_a_number_stand_its_error_its_images_its_data_and_chance(finished: Any) -> None:
+    for key in ("mae", "asl"):
+        finished.result("linprobe", key, lp_acc1=51.0, test_images=400)
+    finished.lock()
+    finished.prepared("imagenet", classes=20)
+    content = page(finished.suite, PAPER)
+    head = content.partition(">LP [%]")[2].partition("</th>")[0]
+    assert re.findall(r'<span class="from">([^<]*)</span>', head) == (
+        ["imagenet", "400 images", "chance 5.0", "paper: Table 1"]
+    )
+    assert "s.e. 2.5" in content  # 100 sqrt(.51 .49 / 400)
+
+
+def test_all_settings_stand_in_the_page_and_where_rows_differ(finished: Any) -> None:
+    content = page(finished.suite, PAPER).partition('id="settings"')[2]
+    assert "<b>batch_size</b> <code>4</code>" in content
+    assert "<code>asl</code>: ASL (AEE)" in content
+    assert "<code>mae</code>: MAE" in content
 
 
 def test_two_experiments_of_one_name_are_told_apart_by_their_keys(finished: Any) -> None:

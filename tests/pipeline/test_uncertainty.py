@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from asl_core.data.manifest import Manifest
-from asl_core.recipes.transfer import LinearProbe, TokenAnalysis
+from asl_core.recipes.analysis import TokenAnalysis
+from asl_core.recipes.transfer import LinearProbe
 from pipeline.execution.dataset_facts import count_test_images
 from pipeline.stages.table import ANALYZE, DETECT, FINETUNE, PRETRAIN, SEGMENT
 from pipeline.tables.html import page

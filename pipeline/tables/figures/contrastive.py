@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from pipeline.tables.contrastive import Contrastive, Measured, column
-from pipeline.tables.figures.drawing import INK, STYLE, colour, legend, marker, svg
+from pipeline.tables.figures.drawing import INK, STYLE, colour, legend, marker, panel, svg
 from pipeline.tables.replicates import Replicates
 
 
@@ -28,34 +27,36 @@ def contrastive_view(
     if not views:
         return None
     trained = any(view.over_training for view in views.values())
-    columns = ["batch", "temperature", *(["step"] if trained else [])]
+    names = [f"{name} {x}" for name in ("pearson", "spearman") for x in ("batch", "temperature")]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 5.4), layout="constrained")
-        axes = figure.subplot_mosaic([
-            [f"pearson {x}" if x != "step" else x for x in columns],
-            [f"spearman {x}" if x != "step" else x for x in columns],
-        ])  # fmt: skip
+        panels = {name: panel() for name in [*names, *(["step"] if trained else [])]}
+        axes = {name: axis for name, (_, axis) in panels.items()}
         for place, group in enumerate(groups):
             label: str | None = group.label
             for view in (views[key] for key in group.keys if key in views):
                 for name in ("pearson", "spearman"):
                     _draw(axes[f"{name} batch"], view.by_batch, "batch", name, place, label)
-                    _draw(
-                        axes[f"{name} temperature"], view.by_temperature, "temperature", name, place
-                    )
-                    label = None  # one entry of the legend for a row
+                    temperature = axes[f"{name} temperature"]
+                    _draw(temperature, view.by_temperature, "temperature", name, place, label)
                 if trained:
-                    _draw(axes["step"], view.over_training, "step", "retrieval_acc1", place)
+                    _draw(axes["step"], view.over_training, "step", "retrieval_acc1", place, label)
+                label = None  # one entry of the legend for a row
         for name in ("pearson", "spearman"):
-            axes[f"{name} batch"].set_ylabel(f"{name.capitalize()} correlation")
+            for x in ("batch", "temperature"):
+                axes[f"{name} {x}"].set_ylabel(f"{name.capitalize()} correlation")
             _log_axis(axes[f"{name} batch"], "batch [images]", 2)
             _log_axis(axes[f"{name} temperature"], "temperature", 10)
         if trained:
             axes["step"].set(title="retrieval", xlabel="step", ylabel="nearest is own patch [%]")
             for chance in chances:
                 axes["step"].axhline(chance, color=INK, linestyle=":", linewidth=1.2)
-        legend(figure, axes["pearson batch"])
-        return svg(figure, "contrastive", "Squared error against the contrastive loss of Eq. 8")
+        for axis in axes.values():
+            legend(axis)
+        what = "Squared error against the contrastive loss of Eq. 8"
+        return "".join(
+            svg(figure, f"contrastive-{name.replace(' ', '-')}", f"{what}: {name}")
+            for name, (figure, _) in panels.items()
+        )
 
 
 def _draw(

@@ -1,7 +1,8 @@
 """How every chart of the report is drawn: style, colours, thinning, SVG.
 
 The charts take text and axes from the page (`currentColor`), so they read on light and dark.
-The same figure gives the same bytes.
+The same figure gives the same bytes. A chart of several panels is several SVG elements, one after
+the other: the page sets them side by side where it is wide and below each other where it is not.
 """
 
 import re
@@ -22,8 +23,8 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#14b8a6", "#ec4899", "#84cc16")
 MARKERS = "osD^vPX*"
 CURVE_POINTS = 300  # a curve is averaged to this many points; more do not show at this width
-LEGEND_ROWS = 4  # a chart with more has its legend below it
-LEGEND_WIDTH, LEGEND_HEIGHT = 2.6, 0.2  # inches of one entry
+LEGEND_ROWS = 4  # charts of more have no legend of their own: the page has one key for all
+PANEL = (4.4, 3.3)  # inches: text is readable where the panel is 350 pixels wide, as on a phone
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -82,15 +83,17 @@ def log_scale(axis: Axes) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def legend(figure: Figure, axis: Axes) -> None:
-    """Name the rows inside the chart where they are few, else below it, where it then grows."""
-    handles, labels = axis.get_legend_handles_labels()
-    if len(handles) <= LEGEND_ROWS:
-        axis.legend(fontsize=8.5)
-        return
-    columns = max(1, int(figure.get_figwidth() / LEGEND_WIDTH))
-    figure.set_figheight(figure.get_figheight() + LEGEND_HEIGHT * -(-len(handles) // columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5)
+def panel() -> tuple[Figure, Axes]:
+    """Return an empty chart, which is one panel of a figure of the page or all of it."""
+    figure = Figure(figsize=PANEL, layout="constrained")
+    return figure, figure.subplots()
+
+
+def legend(axis: Axes) -> None:
+    """Name the rows inside the chart where they are few; of many the page names them once."""
+    handles, _ = axis.get_legend_handles_labels()
+    if 0 < len(handles) <= LEGEND_ROWS:
+        axis.legend(fontsize=9)
 
 
 def svg(figure: Figure, name: str, description: str) -> str:

@@ -12,7 +12,7 @@ from pipeline.stages.table import MEASURED
 from pipeline.tables.collect import Suite
 from pipeline.tables.replicates import Replicates
 
-PICTURE_WIDTH = 900  # pixels; wider pictures are scaled down
+PICTURE_WIDTH = 1200  # pixels, the width of the page; wider pictures are scaled down
 PICTURES_PER_STAGE = 4  # names of pictures a stage may show; each for every row of the suite
 
 
@@ -25,6 +25,11 @@ class Picture:
     width: int
     height: int
     """Of the image as embedded, in pixels."""
+
+    @property
+    def basis(self) -> int:
+        """Pixels of the page that it needs at least, so that its labels can be read."""
+        return min(self.width, max(380, round(0.7 * self.width)))
 
 
 def pictures(suite: Suite, groups: Sequence[Replicates]) -> dict[tuple[str, str], list[Picture]]:

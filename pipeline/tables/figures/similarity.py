@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.tables.collect import Suite
-from pipeline.tables.figures.drawing import STYLE, colour, legend, marker, svg
+from pipeline.tables.figures.drawing import STYLE, colour, legend, marker, panel, svg
 from pipeline.tables.replicates import Replicates, experiment_labels
 
 AXES = {"token analysis": ("analyze", "token_similarity"), "linear probe": ("linprobe", "lp_acc1")}
@@ -57,8 +56,7 @@ def similarity_against_probe(points: Sequence[Point]) -> str | None:
     if not points:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 4.0), layout="constrained")
-        axis = figure.subplots()
+        figure, axis = panel()
         for point in points:
             axis.errorbar(
                 fmean(point.similarity), fmean(point.accuracy),
@@ -68,15 +66,14 @@ def similarity_against_probe(points: Sequence[Point]) -> str | None:
             )  # fmt: skip
         axis.margins(0.18)
         axis.set(xlabel="token similarity (mean cosine)", ylabel="linear probe top-1 [%]")
-        legend(figure, axis)
+        legend(axis)
         return svg(figure, "figure1", "Linear probe accuracy over token similarity")
 
 
 def similarity_by_layer(suite: Suite, groups: Sequence[Replicates]) -> str | None:
     """Draw the token similarity layer by layer, a curve per row: the mean over its seeds."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 4.0), layout="constrained")
-        axis = figure.subplots()
+        figure, axis = panel()
         for place, group in enumerate(groups):
             curves = [curve for key in group.keys if (curve := _layers(suite, key))]
             layers = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -92,7 +89,7 @@ def similarity_by_layer(suite: Suite, groups: Sequence[Replicates]) -> str | Non
             return None
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="block (0: embedded patches)", ylabel="token similarity (mean cosine)")
-        legend(figure, axis)
+        legend(axis)
         return svg(figure, "layers", "Token similarity by block, one curve per row")
 
 

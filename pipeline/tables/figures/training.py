@@ -4,10 +4,18 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from pipeline.jobs.journal import Points
-from pipeline.tables.figures.drawing import INK, STYLE, colour, legend, log_scale, svg, thin
+from pipeline.tables.figures.drawing import (
+    INK,
+    STYLE,
+    colour,
+    legend,
+    log_scale,
+    panel,
+    svg,
+    thin,
+)
 from pipeline.tables.health import COLLAPSED_BELOW
 from pipeline.tables.replicates import Replicates
 
@@ -23,18 +31,19 @@ def loss_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) ->
         SVG; None where no experiment has logged a loss yet.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
-        whole, pixels = figure.subplots(1, 2)
+        (left, whole), (right, pixels) = panel(), panel()
         draw_curves(whole, journals, groups, "pretrain/loss")
         draw_curves(pixels, journals, groups, "pretrain/loss_mae")
         if not whole.lines:
             return None
         whole.set(title="total loss", xlabel="step", ylabel="loss")
-        pixels.set(title="reconstruction", xlabel="step")
+        pixels.set(title="reconstruction", xlabel="step", ylabel="loss")
         for axis in (whole, pixels):
             log_scale(axis)
-        legend(figure, whole)
-        return svg(figure, "loss", "Pre-training loss by step, one curve per experiment")
+            legend(axis)
+        return svg(left, "loss", "Pre-training loss by step, one curve per experiment") + svg(
+            right, "loss-pixels", "Reconstruction in the loss by step, one curve per experiment"
+        )
 
 
 def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) -> str | None:
@@ -44,8 +53,7 @@ def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) 
         SVG; None where no experiment has logged a distance.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
-        alignment, distance = figure.subplots(1, 2)
+        (left, alignment), (right, distance) = panel(), panel()
         draw_curves(alignment, journals, groups, "pretrain/loss_sem")
         draw_curves(distance, journals, groups, "pretrain/branch_distance")
         if not distance.lines:
@@ -55,8 +63,10 @@ def branch_curves(journals: Mapping[str, Points], groups: Sequence[Replicates]) 
         distance.axhline(COLLAPSED_BELOW, color=INK, linestyle=":", linewidth=1.2)
         for axis in (alignment, distance):
             log_scale(axis)
-        legend(figure, distance)
-        return svg(figure, "branch", "Alignment loss and distance of the branches by step")
+            legend(axis)
+        return svg(left, "branch-loss", "Alignment loss by step") + svg(
+            right, "branch", "Distance of the branches by step"
+        )
 
 
 def draw_curves(

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import matplotlib
-from matplotlib.figure import Figure
 
 from asl_core.analysis import watched
 from pipeline.jobs.journal import Points
-from pipeline.tables.figures.drawing import INK, STYLE, legend, log_scale, svg
+from pipeline.tables.figures.drawing import INK, STYLE, legend, log_scale, panel, svg
 from pipeline.tables.figures.training import draw_curves
 from pipeline.tables.replicates import Replicates
 
-COLUMNS, WIDTH, HEIGHT = 3, 10.5, 2.6  # of the grid; inches of the chart, and of each row
 LIMITS = {
     watched.DISTANCE: watched.COLLAPSED_DISTANCE,
     watched.GRADIENT_SHARE: watched.COLLAPSED_GRADIENT,
@@ -33,11 +31,10 @@ def watched_curves(journals: Mapping[str, Points], groups: Sequence[Replicates])
     names = [name for name in watched.TITLES if any(name in found for found in journals.values())]
     if not names:
         return None
-    rows = -(-len(names) // COLUMNS)
+    drawn = []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT * rows), layout="constrained")
-        axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-        for name, axis in zip(names, axes, strict=False):
+        for number, name in enumerate(names):
+            figure, axis = panel()
             draw_curves(axis, journals, groups, name)
             axis.set(title=watched.TITLES[name], xlabel="step")
             floors = [found[name][0] for found in journals.values() if name in found]
@@ -47,8 +44,6 @@ def watched_curves(journals: Mapping[str, Points], groups: Sequence[Replicates])
             if name in LIMITS:
                 axis.axhline(LIMITS[name], color=INK, linestyle=":", linewidth=1.2)
                 log_scale(axis)
-        for axis in axes:
-            axis.set_axis_off()
-        most = max(figure.axes, key=lambda axis: len(axis.get_legend_handles_labels()[0]))
-        legend(figure, most)
-        return svg(figure, "watched", "What pre-training was watched for, by step")
+            legend(axis)
+            drawn.append(svg(figure, f"watched-{number}", f"{watched.TITLES[name]}, by step"))
+    return "".join(drawn)

@@ -8,6 +8,19 @@ from pathlib import Path
 
 from asl_core.engine.journal import redact
 
+IGNORED = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+"""Variables of MLflow that name an experiment for all runs: here each suite has its own."""
+
+
+def ignored_settings() -> list[str]:
+    """Return a line for each variable of MLflow that somebody has set and that is not used."""
+    return [
+        f"{name}={os.environ[name]} is not used: the runs of a suite are in the experiment "
+        "asl/<suite>, whose name is `suite` in its params.yaml"
+        for name in IGNORED
+        if os.environ.get(name)
+    ]
+
 
 @dataclass(frozen=True)
 class StoreAddress:

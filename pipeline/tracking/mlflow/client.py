@@ -28,15 +28,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from asl_core.engine.journal import redact
 from pipeline.errors import TrackingError
 from pipeline.jobs.state import RunStatus
+from pipeline.stages.table import encoder_beside
 from pipeline.tracking.mlflow.address import StoreAddress
 from pipeline.tracking.mlflow.charts import VIEW_TAG, comparison_view
 from pipeline.tracking.mlflow.link import RunLink, read_link, write_link
-from pipeline.tracking.mlflow.models import EncoderModels
+from pipeline.tracking.mlflow.loadable import ENCODER_FILES
+from pipeline.tracking.mlflow.models import EncoderModels, LoadableEncoder
 from pipeline.tracking.mlflow.moved import mend_locations
 from pipeline.tracking.mlflow.notes import experiment_note, run_note
 from pipeline.tracking.mlflow.parents import ParentRuns, log, set_status, user
 from pipeline.tracking.mlflow.pictures import draw_curves
 from pipeline.tracking.mlflow.tables import make_tables
+from pipeline.tracking.normalisation import normalisation_of
 from pipeline.tracking.port import StoreRefusedError, SuiteResults
 from pipeline.tracking.small_files import WEIGHTS, WEIGHTS_TEXT, texts_beside
 from pipeline.tracking.tracked import Point, TrackedRun
@@ -44,6 +47,7 @@ from pipeline.tracking.tracked import Point, TrackedRun
 logger = logging.getLogger(__name__)
 
 PART = 20_000  # points, some ten seconds of a server
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 LARGEST = 1.7976931348623157e308  # what MLflow's databases have for infinity
 DIGEST_CHARACTERS = 36  # MLflow's limit for the digest of a dataset
 
@@ -60,6 +64,8 @@ def refusals(address: StoreAddress) -> Iterator[None]:
         line = _first_line(error)
         if " failed with exception " in line:  # requests names hosts, objects and retries
             line = "the server does not answer"
+        if refusal := _who_was_refused(error, address):
+            line = refusal
         if isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE":
             raise TrackingError(f"{address.shown}: {line}") from error  # this run's fault
         if isinstance(error, requests.HTTPError) and _is_about_one_run(error.response):
@@ -69,6 +75,31 @@ def refusals(address: StoreAddress) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
+
+
+def _who_was_refused(error: Exception, address: StoreAddress) -> str | None:
+    """Return what to set where a server wants to know who asks (401), or refuses him (403)."""
+    if isinstance(error, requests.HTTPError):
+        status = None if error.response is None else error.response.status_code
+    elif isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+        found = re.search(r"failed with error code (\d+)", str(error))
+        status = int(found[1]) if found else status
+    else:
+        return None
+    given = [name for name in CREDENTIALS if os.environ.get(name)]
+    if address.uri != address.shown:
+        given.append("user and password in MLFLOW_TRACKING_URI")
+    if status == 401 and not given:
+        return (
+            "the server wants to know who asks (401): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if status == 401:
+        return f"the server does not accept {' and '.join(given)} (401): correct what they hold"
+    if status == 403:
+        return "the server refuses this user (403): ask whoever runs it for the right to write"
+    return None
 
 
 def _is_about_one_run(response: requests.Response | None) -> bool:
@@ -116,8 +147,9 @@ class RunUploader:
         complete = run.status is not RunStatus.RUNNING and not lacks_files
         credited = self._credit_encoder(run, link, out, missing)
         return _note(
-            job, link, done=run.lines, status=run.status, complete=complete, credited=credited
-        )
+            job, link, done=run.lines, status=run.status, complete=complete, credited=credited,
+            loadable=credited,
+        )  # fmt: skip
 
     def follow(self, results: SuiteResults, is_ours: Callable[[str], bool]) -> bool:
         """Make current what counts of a suite that has runs here, see `ParentRuns.follow`.
@@ -298,16 +330,25 @@ class RunUploader:
         try:
             if run.stage == "pretrain":
                 texts = {} if missing else texts_beside(out, self._root)
-                models.add(run, link.run_id, texts.get(WEIGHTS_TEXT))
+                encoder = None if missing else self._loadable(run, out)
+                models.add(run, link.run_id, texts.get(WEIGHTS_TEXT), encoder)
                 return True
             made_here = (
                 self._root / ".asl/jobs" / run.tags.get("asl.encoder_fingerprint", "-") / "journal"
             )
             return models.credit(run, link.run_id) or not made_here.is_dir()
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:  # what a server says of a large file, too
             reason = _first_line(error)
             logger.warning("%s@%s: not among MLflow's models: %s", run.stage, run.key, reason)
             return False
+
+    def _loadable(self, run: TrackedRun, out: Path) -> LoadableEncoder | None:
+        """Return what makes an encoder a model that MLflow loads, where all of it is at hand."""
+        folder = encoder_beside(out)
+        if folder is None or not all((folder / name).is_file() for name in ENCODER_FILES):
+            return None
+        constants = normalisation_of(run, self._root)
+        return None if constants is None else LoadableEncoder(folder, constants)
 
     def _store_artifacts(self, run: TrackedRun, run_id: str, out: Path) -> list[str]:
         missing = []

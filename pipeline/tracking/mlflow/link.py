@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from pipeline.jobs.state import RunStatus
+from pipeline.stages.table import PRETRAIN
 from pipeline.tracking.mlflow.charts import VIEW
 from pipeline.writing import write_json
 
@@ -38,6 +38,8 @@ class RunLink:
         done: Lines of each attempt's file that are stored.
         complete: The run has ended and all its artifacts are stored too.
         credited: Its encoder is among the models, or has its results; nothing to be credited.
+        loadable: Its encoder, if it made one, was stored in its model, as far as it was at hand;
+            links of earlier versions do not say so.
     """
 
     store: str
@@ -52,10 +54,12 @@ class RunLink:
     done: Mapping[str, int] = field(default_factory=dict)
     complete: bool = False
     credited: bool = False
+    loadable: bool = False
 
     def covers(self, lines: Mapping[str, int]) -> bool:
         """Say whether a journal with these line counts per attempt has been sent completely."""
-        return self.complete and self.credited and self.done == lines
+        modelled = self.loadable or self.stage != PRETRAIN.name
+        return self.complete and self.credited and modelled and self.done == lines
 
     @property
     def fragment(self) -> str:
@@ -109,7 +113,9 @@ def charts_fragment(experiment_id: str) -> str:
     return f"/#/experiments/{experiment_id}/runs?{view}&{TRAINING}"
 
 
-def compare_fragment(experiment_id: str, run_ids: list[str]) -> str:
-    """Return the address of the page that puts runs side by side."""
-    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
-    return f"/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"
+def results_fragment(experiment_id: str) -> str:
+    """Return the address of the table of a suite's experiments: a row each, a column a result.
+
+    MLflow's own page that puts runs side by side begins with whatever comes first in the alphabet.
+    """
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&{TRAINING}"

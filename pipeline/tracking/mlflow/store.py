@@ -1,5 +1,6 @@
 """Shows stage runs in MLflow. Loads MLflow on first use only, for that takes two seconds."""
 
+import functools
 import hashlib
 import logging
 import os
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from asl_core.errors import InputError
 from pipeline.errors import TrackingError
-from pipeline.tracking.mlflow.address import StoreAddress
+from pipeline.tracking.mlflow.address import StoreAddress, ignored_settings
 from pipeline.tracking.mlflow.link import RunLink, all_links, is_shown, read_link, write_link
 from pipeline.tracking.mlflow.lock import tracking_lock
 from pipeline.tracking.mlflow.run_page import run_page
@@ -19,6 +20,8 @@ from pipeline.writing import write_bytes
 
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow.client import RunUploader
+
+logger = logging.getLogger(__name__)
 
 TITLE = "MLflow"
 
@@ -133,8 +136,14 @@ def _digest(
     return hashlib.sha256(repr((str(root), address.digest, runs, counting)).encode()).hexdigest()
 
 
+@functools.cache  # once in a process
 def _prepare_mlflow() -> None:
-    """Bound its waiting and keep its messages off the terminal: errors come as exceptions."""
+    """Bound its waiting and keep its messages off the terminal: errors come as exceptions.
+
+    What the user has set and what does nothing here is said.
+    """
+    for line in ignored_settings():
+        logger.warning("%s", line)
     for name, value in BOUNDED.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.ERROR)

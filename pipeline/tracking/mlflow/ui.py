@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +21,7 @@ from pipeline.tracking.mlflow.link import (
     RunLink,
     all_links,
     charts_fragment,
-    compare_fragment,
+    results_fragment,
     runs_fragment,
 )
 from pipeline.tracking.mlflow.lock import tracking_lock
@@ -27,6 +29,9 @@ from pipeline.tracking.mlflow.lock import tracking_lock
 PORTS_TRIED = 50
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
+
+APP = "asl-pipe"
+"""Name under which pyproject.toml offers MLflow our pages, `pipeline.tracking.mlflow.app`."""
 
 SERVER_SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else eight more processes of 250 MB each
@@ -90,11 +95,10 @@ def pages(links: list[RunLink]) -> list[tuple[str, str]]:
         experiment_id = own[-1].experiment_id
         charts = charts_fragment(experiment_id)
         found.append((f"{suite}: charts of all experiments", charts))
-        # An experiment that was trained anew has a new run: its last one counts.
-        parents = {link.key: link.parent_run_id for link in own if link.parent_run_id}
-        if len(parents) > 1:
-            page = compare_fragment(experiment_id, list(parents.values()))
-            found.append((f"{suite}: {', '.join(parents)} side by side", page))
+        experiments = list(dict.fromkeys(link.key for link in own if link.parent_run_id))
+        if len(experiments) > 1:
+            names = ", ".join(experiments)
+            found.append((f"{suite}: {names} side by side", results_fragment(experiment_id)))
         found.append((f"{suite}: all runs", runs_fragment(experiment_id)))
     return found
 
@@ -121,11 +125,14 @@ def _server(address: StoreAddress, port: int, log: Path) -> Iterator[subprocess.
     """Run the server in a process group of its own, and end the whole group afterwards."""
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1",
                "--port", str(port), "--workers", "1"]  # fmt: skip
+    if entry_points(group="mlflow.app", name=APP):  # an environment of an earlier version has none
+        # the server looks for it in the current folder first, where another `pipeline` may be
+        command += ["--app-name", APP, "--uvicorn-opts", shlex.join(["--app-dir", str(log.parent)])]
     if address.artifacts is not None:
         command += ["--artifacts-destination", address.artifacts.as_uri()]
     # By the environment and not as an argument: everybody can read the arguments of a process.
     settings = {"MLFLOW_BACKEND_STORE_URI": address.uri}
-    environment = {**os.environ, **SERVER_SETTINGS, **settings}
+    environment = {**os.environ, **SERVER_SETTINGS, **settings, "PYTHONSAFEPATH": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with log.open("wb") as output:
         process = subprocess.Popen(
