@@ -14,7 +14,7 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 # commands started by the DAG find this project's programs first
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help env repro test coverage check fix ui bench clean
+.PHONY: help env repro test coverage check fix ui docs bench clean
 
 help:  ## show this list
 	@echo "make TARGET; the demo runs with 'make repro', another suite with 'make repro SUITE=cifar10-mini'"
@@ -64,11 +64,15 @@ coverage: $(STAMP)  ## all tests with the coverage of both packages
 ui: $(STAMP)  ## open MLflow on the project's runs
 	@$(RUN) asl-pipe ui
 
+# strict: a link or an anchor that leads nowhere is an error
+docs: $(STAMP)  ## build the documentation into site/, without a network; then open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+
 # benchmarks/jobs.py needs a Slurm: by hand, see CONTRIBUTING.md
 bench: $(STAMP)  ## measure the training step, the loader, watching and images on the device
 	@for file in benchmarks/{flops,step,loader,watching,device_path}.py; do $(RUN) python "$$file"; done
 
 clean:  ## remove scratch (checkpoints too) and tool caches; keep results, journals, MLflow's store, .venv
 	@rm -rf .asl/jobs/*/ckpt .asl/jobs/*/out
-	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov *.egg-info build
+	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov *.egg-info build site
 	@find asl_core pipeline tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The science: methods, losses, data, evaluations. For use from Python: `asl_core.api`."""
