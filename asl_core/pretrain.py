@@ -99,6 +99,7 @@ def pretrain(
     *,
     at_snapshot: Callable[[Method, int], None] | None = None,
     at_start: Callable[[Method], None] | None = None,
+    initialise: Callable[[Method], None] | None = None,
 ) -> Method:
     """Pre-train on the training split and return the method.
 
@@ -109,6 +110,8 @@ def pretrain(
         at_snapshot: Called by the first process with the method and the step, at the recipe's
             snapshots and at the end; those of an attempt that was killed are not repeated.
         at_start: Called by the first process before the first step, with the untrained method.
+        initialise: Gives the method weights to begin with, in place; not called where a run goes
+            on from a checkpoint. Absent: those it is built with.
 
     Raises:
         InputError: The dataset is missing, smaller than one batch, or has no test images; or the
@@ -127,7 +130,10 @@ def pretrain(
     if at_start is not None:
         at_steps[0] = partial(at_start, method)
     groups = _introduced(method, RunLength(loader.steps_per_epoch, loader.total_steps))
-    fit(method, loader, recipe, context, param_groups=groups, at_steps=at_steps)
+    begin = None if initialise is None else partial(initialise, method)
+    fit(
+        method, loader, recipe, context, param_groups=groups, at_steps=at_steps, initialise=begin
+    )  # fmt: skip
     return method
 
 

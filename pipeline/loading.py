@@ -20,7 +20,7 @@ def hiding_file() -> str | None:
     """
     places = [os.path.abspath(place) for place in sys.path]
     for number, folder in enumerate(places):
-        if folder not in (HERE, os.getcwd()) or not os.path.isdir(folder):
+        if folder not in (HERE, os.getcwd()) or not os.path.isdir(folder) or _is_installed(folder):
             continue
         for entry in sorted(os.listdir(folder)):
             path = os.path.join(folder, entry)
@@ -29,6 +29,11 @@ def hiding_file() -> str | None:
             if is_module and name not in PACKAGES and _is_library(name, places[number + 1 :]):
                 return f"{path} hides the library {name}; rename it"
     return None
+
+
+def _is_installed(folder: str) -> bool:
+    """Say whether the program was installed there: what lies beside it are libraries."""
+    return any(name.startswith("asl_pipe-") for name in os.listdir(folder) if ".dist-info" in name)
 
 
 def _is_library(name: str, places: list[str]) -> bool:
@@ -49,7 +54,8 @@ def import_failure(error: BaseException) -> str | None:
     if place is None:
         return None
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] not in PACKAGES:
-        return f"{error}: the environment is incomplete; `make repro` completes it"
+        remedy = "install asl-pipe again" if _is_installed(HERE) else "`make repro` completes it"
+        return f"{error}: the environment is incomplete; {remedy}"
     said = " ".join(str(error).split())
     return f"{place}: {type(error).__name__}: {said}; correct the file"
 

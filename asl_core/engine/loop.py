@@ -69,6 +69,7 @@ def fit(
     *,
     param_groups: list[dict[str, Any]] | None = None,
     at_steps: Mapping[int, Callable[[], None]] | None = None,
+    initialise: Callable[[], None] | None = None,
 ) -> None:
     """Train a model in place, resuming from the newest checkpoint if there is one.
 
@@ -84,6 +85,8 @@ def fit(
         at_steps: What the first process calls after the step of that number, before any
             checkpoint of it, 0 being before the first step; must leave model and random numbers
             as they are.
+        initialise: Gives the model other weights than it was built with, in place; called in every
+            process unless there is a checkpoint to resume from.
 
     A replay does the first steps only, and nothing of what is due between them.
 
@@ -112,6 +115,8 @@ def fit(
     if saved is not None:
         state.restore(*saved, device)
         logger.info("%s: resumed after step %d", context.label, state.step)
+    elif initialise is not None:
+        initialise()
     # points that an earlier attempt logged after this step are void
     context.journal.resume(state.step, loader.total_steps)
     if context.resources.recompute_activations:

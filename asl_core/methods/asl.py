@@ -46,14 +46,14 @@ class ArbitrarySelfSupervised(nn.Module):
         recipe.view_plan().require("asl")
         self.recipe, self.mean, self.std = recipe, mean, std
         self.length, self.steps_done = RunLength(), 0
-        vit = recipe.model
+        vit, ratio = recipe.model, recipe.model.head_mlp_ratio
         self.encoder = Encoder(vit)
         self.encoder.pos_embed.requires_grad_(False)
         if recipe.design == "aee":
             layers: list[nn.Module] = [
-                PostNormLayer(vit.embed_dim, vit.num_heads, vit.mlp_ratio)
+                PostNormLayer(vit.embed_dim, vit.num_heads, ratio)
                 if recipe.aee_layer == "vaswani"
-                else Block(vit.embed_dim, vit.num_heads, vit.mlp_ratio, True, norm_layer=LayerNorm)
+                else Block(vit.embed_dim, vit.num_heads, ratio, True, norm_layer=LayerNorm)
                 for _ in range(recipe.aee_depth)
             ]
             if recipe.aee_norm:

@@ -60,12 +60,12 @@ class ContextAutoencoder(nn.Module):
         self.encoder.pos_embed.requires_grad_(False)
         self.mask_token = nn.Parameter(trunc_normal(torch.empty(1, 1, width)))
         self.regressor = nn.ModuleList(
-            RegressorBlock(width, vit.num_heads, vit.mlp_ratio, recipe.layer_scale)
+            RegressorBlock(width, vit.num_heads, vit.head_mlp_ratio, recipe.layer_scale)
             for _ in range(recipe.regressor_depth)
         )
         self.regressor_norm = LayerNorm(width)
         self.decoder = nn.ModuleList(
-            build_block(width, vit.num_heads, vit.mlp_ratio, parts)
+            build_block(width, vit.num_heads, vit.head_mlp_ratio, parts)
             for _ in range(recipe.decoder_depth)
         )
         self.decoder_norm = LayerNorm(width)

@@ -82,12 +82,13 @@ class ContextContrastiveAutoencoder(nn.Module):
         """Return how much [cls] attends to each patch, summed over blocks: (B, N)."""
         encoder = self.encoder
         tokens = encoder.prepend_cls(encoder.add_positions(encoder.embed(images)))  # (B, 1 + N, D)
+        tokens, first = encoder.insert_registers(tokens), 1 + encoder.vit.registers
         total: Tensor | float = 0.0
         for block in encoder.blocks:
             tokens, weights = block_with_weights(cast(Block, block), tokens)
-            weights = weights.mean(1)  # (B, 1 + N, 1 + N): heads averaged; rows attend to columns
+            weights = weights.mean(1)  # (B, T, T): heads averaged; rows attend to columns
             to_cls = self.recipe.attention == "to_cls"
-            total = total + (weights[:, 1:, 0] if to_cls else weights[:, 0, 1:])
+            total = total + (weights[:, first:, 0] if to_cls else weights[:, 0, first:])
         return cast(Tensor, total)
 
     def step(self, images: Tensor, mask: Mask) -> Step:

@@ -123,7 +123,7 @@ class ContrastiveMaskedAutoencoder(nn.Module):
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            token = name.endswith(("cls_token", "mask_token"))
+            token = name.endswith(("cls_token", "reg_token", "mask_token"))
             one_dimensional = parameter.ndim <= 1 and id(parameter) not in gains
             (spared if token or one_dimensional else others).append(parameter)
         return [

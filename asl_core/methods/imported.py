@@ -7,7 +7,12 @@ from pathlib import Path
 
 from asl_core.errors import InputError
 from asl_core.modules.encoder import ARCHITECTURE_FILE, WEIGHTS_FILE, Encoder, load_encoder
-from asl_core.recipes.imported import ORIGIN_FILE, ImportedRecipe, encoder_differences
+from asl_core.recipes.imported import (
+    ORIGIN_FILE,
+    ImportedRecipe,
+    encoder_differences,
+    shown_differences,
+)
 
 
 def adopt_encoder(folder: Path, recipe: ImportedRecipe, out: Path) -> Encoder:
@@ -29,7 +34,7 @@ def adopt_encoder(folder: Path, recipe: ImportedRecipe, out: Path) -> Encoder:
         )
     differences = encoder_differences(encoder.vit, recipe.model)
     if differences:
-        found = ", ".join(f"{name} {value:g}" for name, value in differences.items())
+        found = shown_differences(differences)
         raise InputError(
             f"{folder / ARCHITECTURE_FILE} has {found}, `model` in params.yaml has another; "
             "paste the lines that asl-pipe import-encoder printed"

@@ -71,7 +71,7 @@ class SiameseImageModel(nn.Module):
         return nn.Sequential(
             *(
                 Block(
-                    recipe.width, recipe.heads, recipe.model.mlp_ratio, qkv_bias=True,
+                    recipe.width, recipe.heads, recipe.model.head_mlp_ratio, qkv_bias=True,
                     norm_layer=BatchNorm,
                 )
                 for _ in range(depth)

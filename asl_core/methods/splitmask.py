@@ -110,7 +110,9 @@ class SplitInpainter(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Spare [cls] weight decay too, as BEiT does."""
         return param_groups_weight_decay(
-            self, self.recipe.weight_decay, no_weight_decay_list=("encoder.cls_token",)
+            self,
+            self.recipe.weight_decay,
+            no_weight_decay_list=("encoder.cls_token", "encoder.reg_token"),
         )
 
     def encoder_state(self) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class SupervisedEncoder(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Spare [cls] and the positions weight decay too, as DeiT does by timm's names of them."""
-        spared = ("encoder.cls_token", "encoder.pos_embed")
+        spared = ("encoder.cls_token", "encoder.reg_token", "encoder.pos_embed")
         return param_groups_weight_decay(
             self, self.recipe.weight_decay, no_weight_decay_list=spared
         )

@@ -38,9 +38,12 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("pos_embed", sincos_positions(width, vit.grid_size), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(width, vit.decoder_num_heads, vit.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            Block(
+                width, vit.decoder_num_heads, vit.head_mlp_ratio, qkv_bias=True,
+                norm_layer=LayerNorm,
+            )
             for _ in range(depth or vit.decoder_depth)
-        )
+        )  # fmt: skip
         self.norm = LayerNorm(width)
         self.pred = nn.Linear(width, out_dim or 3 * vit.patch_size**2)
         self.apply(initialise_as_mae)

@@ -9,12 +9,14 @@ from typing import cast
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from timm.layers.mlp import Mlp
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from asl_core.errors import InputError
 from asl_core.modules.attention import QueryKeyValue
+from asl_core.modules.gated_mlp import GatedMlp
 from asl_core.modules.masking import gather_tokens
 from asl_core.modules.positions import (
     interpolate_positions,
@@ -29,7 +31,7 @@ from asl_core.modules.relative_bias import (
 )
 from asl_core.modules.weights import save_weights
 from asl_core.protocol import ModuleLike
-from asl_core.recipes.models import PLAIN, EncoderParts, Vit
+from asl_core.recipes.models import PLAIN, EncoderParts, Vit, stored_fields
 
 WEIGHTS_FILE = "encoder.safetensors"
 ARCHITECTURE_FILE = "encoder.json"
@@ -96,7 +98,13 @@ def initialise_as_moco(encoder: "Encoder") -> None:
 
 
 def build_block(
-    width: int, num_heads: int, mlp_ratio: float, parts: EncoderParts, *, drop_path: float = 0.0
+    width: int,
+    num_heads: int,
+    mlp_ratio: float,
+    parts: EncoderParts,
+    *,
+    drop_path: float = 0.0,
+    gated: bool = False,
 ) -> Block:
     """Return a block of a ViT, with what it has otherwise than a plain one's."""
     block = Block(
@@ -107,6 +115,7 @@ def build_block(
         init_values=parts.layer_scale,
         drop_path=drop_path,
         norm_layer=LayerNorm,
+        mlp_layer=GatedMlp if gated else Mlp,
     )
     if not parts.key_bias:
         block.attn.qkv = QueryKeyValue(width)
@@ -138,7 +147,8 @@ class Encoder(nn.Module):
     """ViT encoder with timm's parameter names (those of MAE's published checkpoints).
 
     With relative positions it takes all patches of images of its own size, in their order, and
-    `pos_embed` is a zero that is neither trained nor saved.
+    `pos_embed` is a zero that is neither trained nor saved. Registers stand behind [cls] while
+    blocks run, have no position, and are in no output.
 
     Args:
         vit: Sizes.
@@ -152,9 +162,17 @@ class Encoder(nn.Module):
 
     pos_embed: Tensor
     relative_position_bias: RelativePositionBias | None
+    reg_token: nn.Parameter | None
 
     def __init__(self, vit: Vit, parts: EncoderParts = PLAIN, *, drop_path: float = 0.0) -> None:
         super().__init__()
+        if parts.layer_scale is None and vit.layer_scale is not None:
+            parts = dataclasses.replace(parts, layer_scale=vit.layer_scale)
+        if parts.relative_positions and vit.registers:
+            raise InputError(
+                "registers have no offset, and this method's encoder has relative positions; "
+                "set registers: 0"
+            )
         self.vit, self.parts = vit, parts
         self.patch_embed = PatchEmbed(
             vit.image_size, vit.patch_size, 3, vit.embed_dim, strict_img_size=False
@@ -169,14 +187,22 @@ class Encoder(nn.Module):
             self.relative_position_bias = None
         rates = [drop_path * i / max(vit.depth - 1, 1) for i in range(vit.depth)]
         self.blocks = nn.ModuleList(
-            build_block(vit.embed_dim, vit.num_heads, vit.mlp_ratio, parts, drop_path=rate)
+            build_block(
+                vit.embed_dim, vit.num_heads, vit.mlp_ratio, parts, drop_path=rate,
+                gated=vit.mlp == "swiglu",
+            )
             for rate in rates
-        )
+        )  # fmt: skip
         self.norm = LayerNorm(vit.embed_dim)
         self.apply(initialise_as_mae)
         projection = self.patch_embed.proj.weight
         nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
         nn.init.normal_(self.cls_token, std=0.02)
+        if vit.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, vit.registers, vit.embed_dim))
+            nn.init.normal_(self.reg_token, std=0.02)
+        else:
+            self.register_parameter("reg_token", None)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the linear embedding of all patches, without positions: (B, N, D)."""
@@ -201,6 +227,19 @@ class Encoder(nn.Module):
         shared = self.relative_position_bias
         return None if shared is None else shared()
 
+    def insert_registers(self, tokens: Tensor) -> Tensor:
+        """Put the registers behind [cls], for the blocks: (B, 1 + V, D) to (B, 1 + R + V, D)."""
+        if self.reg_token is None:
+            return tokens
+        registers = self.reg_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+        return torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+
+    def drop_registers(self, tokens: Tensor) -> Tensor:
+        """Undo `insert_registers`."""
+        if self.reg_token is None:
+            return tokens
+        return torch.cat([tokens[:, :1], tokens[:, 1 + self.vit.registers :]], dim=1)
+
     def transform(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """Run the blocks, without the final norm.
 
@@ -208,7 +247,8 @@ class Encoder(nn.Module):
             - tokens: (B, 1 + V, D). keep: (depth, 2, B), factors of stochastic depth, see
               `draw_drop_path`; absent: none. Output: (B, 1 + V, D).
         """
-        return run_blocks(self.blocks, tokens, keep, self.attention_bias())
+        tokens = self.insert_registers(tokens)
+        return self.drop_registers(run_blocks(self.blocks, tokens, keep, self.attention_bias()))
 
     def before_norm(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Encode all patches, without the final norm; `keep` as for `transform`.
@@ -252,22 +292,22 @@ class Encoder(nn.Module):
     def layers(self, images: Tensor) -> list[Tensor]:
         """Return the output of every block before the final norm, each (B, 1 + N, D)."""
         tokens = self.prepend_cls(self.add_positions(self.embed(images)))
-        bias = self.attention_bias()
+        tokens, bias = self.insert_registers(tokens), self.attention_bias()
         outputs = []
         for block in self.blocks:
             tokens = block(tokens, attn_mask=bias)
-            outputs.append(tokens)
+            outputs.append(self.drop_registers(tokens))
         return outputs
 
 
 def encoder_layer_matcher(prefix: str = "") -> dict[str, str]:
     """Return timm's `group_matcher` for an encoder under `prefix`: what layer decay calls a layer.
 
-    Layer 0 holds patch embedding, positions and [cls]; block i is layer i + 1; what
+    Layer 0 holds patch embedding, positions, [cls] and registers; block i is layer i + 1; what
     matches neither, the final norm and the heads, comes last.
     """
     return {
-        "stem": rf"^{prefix}(?:cls_token|pos_embed|patch_embed)",
+        "stem": rf"^{prefix}(?:cls_token|reg_token|pos_embed|patch_embed)",
         "blocks": rf"^{prefix}blocks\.(\d+)",
     }
 
@@ -277,7 +317,7 @@ def save_encoder(
 ) -> None:
     """Write an encoder's weights and its architecture into a folder."""
     save_weights(folder / WEIGHTS_FILE, state)
-    architecture: dict[str, object] = dataclasses.asdict(vit)
+    architecture: dict[str, object] = {**stored_fields(vit)}
     if parts != PLAIN:
         architecture[PARTS] = dataclasses.asdict(parts)
     (folder / ARCHITECTURE_FILE).write_text(

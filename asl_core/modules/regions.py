@@ -48,7 +48,7 @@ class RegionEncoder(nn.Module):
         self.embed = nn.Linear(vit.patch_size**2, width)
         self.register_buffer("pos_embed", sincos_positions(width, vit.grid_size), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, vit.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            Block(width, num_heads, vit.head_mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
             for _ in range(depth)
         )
         self.norm = LayerNorm(width)

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.published import PUBLISHED
 
-ENCODER_FIELDS = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+ENCODER_FIELDS = (
+    "image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio",
+    "registers", "layer_scale", "mlp",
+)  # fmt: skip
 """What of a `Vit` an encoder without decoder has."""
 
 FOLDER = "encoders"
@@ -65,7 +68,7 @@ class ImportedRecipe:
         return self.path if self.published is None else f"{FOLDER}/{self.published}"
 
 
-def encoder_differences(vit: Vit, other: Vit) -> dict[str, int | float]:
+def encoder_differences(vit: Vit, other: Vit) -> dict[str, Any]:
     """Return the encoder's fields of `vit` that `other` has otherwise."""
     return {
         name: getattr(vit, name)
@@ -74,7 +77,15 @@ def encoder_differences(vit: Vit, other: Vit) -> dict[str, int | float]:
     }
 
 
-def nearest_size(vit: Vit, sizes: dict[str, Vit]) -> tuple[str, dict[str, int | float]]:
+def shown_differences(differences: dict[str, Any]) -> str:
+    """Return fields as a message says them: `depth 2, registers 4`."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in differences.items()
+    )
+
+
+def nearest_size(vit: Vit, sizes: dict[str, Vit]) -> tuple[str, dict[str, Any]]:
     """Return the named size that needs the fewest changes to have this encoder, and the changes."""
     changes = {name: encoder_differences(vit, size) for name, size in sizes.items()}
     name = min(changes, key=lambda name: len(changes[name]))

@@ -1,6 +1,8 @@
 """Sizes of the vision transformers and of MAE's decoder."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,15 @@ class Vit:
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over embed_dim; of a gated one, behind the gate."""
+    registers: int = 0
+    """Learned tokens beside [cls] that take part in attention and in nothing else: no mask removes
+    them, no loss, decoder or mean of tokens sees them. DINOv2 has 0 or 4."""
+    layer_scale: float | None = None
+    """Factor, at the beginning, of what a block's attention and MLP add: learned, one for each
+    channel; 1e-5 in DINOv2. Absent: none, or what the method has."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """swiglu: silu(a) * b in place of gelu(a), as in DINOv2's ViT-g."""
     decoder_embed_dim: int = 512
     """MAE: 8 blocks of width 512, 16 heads, for every encoder."""
     decoder_depth: int = 8
@@ -26,6 +37,12 @@ class Vit:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        if self.registers < 0:
+            raise ValueError(f"registers must be at least 0, got {self.registers}")
+        if self.mlp not in ("gelu", "swiglu"):
+            raise ValueError(f"mlp must be gelu or swiglu, got {self.mlp!r}")
+        if self.layer_scale is not None and self.layer_scale <= 0:
+            raise ValueError(f"layer_scale must be positive, got {self.layer_scale}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
@@ -47,6 +64,11 @@ class Vit:
     def num_patches(self) -> int:
         return self.grid_size**2
 
+    @property
+    def head_mlp_ratio(self) -> float:
+        """Hidden width over width of the plain MLPs beside the encoder: decoders, regressors."""
+        return self.mlp_ratio if self.mlp == "gelu" else 4.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderParts:
@@ -66,6 +88,19 @@ class EncoderParts:
 
 
 PLAIN = EncoderParts()
+
+
+LATER_FIELDS = ("registers", "layer_scale", "mlp")
+"""Fields of a `Vit` that files say only where they are not the default: older ones lack them."""
+
+
+def stored_fields(vit: Vit) -> dict[str, int | float | str]:
+    """Return what files say of a size."""
+    return {
+        field.name: getattr(vit, field.name)
+        for field in dataclasses.fields(vit)
+        if field.name not in LATER_FIELDS or getattr(vit, field.name) != field.default
+    }
 
 
 MODELS: dict[str, Vit] = {

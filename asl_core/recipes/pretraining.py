@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from asl_core.recipes.initialise import Initialise
 from asl_core.recipes.models import MODELS, PLAIN, EncoderParts, Vit
 from asl_core.recipes.optimisation import Optimisation, require_at_least, require_share
 from asl_core.recipes.views import View, ViewPlan
@@ -38,6 +39,8 @@ class Pretraining(Optimisation, ABC):
     watch: bool = True
     """Whether the encoder is measured at the snapshots and before the first step, see
     `asl_core.analysis.watching`. Changes no weight."""
+    initialise: Initialise | None = None
+    """Weights to begin with; absent: drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ from asl_core.recipes.transfer import FineTune
 from asl_core.transfer.classification import Predictions, gather_predictions
 from asl_core.transfer.features import labelled_dataset, mean_of_patches
 
-NO_DECAY = ("encoder.cls_token", "encoder.pos_embed")
+NO_DECAY = ("encoder.cls_token", "encoder.reg_token", "encoder.pos_embed")
 """Without weight decay beside 1-D tensors, as timm's ViT, and so MAE's fine-tuning, has it."""
 
 

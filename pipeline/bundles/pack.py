@@ -31,13 +31,20 @@ from pipeline.bundles.plain import modules_in, to_plain
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import Params, load_params
 from pipeline.errors import UserError
-from pipeline.execution.inputs import find_inputs, recipe_of, results_read
+from pipeline.execution.inputs import (
+    find_inputs,
+    no_weights_to_begin_with,
+    recipe_of,
+    results_read,
+    start_file,
+)
 from pipeline.jobs.folder import PROVISIONAL
 from pipeline.project import Project
 from pipeline.results.closure import Codebase
 from pipeline.results.code import Code, read_code
 from pipeline.results.documents import hashes_of, missing_deps
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
+from pipeline.stages.request import START
 from pipeline.stages.table import DATASETS, PRETRAIN, STAGES, key_of, stage_of
 from pipeline.submission.selection import Wanted, choose, survey
 from pipeline.tables.place import place_of
@@ -169,6 +176,8 @@ def _plan(
         if isinstance(recipe, ImportedRecipe)
         else results_read(stage, key, recipe)
     )
+    if start_file(recipe) is not None:
+        inputs = {**inputs, START: f"{START}/{key}"}  # the file, or what is in the folder
     hashes = hashes_of(facts.document["deps"])
     unknown = sorted({*missing_deps(facts.document), *made})
     digests = {path: str(hashed["md5"]) for path, hashed in hashes.items() if path not in made}
@@ -216,6 +225,8 @@ def _lay_out(
                 recipe = recipe_of(state.params, plan.stage, plan.key)
                 found = find_inputs(project, plan.stage, plan.key, recipe)[IMPORTED]
                 shutil.copytree(found, staging / path, dirs_exist_ok=True)
+            elif path == f"{START}/{plan.key}":
+                _copy_start(project, plan, recipe_of(state.params, plan.stage, plan.key), staging)
             elif path not in plan.makers:
                 outputs = state.facts[facts.upstream[path]].outputs or {}
                 hashes[path] = outputs[path]
@@ -226,6 +237,18 @@ def _lay_out(
             outputs = state.facts[facts.upstream[encoder]].outputs or {}
             hashes |= {metrics: outputs[metrics]} if metrics in outputs else {}
     cache.link(project.root, hashes, staging)
+
+
+def _copy_start(project: Project, plan: RunPlan, recipe: object, staging: Path) -> None:
+    """Put the weights that a run begins with into a folder, whatever they are called here."""
+    place, target = project.suite / str(start_file(recipe)), staging / plan.inputs[START]
+    if not place.exists():
+        raise UserError(no_weights_to_begin_with(plan.key, place))
+    if place.is_dir():
+        shutil.copytree(place, target, dirs_exist_ok=True)
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, target / place.name)
 
 
 def _manifest(

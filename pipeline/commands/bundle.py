@@ -52,7 +52,7 @@ def bundle(
     if everything and names:
         raise UserError("names are entries of one stage: asl-pipe bundle STAGE NAME...")
     wanted = Wanted(None if everything else stage, tuple(names or ()), downstream)
-    target = output or Path(f"{project.name}-{stage}.pyz")
+    target = output or Path(f"{project.label}-{stage}.pyz")
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target.absolute().parent} does not exist; make it, or name another file")
     packed = pack(project, wanted, DvcCache(), Git(), target.absolute())

@@ -41,6 +41,6 @@ def expand(
                     f"params.yaml ({counted(len(expanded['experiments']), 'experiment')})"
                 )
         changed += write_suite_project(folder, project.root)  # from params.yaml as it is now
-        name = Project(project.root, folder).name
+        name = Project(project.root, folder).label
         written = f"written: {', '.join(changed)}" if changed else "up to date"
         typer.echo(f"{name}: {written}")

@@ -51,8 +51,9 @@ def import_encoder(
     """Import an encoder that was trained elsewhere.
 
     Run it in a suite's folder. Reads checkpoints of the official MAE, timm's ViTs,
-    DINO, iBOT, MoCo v3 and others with timm's names; runs no code from the file. Writes
-    encoders/NAME and prints the experiment to paste into params.yaml.
+    DINO, DINOv2, iBOT, MoCo v3 and others with timm's names; runs no code from the file. Writes
+    encoders/NAME and prints the experiment to paste into params.yaml. To train it further, name
+    the folder and its sha256 as `initialise` of an experiment.
 
     Example: asl-pipe import-encoder mae_pretrain_vit_base.pth --name mae-official
 
@@ -102,6 +103,7 @@ def describe(imported: "ImportedEncoder") -> "Table":
         "beside it": ", ".join(origin.beside) or "nothing",
         "dropped": dropped or "nothing",
         "size": f"depth {vit.depth}, width {vit.embed_dim}, mlp_ratio {vit.mlp_ratio:g}",
+        **({"registers": str(vit.registers)} if vit.registers else {}),
         "heads": f"{vit.num_heads} ({origin.num_heads_from})",
         "input": f"{vit.image_size} px, {grid} patches of {vit.patch_size} px",
         "positions": origin.positions,

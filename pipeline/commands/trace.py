@@ -42,8 +42,10 @@ def trace(
     project = here if named is None else Project(here.root, named)
     suite, traced = trace_number(project, table, row, metric)
     typer.echo(headline(traced))
-    for link in traced.links:
+    for number, link in enumerate(traced.links):
         made = "" if link.value is not None else ", which made the encoder"
+        if made and link.result.key != traced.links[number - 1].result.key:
+            made = ", whose weights that one began with"
         typer.echo(f"\n{link.name}{made}")
         for kind, text in facts(suite, link, traced.metric):
             typer.echo(f"  {kind:8} {text}")

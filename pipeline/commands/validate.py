@@ -24,7 +24,12 @@ def validate(
     from pipeline.config.cluster import load_resources
     from pipeline.config.params import load_params
     from pipeline.errors import UserError
-    from pipeline.execution.inputs import no_folder, no_weights
+    from pipeline.execution.inputs import (
+        no_folder,
+        no_weights,
+        no_weights_to_begin_with,
+        start_file,
+    )
     from pipeline.project import data_root, find_project
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.sources import changed_source, refresh_sources
@@ -48,7 +53,7 @@ def validate(
     if not is_up_to_date(project.suite):
         raise UserError(
             f"{project.suite / 'dvc.yaml'} is missing or does not match this version's stages; "
-            f"asl-pipe expand {project.name} writes it"
+            f"asl-pipe expand {project.label} writes it"
         )
     for name, dataset in params.datasets.items():
         for folder in folders_of(dataset, data_root(project)):
@@ -59,6 +64,10 @@ def validate(
             file = tokenizer.file(data_root(project))
             if not (file.exists() or (project.suite / "data" / name).exists()):
                 typer.echo(f"note: {no_weights(name, file)}", err=True)
+    for key, recipe in params.experiments.items():
+        file = start_file(recipe)
+        if file is not None and not (project.suite / file).exists():
+            typer.echo(f"note: {no_weights_to_begin_with(key, project.suite / file)}", err=True)
     counted = ", ".join(f"{len(params.section(s.name))} {s.name}" for s in RUN_BY_JOBS)
     typer.echo(f"{params.suite}: valid; {counted}")
     lock, cache = read_lock(project.suite), DvcCache()

@@ -5,16 +5,22 @@ share has one key in DVC's run-cache and is made once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from pipeline.config.files import each
+from pipeline.config.starts import starts_in
+from pipeline.stages.request import DETAILS
 from pipeline.stages.table import (
     CODE_FOLDER,
     CODE_STAGE,
     EVALUATIONS,
     PREPARE,
+    PRETRAIN,
     REPORT,
     RUN_BY_JOBS,
     SOURCES_FOLDER,
+    STARTED,
     TOKENIZE,
     Stage,
 )
@@ -25,11 +31,15 @@ _HEAD = """\
 """
 
 
-def dag_text(code: Sequence[str], *, reads_disk: bool) -> str:
+def dag_text(
+    code: Sequence[str], *, reads_disk: bool, params: Mapping[str, Any] | None = None
+) -> str:
     """Return the text of dvc.yaml.
 
     Args:
         code: Folders of the packages; none where they are installed and not part of the project.
+        params: Content of params.yaml, checked or not: runs that begin with the weights of another
+            experiment depend on these, and are named.
         reads_disk: Whether a dataset is packed from files outside the project. DVC can watch
             neither these nor installed packages: the stage `code` looks at them each time.
     """
@@ -37,7 +47,11 @@ def dag_text(code: Sequence[str], *, reads_disk: bool) -> str:
     blocks = [
         f"{_HEAD}vars:\n  - {{{sections}}}  # params.yaml may omit them\nstages:",
         _code_block(code, always=reads_disk or not code),
-        *(_block(stage) for stage in RUN_BY_JOBS),
+        *(
+            text
+            for stage in RUN_BY_JOBS
+            for text in (_pretrain_blocks(params or {}) if stage is PRETRAIN else [_block(stage)])
+        ),
         _report_block(),
     ]
     return "\n\n".join(blocks).replace("stages:\n\n", "stages:\n") + "\n"
@@ -55,14 +69,59 @@ def _code_block(code: Sequence[str], *, always: bool) -> str:
     return "\n".join(lines)
 
 
-def _block(stage: Stage) -> str:
+def _pretrain_blocks(params: Mapping[str, Any]) -> list[str]:
+    """Return the block of `pretrain`, and of those of its runs that have one more dependency.
+
+    A template has as many dependencies for each of its runs. Where no experiment begins with
+    another's weights, all are in one block, and the file is the same in every suite.
+    """
+    started = starts_in(params)
+    if not started:
+        return [_block(PRETRAIN)]
+    names = [str(key) for key, _ in each(params.get(str(PRETRAIN.section)))]
+    others = {key: f'"${{experiments.{key}}}"' for key in names if key not in started}
+    whole = {
+        key
+        for key, item in each(params.get(str(PRETRAIN.section)))
+        if key in started and item["initialise"].get("whole") is True
+    }
+    items = {
+        key: f'{{dataset: "${{experiments.{key}.dataset}}", '
+        f'method: "${{experiments.{key}.method}}", '
+        f'start: "{PRETRAIN.outputs[DETAILS if key in whole else "encoder"]}"}}'.replace(
+            "{key}", f"${{experiments.{key}.initialise.experiment}}"
+        )
+        for key in started
+    }
+    return [
+        _block(PRETRAIN, foreach=_mapping(others)),
+        _block(PRETRAIN, STARTED, foreach=_mapping(items), more=("${item.start}",)),
+    ]
+
+
+def _mapping(items: Mapping[str, str]) -> str:
+    """Return a mapping of YAML, an entry a line."""
+    return "".join(f"\n      {key}: {value}" for key, value in items.items()) or " {}"
+
+
+def _block(
+    stage: Stage, name: str | None = None, foreach: str | None = None, more: Sequence[str] = ()
+) -> str:
+    """Return the text of a stage.
+
+    Args:
+        stage: Row of the table.
+        name: What DVC is to call it; absent: as the table does.
+        foreach: Its entries; absent: those of its section.
+        more: Dependencies beside those of the table.
+    """
     variant = "" if stage.variant is None else f"-${{item.{stage.variant}}}"
-    deps = [_templated(path) for path in stage.inputs.values()]
+    deps = [*(_templated(path) for path in stage.inputs.values()), *more]
     deps.append(f"{CODE_FOLDER}/{stage.name}{variant}.txt")
     scale = "scale, " if stage.has_metrics else ""  # a metrics file says it
     lines = [
-        f"  {stage.name}:",
-        f"    foreach: ${{{stage.section}}}",
+        f"  {name or stage.name}:",
+        f"    foreach: ${{{stage.section}}}" if foreach is None else f"    foreach:{foreach}",
         "    do:",
         f"      cmd: asl-pipe run {stage.name} ${{key}}",
         f'      params: [{scale}"{stage.section}.${{key}}"]',

@@ -24,7 +24,8 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
     `seeds` of the suite holds for all experiments, `seeds` of an experiment for that one. The first
     seed keeps the experiment's name; another one, s, makes `<name>-seed<s>`, with an entry in each
-    section that has one for the name.
+    section that has one for the name. One that begins with another experiment's weights begins with
+    those of the same seed, where that one has it.
 
     Args:
         content: Of a suite.yaml.
@@ -36,6 +37,7 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     expanded = {key: copy.deepcopy(value) for key, value in content.items() if key != "seeds"}
     everywhere = content.get("seeds")
     names: dict[str, list[str]] = {}
+    taken: dict[str, list[int]] = {}
     experiments: dict[str, Any] = {}
     for key, item in each(content.get("experiments")):
         if not isinstance(item, Mapping):
@@ -55,7 +57,8 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             experiments[key] = fields
             continue
         where = f"experiments.{key}.seeds" if own is not None else "seeds"
-        for seed in _checked(seeds, where, path):
+        taken[key] = _checked(seeds, where, path)
+        for seed in taken[key]:
             name = key if seed == seeds[0] else f"{key}-seed{seed}"
             if name in experiments or (name in content["experiments"] and name != key):
                 raise UserError(
@@ -64,6 +67,7 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             # the default is not written: seeds that are added later leave the first run valid
             experiments[name] = {**fields, "seed": seed} if seed else fields
             names.setdefault(key, []).append(name)
+    _pair_seeds(experiments, names, taken)
     expanded["experiments"] = experiments
     for section in (str(stage.section) for stage in EVALUATIONS):
         # entries follow the experiments'; their own seeds stay what they are
@@ -74,6 +78,28 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if isinstance(content.get(section), Mapping):
             expanded[section] = entries
     return expanded
+
+
+def _pair_seeds(
+    experiments: dict[str, Any], names: Mapping[str, list[str]], taken: Mapping[str, list[int]]
+) -> None:
+    """Let repetitions begin with weights of their own seed: else they would share a pre-training.
+
+    Args:
+        experiments: By name, seeds told apart; changed in place.
+        names: Experiment as written -> those it has become.
+        taken: Experiment as written -> its seeds, in the same order.
+    """
+    for key, made in names.items():
+        for name, seed in zip(made, taken[key], strict=True):
+            start = experiments[name].get("initialise")
+            source = start.get("experiment") if isinstance(start, Mapping) else None
+            if not (isinstance(source, str) and source in names):
+                continue
+            own = dict(zip(taken[source], names[source], strict=True))
+            if seed in own:
+                start = {**start, "experiment": own[seed]}
+                experiments[name] = {**experiments[name], "initialise": start}
 
 
 def expansion_of(folder: Path) -> dict[str, Any] | None:

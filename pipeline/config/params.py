@@ -10,11 +10,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_mode
 
 from asl_core.recipes import datasets as sources
 from asl_core.recipes.catalogue import NOT_TRAINED, RECIPES
+from asl_core.recipes.initialise import Initialise
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.optimisation import Optimisation
 from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.tokenized import TokenPretraining
 from asl_core.recipes.tokenizers import Tokenizer, Tokenizing, require_tokenizer
+from pipeline.config.check_starts import problems_of_starts
 from pipeline.config.expand import SUITE_FILE, expansion_of
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, validate
 from pipeline.config.suggest import unknown_name
@@ -37,8 +39,8 @@ TOKENIZERS: dict[str, type[Any]] = {
 
 _EVALUATED = {stage.name: stage.recipe for stage in EVALUATIONS}
 _DECLARED = (
-    Optimisation, *NOT_TRAINED.values(), Vit, sources.Packing, sources.Regions, Tokenizing,
-    *_EVALUATED.values(),
+    Optimisation, *NOT_TRAINED.values(), Vit, Initialise, sources.Packing, sources.Regions,
+    Tokenizing, *_EVALUATED.values(),
 )  # fmt: skip
 for _declared in _DECLARED:
     # Pydantic reads this attribute off plain dataclasses and their subclasses; set here, so that
@@ -206,8 +208,11 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
                 problems.add((section, key, "dataset"), line)
     _check_tokenizers(params, problems)
     _check_regions(params, problems)
+    _check_truth(params, problems)
     _check_sizes(params, problems)
     _check_decay(params, problems)
+    for key, field, text in problems_of_starts(params.experiments):
+        problems.add(("experiments", key, "initialise", field), text)
     for key, item in params.datasets.items():
         if item.selection and params.tables:
             problems.add(
@@ -248,6 +253,33 @@ def _check_regions(params: Params, problems: Problems) -> None:
             ("experiments", key, "dataset"),
             f"{item.method} wants regions, which {name} is packed without; give datasets.{name} "
             "regions: {scales: [500, 1000, 1500]}, or smaller scales for small images",
+        )
+
+
+def _check_truth(params: Params, problems: Problems) -> None:
+    """Refuse stages that want of images what their source is known not to have."""
+    wanted: list[tuple[str, str, str, str]] = []
+    for stage in EVALUATIONS:
+        if stage.wants is not None:
+            section = str(stage.section)
+            for key, item in params.section(stage.name).items():
+                wanted.append((section, key, item.dataset, stage.wants))
+    for key, item in params.experiments.items():
+        if isinstance(item, Pretraining) and item.view_plan().labels:
+            wanted.append(("experiments", key, item.dataset, "labels"))
+    for section, key, dataset, what in wanted:
+        tokenized = params.tokenizers.get(dataset)
+        name = tokenized.dataset if tokenized else dataset
+        packed = params.datasets.get(name)
+        if not isinstance(packed, sources.Images | sources.WebDataset | sources.HuggingFace):
+            continue
+        if what == "labels" and packed.labelled:
+            continue
+        option = "label_column" if isinstance(packed, sources.HuggingFace) else "labels"
+        how = f"set its {option}, or " if what == "labels" else ""
+        problems.add(
+            (section, key, "dataset"),
+            f"wants {what}, which {name} has not; {how}take another dataset",
         )
 
 
@@ -296,7 +328,9 @@ def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:
     section, extra = location[0], []
     if section == "experiments":
         extra = ["size"] if location[-1] == "model" else ["row"]
-        declared = Vit if location[-1] == "model" else METHODS.get(item.get("method"))
+        nested = {"model": Vit, "initialise": Initialise}.get(str(location[-1]))
+        extra = extra if nested in (None, Vit) else []
+        declared = nested or METHODS.get(item.get("method"))
     elif section == "datasets":
         of_regions = location[-1] == "regions"
         declared = sources.Regions if of_regions else SOURCES.get(item.get("source"))

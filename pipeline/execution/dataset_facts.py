@@ -6,7 +6,7 @@ from pathlib import Path
 
 from asl_core.data.manifest import read_manifest
 from asl_core.errors import InputError
-from asl_core.recipes.transfer import TokenAnalysis
+from asl_core.recipes.analysis import TokenAnalysis
 from pipeline.stages.table import DATASETS, Stage
 
 

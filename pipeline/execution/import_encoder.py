@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asl_core.exchange.origin import ImportOptions, Origin
-from asl_core.recipes.imported import FOLDER, encoder_differences, nearest_size
+from asl_core.recipes.imported import (
+    FOLDER,
+    encoder_differences,
+    nearest_size,
+    shown_differences,
+)
 from asl_core.recipes.models import MODELS, Vit
 from asl_core.recipes.published import PUBLISHED
 from pipeline.config.params import NAME, load_params
@@ -91,7 +96,7 @@ def import_checkpoint(
 def _refuse_other_size(checkpoint: Path, vit: Vit, published: str) -> None:
     differences = encoder_differences(vit, PUBLISHED[published].model)
     if differences:
-        found = ", ".join(f"{name} {value:g}" for name, value in differences.items())
+        found = shown_differences(differences)
         raise UserError(
             f"{checkpoint} is not {published}: it has {found}; give its own file, or remove it "
             "and let it be fetched"
@@ -108,6 +113,10 @@ def fetch_published(project: Project, name: str) -> Path:
     return download(weights.url, project.scratch / "downloads", weights.digest)
 
 
+def _yaml(value: float | str | None) -> str:
+    return "null" if value is None else str(value)
+
+
 def experiment_lines(
     name: str, path: str, sha256: str, vit: Vit, dataset: str, published: str | None = None
 ) -> str:
@@ -116,7 +125,7 @@ def experiment_lines(
         fields = f"{{method: imported, published: {published}, dataset: {dataset}}}"
         return f"experiments:\n  {name}: {fields}\n"
     size, changes = nearest_size(vit, MODELS)
-    fields = ", ".join([f"size: {size}", *(f"{key}: {value}" for key, value in changes.items())])
+    fields = ", ".join([f"size: {size}", *(f"{key}: {_yaml(v)}" for key, v in changes.items())])
     return (
         "experiments:\n"
         f"  {name}:\n"

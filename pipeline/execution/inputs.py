@@ -5,13 +5,17 @@ from typing import Any
 
 from asl_core.recipes.datasets import folders_of
 from asl_core.recipes.imported import ImportedRecipe
+from asl_core.recipes.pretraining import Pretraining
 from asl_core.recipes.tokenizers import DalleTokenizer
 from asl_core.recipes.untrained import UntrainedRecipe
 from pipeline.config.params import Params, load_params
+from pipeline.config.starts import starts_in
 from pipeline.config.suggest import unknown_name
+from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.project import Project, data_root
-from pipeline.stages.table import PREPARE, PRETRAIN, REPORT, STAGES, TOKENIZE, Stage
+from pipeline.stages.request import START
+from pipeline.stages.table import PREPARE, PRETRAIN, REPORT, STAGES, STARTED, TOKENIZE, Stage
 
 
 def find_stage(name: str) -> Stage:
@@ -75,14 +79,35 @@ def find_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[
     inputs = {role: project.suite / path for role, path in found.input_paths(key, recipe).items()}
     for role, path in inputs.items():
         if not path.is_dir():
-            maker = _maker(project, path.name) if role == "dataset" else PRETRAIN.run_name(key)
+            maker = _maker_of(project, role, path, key)
             raise UserError(
                 f"{found.run_name(key)} needs {project.shown(path)}, which does not exist; "
                 f"run `dvc repro {maker}`"
             )
     if isinstance(recipe, DalleTokenizer):
         inputs["data_root"] = data_root(project)
+    if (file := start_file(recipe)) is not None:
+        inputs[START] = project.suite / file  # an absolute path stays what it is
     return inputs
+
+
+def start_file(recipe: object) -> str | None:
+    """Return the file or folder with weights that a pre-training begins with, if one is named.
+
+    Whether it is there is asked when it is read: a run that goes on from a checkpoint does without.
+    """
+    initialise = recipe.initialise if isinstance(recipe, Pretraining) else None
+    return None if initialise is None else initialise.path
+
+
+def _maker_of(project: Project, role: str, path: Path, key: str) -> str:
+    """Return what dvc.yaml calls the run that makes an input."""
+    if role == "dataset":
+        return _maker(project, path.name)
+    experiments = read_yaml(project.params_file)
+    name = path.name if role == START else key
+    started = name in starts_in(experiments)
+    return f"{STARTED}@{name}" if started else PRETRAIN.run_name(name)
 
 
 def _maker(project: Project, dataset: str) -> str:
@@ -107,8 +132,9 @@ def _imported_encoder(project: Project, key: str, recipe: ImportedRecipe) -> Pat
 def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> dict[str, Path]:
     """Return what a stage reads in the suite's folder and no other stage's result has.
 
-    That is the encoder of an imported experiment: its sha256 is a parameter, so that the result is
-    the same wherever the file is. And it is what is known of a dataset's source.
+    That is the encoder of an imported experiment, or the weights that one begins with: their sha256
+    is a parameter, so that the result is the same wherever the file is. And it is what is known of
+    a dataset's source.
 
     Returns:
         Path relative to the suite's folder -> where it lies.
@@ -119,11 +145,24 @@ def untracked_inputs(project: Project, stage: str, key: str, recipe: object) -> 
     if stage == PREPARE.name:
         paths = PREPARE.input_paths(key, recipe).values()
         return {path: project.suite / path for path in paths}
+    if (file := start_file(recipe)) is not None:
+        place = project.suite / file
+        if not place.exists():
+            raise UserError(no_weights_to_begin_with(key, place))
+        return {} if Path(file).is_absolute() else {file: place}
     if stage != PRETRAIN.name or not isinstance(recipe, ImportedRecipe):
         return {}
     if Path(recipe.folder).is_absolute():
         return {}  # the same file on every machine
     return {recipe.folder: find_inputs(project, stage, key, recipe)["imported"]}
+
+
+def no_weights_to_begin_with(key: str, place: Path) -> str:
+    """Return the line for an experiment whose weights to begin with are not there."""
+    return (
+        f"pretrain@{key} needs {place}, which does not exist; correct experiments.{key}."
+        "initialise.path in params.yaml, or put it there"
+    )
 
 
 def no_weights(dataset: str, file: Path) -> str:

@@ -19,7 +19,7 @@ from pipeline.results.code import packages_folder, refresh_identities
 from pipeline.results.port import ResultCache
 from pipeline.results.running_code import check_loaded_code
 from pipeline.results.vouchings import Vouching, vouchings_in
-from pipeline.stages.table import STAGES
+from pipeline.stages.table import STAGES, name_in_dvc
 from pipeline.tables.collect import Suite, read_suite
 from pipeline.tables.layout import contrastive_table, lay_out, similarity_table, suite_table
 from pipeline.tables.lock import read_lock
@@ -214,7 +214,8 @@ def _check_key(suite: Suite, link: Link, cache: ResultCache) -> Iterator[Check]:
     Made under is what its file says, or what somebody vouched for.
     """
     lock = suite.folder / "dvc.lock"
-    entry = read_yaml(lock).get("stages", {}).get(link.name) if lock.exists() else None
+    recorded = read_yaml(lock).get("stages", {}) if lock.exists() else {}
+    entry = recorded.get(name_in_dvc(link.name, recorded))
     if entry is None:  # its files were found wanting already
         return
     made = link.result.fingerprint

@@ -9,6 +9,7 @@ from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.published import PUBLISHED
 from asl_core.recipes.tokenizers import DalleTokenizer
 from pipeline.config.params import Params
+from pipeline.execution.inputs import start_file
 from pipeline.project import Project, data_root
 
 
@@ -49,6 +50,9 @@ def _missing(project: Project, params: Params) -> Iterator[WantedFile]:
             how = "the encoder of DALL-E; docs/methods.md, Tokenizers, says how to convert it"
             yield WantedFile(str(tokenizer.file(root)), (f"tokenize@{key}",), how)
     for key, recipe in params.experiments.items():
+        if (file := start_file(recipe)) is not None and not (project.suite / file).exists():
+            how = "the weights that it begins with; its sha256 is in params.yaml"
+            yield WantedFile(str(project.suite / file), (f"pretrain@{key}",), how)
         if not isinstance(recipe, ImportedRecipe):
             continue
         folder = project.suite / recipe.folder

@@ -63,6 +63,9 @@ def _alike(params: Params, stage: Stage, key: str, recipe: Any) -> str:
         return key
     seedless = dataclasses.replace(recipe, seed=0) if hasattr(recipe, "seed") else recipe
     if not stage.evaluates:
+        start = getattr(recipe, "initialise", None)
+        if start is not None and start.experiment is not None:  # takes no time worth the name
+            seedless = dataclasses.replace(seedless, initialise=None)
         return repr(seedless)
     experiment: Any = params.experiments[key]
     own_kind = experiment.method if isinstance(experiment, TokenPretraining) else ""

@@ -14,12 +14,12 @@ from typing import Any
 
 from asl_core.data.manifest import FILE_NAME, read_manifest
 from asl_core.errors import AslCoreError
-from asl_core.recipes.datasets import as_mapping
+from asl_core.recipes.datasets import as_packed
 from asl_core.recipes.imported import ImportedRecipe
 from asl_core.recipes.untrained import UntrainedRecipe
 from pipeline.config.params import Params, load_params
 from pipeline.errors import AslPipeError, UserError
-from pipeline.execution.inputs import find_inputs
+from pipeline.execution.inputs import find_inputs, start_file
 from pipeline.execution.perform import BusyError
 from pipeline.execution.stop_signals import stop_signals_raise
 from pipeline.project import Project
@@ -36,6 +36,7 @@ from pipeline.rehearsal.machine import Machine
 from pipeline.rehearsal.projection import Training, proportional_span, steps_of, training_span
 from pipeline.rehearsal.report import RehearsalReport, StageEstimate
 from pipeline.rehearsal.trial import MEASURED, OUTCOME, TOTALS, TRIAL, Mode, Outcome, Trial
+from pipeline.stages.request import START
 from pipeline.stages.table import MEASURED as MEASURING
 from pipeline.stages.table import PREPARE, PRETRAIN, TOKENIZE
 
@@ -256,6 +257,8 @@ class Rehearser:
         if name not in self.datasets:
             raise UserError(f"dataset {name} could not be had: see its own line")
         inputs = {"dataset": self.datasets[name]}
+        if (file := start_file(kind.recipe)) is not None:  # another experiment's need not be there
+            inputs[START] = self.project.suite / file
         if kind.stage.evaluates:
             keys = [name.partition("@")[2] for name in kind.names]
             found = next((key for key in keys if key in self.encoders), None)
@@ -401,7 +404,7 @@ def _alone(project: Project) -> Iterator[None]:
 
 def _as_json(recipe: Any) -> Any:
     """Return a dataset's recipe as its manifest has it."""
-    return json.loads(json.dumps(as_mapping(recipe)))
+    return json.loads(json.dumps(as_packed(recipe)))
 
 
 def sample_of(machine: Machine) -> Sample:

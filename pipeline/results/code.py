@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.config.dag import dag_text
 from pipeline.config.params import METHODS, SOURCES
+from pipeline.config.yaml_files import read_yaml_if_any
 from pipeline.errors import UserError
 from pipeline.results.closure import PACKAGES, Codebase
 from pipeline.results.sources import reads_disk
@@ -179,7 +180,8 @@ def refresh_identities(
 def dag_of(suite: Path) -> str:
     """Return the text of a suite's dvc.yaml; where the packages are installed DVC watches none."""
     code = PACKAGES if code_root(suite) is not None else ()
-    return dag_text(code, reads_disk=reads_disk(suite))
+    params = read_yaml_if_any(suite / "params.yaml")
+    return dag_text(code, reads_disk=reads_disk(suite), params=params)
 
 
 def code_folder(scratch: Path, digest: str) -> Path:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from pipeline.stages.table import name_in_dvc, run_in_dvc
+
 logger = logging.getLogger(__name__)
 
 LOCK_S, PAUSE_S = 120.0, 0.5
@@ -62,7 +64,7 @@ def adopt_at_once(repo: Any, file: Path, names: Sequence[str]) -> list[str]:
                         done.append(stage)
         finally:  # when asked to stop too: what has been laid out is what dvc.lock says
             _write_lock(suite, done)
-        return [str(stage.addressing).rpartition(":")[2] for stage in done]
+        return [run_in_dvc(str(stage.addressing).rpartition(":")[2]) for stage in done]
 
 
 class _HeldSignals:
@@ -99,7 +101,7 @@ class _HeldSignals:
 
 def _in_order(stages: Any, names: Sequence[str]) -> Iterator[Any]:
     """Yield stages after those of `names` that make what they need."""
-    wanted = {name: stages[name] for name in dict.fromkeys(names)}
+    wanted = {name: stages[name_in_dvc(name, stages)] for name in dict.fromkeys(names)}
     makers = {out.fs_path: name for name, stage in wanted.items() for out in stage.outs}
     seen: set[str] = set()
 

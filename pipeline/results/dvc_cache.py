@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from asl_core.wording import counted
+from pipeline.config.files import each
+from pipeline.config.starts import starts_in
+from pipeline.config.yaml_files import read_yaml_if_any
 from pipeline.errors import UserError
 from pipeline.results.code import Code, read_code, refresh_identities
 from pipeline.results.documents import (
@@ -29,7 +32,7 @@ from pipeline.results.documents import (
 from pipeline.results.dvc_adoption import adopt_at_once
 from pipeline.results.dvc_command import adopt_through_commands, file_through_commands
 from pipeline.results.port import Filing, Identity, StageFacts
-from pipeline.stages.table import CODE_FOLDER
+from pipeline.stages.table import CODE_FOLDER, PRETRAIN, STARTED, name_in_dvc, run_in_dvc
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +184,9 @@ class DvcCache:
                 return adopt_at_once(repo, suite / "dvc.yaml", names)
         except NAME_IS_GONE as error:
             logger.warning("DVC's internals changed (%r); adopting through its commands", error)
-            adopt_through_commands(suite, names)
+            with _stages(suite, ", ".join(names)) as (_, stages):
+                called = [name_in_dvc(name, stages.loader) for name in names]
+            adopt_through_commands(suite, called)
             return list(names)
 
     def file(self, filing: Filing) -> Hashes:
@@ -247,6 +252,42 @@ class DvcCache:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         repo.cache.legacy.move(temporary, path)
+
+
+class _ByRun:
+    """A suite's stages by the names of runs, which dvc.yaml may call otherwise.
+
+    Raises:
+        UserError: dvc.yaml has runs in another place than params.yaml has them now.
+    """
+
+    def __init__(self, suite: Path, loader: Any) -> None:
+        self.loader = loader
+        params = read_yaml_if_any(suite / "params.yaml")
+        started, others = (
+            loader.stages_data.get(name, {}).get("foreach", {}) for name in (STARTED, PRETRAIN.name)
+        )
+        differing = set(started) ^ starts_in(params).keys()
+        if isinstance(others, Mapping) and started:  # all are named there
+            named = started.keys() | others.keys()
+            differing |= named ^ {str(key) for key, _ in each(params.get(str(PRETRAIN.section)))}
+        if differing:
+            raise UserError(
+                f"{suite / 'dvc.yaml'} does not have {min(differing)} where params.yaml and its "
+                f"`initialise` want it; run asl-pipe expand in {suite}"
+            )
+        self.names = {run_in_dvc(name): name for name in loader}
+
+    def __getitem__(self, run: str) -> Any:
+        return self.loader[self.names.get(run, run)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    @property
+    def lockfile_data(self) -> dict[str, Any]:
+        recorded = self.loader.lockfile_data
+        return {run: recorded[name] for run, name in self.names.items() if name in recorded}
 
 
 class _Survey:
@@ -376,7 +417,7 @@ def _stages(suite: Path, names: str, *, with_lock: bool = False) -> Iterator[tup
             file = ProjectFile(repo, str(suite / "dvc.yaml"))
             # without dvc.lock, long in a large suite, where it is not needed
             lock = file.lockfile_contents if with_lock else None
-            yield repo, StageLoader(file, file.contents, lock)
+            yield repo, _ByRun(suite, StageLoader(file, file.contents, lock))
     except DvcException as error:
         raise UserError(
             f"{names} of {suite / 'dvc.yaml'}: {_in_one_line(error)}; see what `dvc status` says"

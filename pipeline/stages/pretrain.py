@@ -15,9 +15,11 @@ from asl_core.analysis.cost import measure_cost
 from asl_core.analysis.watching import WatchPlan, measure, plan_watching
 from asl_core.data.shards import PackedDataset
 from asl_core.engine.devices import pick_device
+from asl_core.exchange.starting import read_all, read_encoder
 from asl_core.held_out import HELD_OUT_FOLDER, held_out_files, write_held_out
 from asl_core.methods import encoder_adopter, encoder_drawer
 from asl_core.modules.encoder import save_encoder
+from asl_core.modules.starting import begin_with_all, begin_with_encoder
 from asl_core.modules.weights import save_weights
 from asl_core.pretrain import (
     build_method,
@@ -34,7 +36,7 @@ from asl_core.recipes.pretraining import MaskedPretraining, Pretraining
 from asl_core.recipes.untrained import UntrainedRecipe
 from pipeline.jobs.journal import Points, effective_points, last_losses
 from pipeline.stages.pictures import save_image_grid
-from pipeline.stages.request import StageRequest, StoredRun
+from pipeline.stages.request import START, StageRequest, StoredRun
 from pipeline.stages.stored import load_stored
 from pipeline.stages.training import begin_training
 
@@ -61,6 +63,7 @@ def run(request: StageRequest[Pretraining | ImportedRecipe | UntrainedRecipe]) -
         recipe, request.inputs["dataset"], context,
         at_snapshot=partial(_snapshot, request, recipe, watch),
         at_start=None if watch is None else partial(watch, step=0),
+        initialise=None if recipe.initialise is None else partial(_initialise, request, recipe),
     )  # fmt: skip
     if distributed.rank() > 0:
         return {}
@@ -198,6 +201,20 @@ def final_watched(points: Points) -> dict[str, float]:
         if name in curves and curves[name][0][0] == 0
     }
     return last | first
+
+
+def _initialise(request: StageRequest[object], recipe: Pretraining, method: Method) -> None:
+    """Give a method the weights that its recipe names, before its first step."""
+    wanted = recipe.initialise
+    if wanted is None or (request.rehearsal is not None and START not in request.inputs):
+        return  # a trial takes as long with other weights
+    place = request.inputs[START]
+    if wanted.whole:
+        file = place / WEIGHTS
+        begin_with_all(method, read_all(file), file)
+    else:
+        begin_with_encoder(method, read_encoder(place, wanted.sha256), place)
+    logger.info("pretrain %s: begins with the weights of %s", request.key, place)
 
 
 def _take_over(request: StageRequest[object], recipe: ImportedRecipe) -> dict[str, float]:

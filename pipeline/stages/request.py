@@ -10,7 +10,12 @@ from asl_core.engine.journal import Journal
 from asl_core.recipes.optimisation import Resources
 
 DETAILS = "details"
-"""Role of the output that people look at and no stage reads: journal, pictures, own weights."""
+"""Role of the output that people look at: journal, pictures, own weights. No stage reads it, but
+for a pre-training that begins with all that another ended with."""
+
+START = "start"
+"""Role of the weights that a pre-training begins with: a file, a folder with an encoder, or the
+details of another pre-training."""
 
 
 Recipe_co = TypeVar("Recipe_co", covariant=True)
@@ -26,7 +31,7 @@ class StageRequest(Generic[Recipe_co]):
         recipe: Resolved dataclass of that entry; for `report` the whole `Params`.
         inputs: Paths by role, as the table of stages has them. `dataset`: data/<name>; `encoder`:
             runs/encoder/<key>; `held_out`: runs/held_out/<key>; `imported`: the folder of an
-            experiment that is not trained here;
+            experiment that is not trained here; `start`: weights to begin with;
             `prepare` has `data_root`, against which relative paths of a dataset are resolved;
             `report` has `suite`, the suite's folder.
         work: Scratch that survives a kill; checkpoints go to work/"ckpt".

@@ -5,12 +5,14 @@ has `run`, and `reevaluate` where its numbers can be computed again from what it
 imported by name, for it loads torch and this table does not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from asl_core.recipes.analysis import TokenAnalysis
 from asl_core.recipes.attentive import AttentiveProbe
+from asl_core.recipes.embedding import Embedding
 from asl_core.recipes.fewshot import FewShot
 from asl_core.recipes.knn import NearestNeighbours
 from asl_core.recipes.transfer import (
@@ -18,9 +20,8 @@ from asl_core.recipes.transfer import (
     FineTune,
     LinearProbe,
     Segmentation,
-    TokenAnalysis,
 )
-from pipeline.stages.request import DETAILS
+from pipeline.stages.request import DETAILS, START
 
 DATASET, ENCODER, HELD_OUT = "data/{dataset}", "runs/encoder/{key}", "runs/held_out/{key}"
 CODE_STAGE = "code"
@@ -29,6 +30,10 @@ that datasets are packed from. It is no run of a suite."""
 CODE_FOLDER = "code"
 SOURCES_FOLDER = "sources"
 """What is known of the files that datasets are packed from; written by the stage `code` too."""
+STARTED = "pretrain-from"
+"""What dvc.yaml calls the runs of `pretrain` that begin with weights of another experiment: DVC's
+templates know no dependency that only some runs have, so these have a template of their own.
+Everywhere else they are runs of `pretrain`."""
 TEST_IMAGES = "test_images"
 """What a metrics file calls the number of images that a run was measured on."""
 REPORT_KEY = "suite"
@@ -53,6 +58,7 @@ class Stage:
         tested_on: The test images that its numbers come from: all, or those somebody annotated.
         trains: Whether it takes optimiser steps, of which its journal bears witness.
         layer_decay: Whether rates may decay by layer.
+        wants: What images must have for it; None: nothing.
         reads_features: Whether it reads frozen features, which evaluations share.
         captions: Picture under `pictures/` -> what the report says of it.
         headline: The metrics by which experiments are compared -> title of a chart.
@@ -71,6 +77,7 @@ class Stage:
     tested_on: Literal["all", "annotated"] = "all"
     trains: bool = False
     layer_decay: bool = False
+    wants: Literal["labels", "objects", "semantic maps"] | None = None
     reads_features: bool = False
     captions: Mapping[str, str] = field(default_factory=dict)
     headline: Mapping[str, str] = field(default_factory=dict)
@@ -82,7 +89,9 @@ class Stage:
     def input_paths(self, key: str, recipe: object) -> dict[str, str]:
         """Return the paths of a run's inputs in the suite's folder, by role."""
         dataset = getattr(recipe, "dataset", "")
-        return {role: path.format(key=key, dataset=dataset) for role, path in self.inputs.items()}
+        paths = {role: path.format(key=key, dataset=dataset) for role, path in self.inputs.items()}
+        start = start_path(getattr(recipe, "initialise", None))
+        return paths if start is None else {**paths, START: start}
 
     def output_paths(self, key: str) -> dict[str, str]:
         """Return the paths of a run's outputs in the suite's folder, by role."""
@@ -130,7 +139,8 @@ PRETRAIN = Stage(
     captions={"reconstructions": "Reconstructions of test images under a fixed mask."},
 )  # fmt: skip
 LINPROBE = _evaluation(
-    "linprobe", LinearProbe, trains=True, input_side="image_size", reads_features=True,
+    "linprobe", LinearProbe, wants="labels", trains=True, input_side="image_size",
+    reads_features=True,
     captions={
         "confusion": "Confusion matrix of the linear probe on the test images.",
         "worst_mistakes": "Test images that the linear probe got most wrong.",
@@ -138,7 +148,7 @@ LINPROBE = _evaluation(
     headline={"lp_acc1": "Linear probe, top-1 [%]"},
 )  # fmt: skip
 KNN = _evaluation(
-    "knn", NearestNeighbours, input_side="image_size", reads_features=True,
+    "knn", NearestNeighbours, wants="labels", input_side="image_size", reads_features=True,
     captions={
         "confusion": "Confusion matrix of the nearest neighbours' vote on the test images.",
         "worst_mistakes": "Test images that the nearest neighbours got most wrong.",
@@ -146,12 +156,12 @@ KNN = _evaluation(
     headline={"knn_acc1": "k-NN, top-1 [%]"},
 )  # fmt: skip
 FEWSHOT = _evaluation(
-    "fewshot", FewShot, input_side="image_size", reads_features=True,
+    "fewshot", FewShot, wants="labels", input_side="image_size", reads_features=True,
     captions={"few_shot": "Accuracy on test images by the number of labelled images."},
     headline={"fewshot_acc1_1pct": "1 % of the labels, top-1 [%]"},
 )  # fmt: skip
 ATTENTIVE = _evaluation(
-    "attentive", AttentiveProbe, trains=True, input_side="image_size",
+    "attentive", AttentiveProbe, wants="labels", trains=True, input_side="image_size",
     captions={
         "confusion": "Confusion matrix of the attentive probe on the test images.",
         "worst_mistakes": "Test images that the attentive probe got most wrong.",
@@ -159,7 +169,7 @@ ATTENTIVE = _evaluation(
     headline={"attentive_acc1": "Attentive probe, top-1 [%]"},
 )  # fmt: skip
 FINETUNE = _evaluation(
-    "finetune", FineTune, trains=True, input_side="image_size", layer_decay=True,
+    "finetune", FineTune, wants="labels", trains=True, input_side="image_size", layer_decay=True,
     captions={
         "confusion": "Confusion matrix after fine-tuning on the test images.",
         "worst_mistakes": "Test images that were got most wrong after fine-tuning.",
@@ -167,7 +177,7 @@ FINETUNE = _evaluation(
     headline={"ft_acc1": "Fine-tuning, top-1 [%]"},
 )  # fmt: skip
 DETECT = _evaluation(
-    "detect", Detection, trains=True, input_side="image_size", whole_patches=2,
+    "detect", Detection, wants="objects", trains=True, input_side="image_size", whole_patches=2,
     tested_on="annotated",
     captions={
         "detections": "Detections on test images.",
@@ -176,15 +186,23 @@ DETECT = _evaluation(
     headline={"ap_box": "Box AP", "ap_mask": "Mask AP"},
 )  # fmt: skip
 SEGMENT = _evaluation(
-    "segment", Segmentation, trains=True, input_side="crop_size", layer_decay=True,
-    tested_on="annotated",
+    "segment", Segmentation, wants="semantic maps", trains=True, input_side="crop_size",
+    layer_decay=True, tested_on="annotated",
     captions={"segmentations": "Semantic segmentation of test images."},
     headline={"miou": "mIoU"},
 )  # fmt: skip
 ANALYZE = _evaluation(
     "analyze", TokenAnalysis,
     inputs={"dataset": DATASET, "encoder": ENCODER, "held_out": HELD_OUT},
-    captions={"attention": "Attention of [cls] to the patches in the last block, by head."},
+    captions={
+        "token_similarity": "Cosine of each patch token of test images to that of the central one.",
+        "similarity_per_layer": "Mean cosine among an image's patch tokens after each block.",
+        "contrastive_view": "Squared error of removed patches against the loss of Eq. 8.",
+    },
+)  # fmt: skip
+EMBED = _evaluation(
+    "embed", Embedding, input_side="image_size",
+    headline={"embed_effective_rank": "Effective rank of the embeddings"},
 )  # fmt: skip
 REPORT = Stage(name="report", section=None, has_metrics=False, outputs={DETAILS: "reports"})
 
@@ -202,6 +220,7 @@ STAGES: dict[str, Stage] = {
         DETECT,
         SEGMENT,
         ANALYZE,
+        EMBED,
         REPORT,
     )
 }  # fmt: skip
@@ -214,6 +233,28 @@ MEASURED = (PRETRAIN, *EVALUATIONS)
 """Stages with a metrics file for each experiment."""
 RUN_BY_JOBS = tuple(stage for stage in STAGES.values() if stage.section is not None)
 """The report is made where dvc.lock is: it reads all of them."""
+
+
+def start_path(initialise: object) -> str | None:
+    """Return where an experiment's run leaves what another one begins with; None for a file."""
+    experiment = getattr(initialise, "experiment", None)
+    if experiment is None:
+        return None
+    role = DETAILS if getattr(initialise, "whole", False) else "encoder"
+    return PRETRAIN.outputs[role].format(key=experiment)
+
+
+def name_in_dvc(name: str, known: Container[str]) -> str:
+    """Return what dvc.yaml or dvc.lock calls a run, given the names that the file has."""
+    stage, _, key = name.partition("@")
+    started = f"{STARTED}@{key}"
+    return started if stage == PRETRAIN.name and started in known else name
+
+
+def run_in_dvc(name: str) -> str:
+    """Return the run that dvc.yaml calls so: `pretrain-from@asl` -> `pretrain@asl`."""
+    stage, joint, key = name.partition("@")
+    return f"{PRETRAIN.name}{joint}{key}" if stage == STARTED else name
 
 
 def stage_of(name: str) -> Stage:

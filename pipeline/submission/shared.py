@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.starts import chain, starts_in
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.project import Project, suite_folders
-from pipeline.stages.table import DATASETS, MEASURED, PREPARE, PRETRAIN, Stage
+from pipeline.stages.table import DATASETS, MEASURED, PREPARE, PRETRAIN, STAGES, Stage
 
 
 def shared_runs(project: Project) -> dict[str, tuple[str, ...]]:
@@ -42,7 +43,8 @@ def signatures(params_file: Path) -> dict[str, str]:
     """
     raw = read_yaml(params_file)
     made: dict[str, str] = {}
-    for stage, key, entry in _runs(raw):
+    starts = starts_in(raw)
+    for stage, key, entry in sorted(_runs(raw), key=lambda run: _depth(run, starts)):
         upstream = (
             []
             if stage is PREPARE
@@ -50,12 +52,20 @@ def signatures(params_file: Path) -> dict[str, str]:
         )
         if stage.evaluates:
             upstream.append(PRETRAIN.run_name(key))
+        if stage is PRETRAIN and key in starts:
+            upstream.append(stage.run_name(starts[key]))
         scale = raw.get("scale") if stage.has_metrics else None
         known = [made[name] for name in upstream if name in made]
         made[stage.run_name(key)] = json.dumps(
             [stage.name, key, scale, entry, known], sort_keys=True
         )
     return made
+
+
+def _depth(run: tuple[Stage, str, object], starts: Mapping[str, str]) -> tuple[int, int]:
+    """Return where a run comes: stages in order, in `pretrain` first what others begin with."""
+    stage, key, _ = run
+    return list(STAGES).index(stage.name), len(chain(starts, key)) if stage is PRETRAIN else 0
 
 
 def _runs(raw: Mapping[str, Any]) -> Iterator[tuple[Stage, str, Mapping[str, Any]]]:

@@ -10,6 +10,7 @@ import yaml
 from fake_scheduler import HERE as SERVICES
 from fake_scheduler import FakeCluster
 
+from asl_core.data.manifest import Manifest
 from pipeline.cli import run_command
 from pipeline.config.params import Params, load_params
 from pipeline.config.yaml_files import read_yaml
@@ -130,6 +131,18 @@ class ResultSuite:
             outs += self.recorded(stage, key)
             self.write_lock(stages)
 
+    def prepared(self, name: str, classes: int) -> None:
+        """Leave the manifest of a dataset with so many classes."""
+        folder = self.folder / "data" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = {"train": 8, "test": 4}
+        Manifest(
+            name=name, source={}, licence="", classes=tuple(map(str, range(classes))),
+            thing_classes=None, semantic_classes=None, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
+            counts=counts, annotated=counts, digests={"train": "a" * 64, "test": "b" * 64},
+            rejected={"train": [], "test": []},
+        ).write(folder)  # fmt: skip
+
     def lock(self) -> None:
         """Record every stage run of the present params.yaml, and its metrics file, in dvc.lock."""
         raw = read_yaml(self.folder / "params.yaml")
@@ -168,6 +181,12 @@ class ResultSuite:
     def write_lock(self, stages: dict[str, Any]) -> None:
         text = yaml.safe_dump({"schema": "2.0", "stages": stages})
         (self.folder / "dvc.lock").write_text(text)
+
+
+@pytest.fixture(scope="session")
+def new_suite() -> type[ResultSuite]:
+    """Makes a suite's folder, for fixtures that several tests share."""
+    return ResultSuite
 
 
 @pytest.fixture

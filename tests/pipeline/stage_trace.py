@@ -72,6 +72,8 @@ def recipe_of(stage: str, variant: str) -> object:
         return importlib.import_module("asl_core.recipes.knn").NearestNeighbours(
             dataset="icons", k=2
         )
+    if stage == "embed":
+        return importlib.import_module("asl_core.recipes.embedding").Embedding(dataset="icons")
     if stage == "fewshot":
         return importlib.import_module("asl_core.recipes.fewshot").FewShot(
             dataset="icons", percent=(50,), shots=(1,), draws=2
@@ -92,7 +94,9 @@ def recipe_of(stage: str, variant: str) -> object:
         "segment": lambda: transfer.Segmentation(
             dataset="scenes", crop_size=32, slide_stride=16, channels=8, auxiliary_channels=4, **few
         ),
-        "analyze": lambda: transfer.TokenAnalysis(dataset="scenes", images=4),
+        "analyze": lambda: importlib.import_module("asl_core.recipes.analysis").TokenAnalysis(
+            dataset="scenes", images=4
+        ),
     }[stage]()  # fmt: skip
 
 

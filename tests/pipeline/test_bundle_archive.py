@@ -19,10 +19,10 @@ from pipeline.bundles.plain import from_plain, to_plain
 from pipeline.config.params import METHODS
 from pipeline.results.closure import Codebase
 from pipeline.results.code import read_code
-from pipeline.stages.table import DETECT, EVALUATIONS, FEWSHOT, PRETRAIN, Stage
+from pipeline.stages.table import DETECT, EMBED, EVALUATIONS, FEWSHOT, PRETRAIN, Stage
 
 NONE = frozenset[str]()
-EXTRA = {DETECT.name: {"faster_coco_eval"}, FEWSHOT.name: {"sklearn"}}
+EXTRA = {DETECT.name: {"faster_coco_eval"}, FEWSHOT.name: {"sklearn"}, EMBED.name: {"pyarrow"}}
 """What a stage imports besides the four packages that all need."""
 ROOT = Path(__file__).parents[2]
 

@@ -155,7 +155,8 @@ def test_a_password_lets_runs_in_and_is_written_nowhere(
         link.unlink()
     wrong = {name: value.replace(PLANTED, "not-this-one") for name, value in keys.items()}
     assert say("asl-pipe", "sync", **wrong) == 75
-    assert "401" in said[-1]
+    assert "does not accept" in said[-1]
+    assert "(401)" in said[-1]
     assert "nothing is lost" in said[-1]
     assert "Traceback" not in said[-1]
     for secret in (PLANTED, "not-this-one"):

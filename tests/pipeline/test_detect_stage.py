@@ -69,9 +69,14 @@ def test_the_stage_returns_six_metrics_and_writes_weights_detections_and_a_pictu
 def test_drawing_shows_objects_where_they_are(inputs: dict[str, Path]) -> None:
     sample = PackedDataset(inputs["dataset"], "test")[0]
     assert sample.instances is not None
-    plain = detect.draw(sample, detect.as_instances([], 32, 32), [])
-    drawn = detect.draw(sample, sample.instances, [str(i) for i in range(10)])
+    nothing = detect.as_instances([], 32, 32)
+    plain = detect.draw(sample, nothing, [], "none, best 0.31")
+    drawn = detect.draw(sample, sample.instances, [str(i) for i in range(10)], "")
     assert plain.shape == drawn.shape == (3, 160, 160)
     changed = (plain != drawn).any(dim=0)
     mask = sample.instances.masks.any(dim=0).repeat_interleave(5, 0).repeat_interleave(5, 1)
     assert changed[mask].float().mean() > 0.9
+    other = detect.draw(sample, nothing, [], "none")  # the words are on the picture
+    assert (plain != other)[:, :17].any()
+    assert (plain == other)[:, 17:].all()
+    assert (plain[:, 15, :40] == 0).all()

@@ -20,6 +20,7 @@ from asl_core.data.sources.source import Item
 from asl_core.engine.journal import Journal
 from asl_core.errors import InputError
 from asl_core.modules.encoder import Encoder, save_encoder
+from asl_core.recipes.analysis import TokenAnalysis
 from asl_core.recipes.datasets import Ade20k, Coco, Dataset, Icons
 from asl_core.recipes.knn import NearestNeighbours
 from asl_core.recipes.models import Vit
@@ -29,7 +30,6 @@ from asl_core.recipes.transfer import (
     FineTune,
     LinearProbe,
     Segmentation,
-    TokenAnalysis,
 )
 from pipeline.stages import analyze, detect, finetune, knn, linprobe, segment
 from pipeline.stages.request import StageRequest

@@ -96,7 +96,7 @@ def test_every_format_gives_the_warning_under_the_table(seeds: Any) -> None:
     assert "| ASL (AEE) |" in table
     assert "the identity" in below
     assert "Collapsed branch: ASL (AEE), experiment aee" in render_tables(suite, "text", 200)
-    assert r"\par\textbf{Collapsed branch: ASL (AEE), experiment aee: $|$fea\_aug" in (
+    assert r"\textbf{Collapsed branch: ASL (AEE), experiment aee: $|$fea\_aug" in (
         render_tables(suite, "latex")
     )
     content = page(seeds.suite, PAPER)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import loading
 from pipeline.errors import UserError
 from pipeline.loading import import_failure
 from pipeline.project import find_project
@@ -107,3 +108,16 @@ def test_an_error_of_code_that_runs_is_no_failure_to_import(
         find_project(tmp_path)
     assert import_failure(caught.value) is None
     assert import_failure(SyntaxError("no", ("elsewhere.py", 1, 1, ""))) is None
+
+
+def test_libraries_beside_an_installed_program_hide_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an environment sees another one's libraries too, both have numpy."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy/__init__.py").touch()
+    monkeypatch.setattr(loading, "HERE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert loading.hiding_file() == f"{tmp_path}/numpy hides the library numpy; rename it"
+    (tmp_path / "asl_pipe-0.1.0.dist-info").mkdir()
+    assert loading.hiding_file() is None

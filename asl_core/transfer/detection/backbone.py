@@ -112,7 +112,8 @@ class WindowedVit(nn.Module):
     """An encoder's patch embedding, positions and blocks; without [cls] and the final norm.
 
     Where the encoder has a table of relative positions, both biases begin with it instead of zero:
-    two patches of a window with what the table says of their offset.
+    two patches of a window with what the table says of their offset. Like [cls], registers are
+    left out: a window has no place for them.
 
     Args:
         encoder: Pre-trained, for the detector's input size; its parts are taken over.

@@ -46,7 +46,7 @@ class SegmentationVit(nn.Module):
         self.grid_size = vit.grid_size
         self.taps = tap_indices(vit.depth)
         self.patch_embed = encoder.patch_embed
-        self.cls_token = encoder.cls_token
+        self.cls_token, self.reg_token = encoder.cls_token, encoder.reg_token
         shared = encoder.relative_position_bias
         if shared is None:
             self.pos_embed = encoder.pos_embed.requires_grad_(True)
@@ -67,13 +67,31 @@ class SegmentationVit(nn.Module):
         """Return the four taps."""
         tokens = self.patch_embed(images) + self.pos_embed[:, 1:]  # (B, N, D)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
-        tokens = torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (B, 1 + N, D)
-        outputs = []
+        registers = [] if self.reg_token is None else [self.reg_token.expand(len(tokens), -1, -1)]
+        first = [each.to(tokens.dtype) for each in (cls, *registers)]
+        tokens = torch.cat([*first, tokens], dim=1)  # (B, 1 + R + N, D)
+        outputs, count = [], sum(each.shape[1] for each in registers)
         for block, bias in zip(self.blocks, self.position_biases, strict=True):
-            tokens = block(tokens, attn_mask=bias())
+            tokens = block(tokens, attn_mask=_beside_registers(bias(), count))
             outputs.append(tokens)
-        side = self.grid_size
-        return [outputs[i][:, 1:].transpose(1, 2).unflatten(2, (side, side)) for i in self.taps]
+        maps = [outputs[i][:, 1 + count :].transpose(1, 2) for i in self.taps]
+        return [each.unflatten(2, (self.grid_size, self.grid_size)) for each in maps]
+
+
+def _beside_registers(bias: Tensor, count: int) -> Tensor:
+    """Give registers, which have no offset, a bias of zero.
+
+    Shape:
+        - bias: (1, heads, 1 + N, 1 + N). Output: (1, heads, 1 + R + N, 1 + R + N), R = `count`.
+    """
+    if count == 0:
+        return bias
+    for axis in (2, 3):
+        shape = list(bias.shape)
+        shape[axis] = count
+        first, others = bias.split([1, bias.shape[axis] - 1], dim=axis)
+        bias = torch.cat([first, bias.new_zeros(shape), others], dim=axis)
+    return bias
 
 
 class ScalePyramid(nn.Module):

@@ -76,7 +76,7 @@ class Segmenter(nn.Module):
         A block's position bias belongs to the block; pyramid and heads come last.
         """
         return {
-            "stem": r"^backbone\.(?:cls_token|pos_embed|patch_embed)",
+            "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed)",
             "blocks": r"^backbone\.(?:blocks|position_biases)\.(\d+)",
         }
 
