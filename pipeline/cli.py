@@ -19,11 +19,15 @@ from pipeline.commands.bundle import bundle
 from pipeline.commands.cancel import cancel
 from pipeline.commands.compare import compare
 from pipeline.commands.doctor import doctor
+from pipeline.commands.embed import embed
 from pipeline.commands.expand import expand
 from pipeline.commands.export_encoder import export_encoder
 from pipeline.commands.gc import gc
 from pipeline.commands.import_encoder import import_encoder
+from pipeline.commands.init import init
 from pipeline.commands.logs import logs
+from pipeline.commands.neighbours import neighbours
+from pipeline.commands.new import new
 from pipeline.commands.plan import plan
 from pipeline.commands.rehearse import rehearse
 from pipeline.commands.run import run
@@ -93,8 +97,9 @@ def asl_pipe(
 
 
 for command in (
-    run, plan, rehearse, submit, status, logs, cancel, bundle, accept, tables, compare, trace,
-    vouch, ui, sync, gc, import_encoder, export_encoder, expand, validate, doctor,
+    init, new, run, plan, rehearse, submit, status, logs, cancel, bundle, accept, tables, compare,
+    trace, vouch, ui, sync, gc, import_encoder, export_encoder, embed, neighbours, expand, validate,
+    doctor,
 ):  # fmt: skip
     app.command()(command)
 

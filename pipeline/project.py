@@ -38,6 +38,15 @@ class Project:
         return "demo" if self.suite == self.root else self.suite.name
 
     @property
+    def label(self) -> str:
+        """The same as people read it: a root that holds no code is somebody's own, and no demo."""
+        if self.suite != self.root or (self.root / "pipeline" / "__init__.py").is_file():
+            return self.name
+        with contextlib.suppress(UserError, OSError):
+            return str(read_yaml(self.params_file).get("suite") or self.name).replace("/", "-")
+        return self.name
+
+    @property
     def params_file(self) -> Path:
         return self.suite / "params.yaml"
 
@@ -112,10 +121,10 @@ def _find_root(start: Path) -> Path | None:
 
 
 def find_project(start: Path, suite: str | None = None) -> Project:
-    """Find the project that a folder belongs to and the suite it is, or the one that is named.
+    """Find the project that a folder belongs to and the suite it is in, or the one that is named.
 
     Raises:
-        UserError: No project above `start`, no such suite, or `start` is not a suite's folder.
+        UserError: No project above `start`, no such suite, or `start` is in no suite's folder.
     """
     start = start.resolve()
     root = _find_root(start)
@@ -128,8 +137,9 @@ def find_project(start: Path, suite: str | None = None) -> Project:
         if folder is None:
             raise UserError(unknown_name("suite", suite, suite_folders(root)))
         return Project(root, folder)
-    if not is_suite(start):
-        raise UserError(
-            f"{start} has no params.yaml; go to {root} (the demo) or to a folder under suites/"
-        )
-    return Project(root, start)
+    for folder in (start, *start.parents):
+        if is_suite(folder):
+            return Project(root, folder)
+        if folder in (root, root / SUITES) or folder.parent == root / SUITES:
+            break  # what is below suites/ is a suite of its own, or none yet
+    raise UserError(f"{start} has no params.yaml; go to {root} or to a folder under suites/")
