@@ -90,12 +90,12 @@ class Listing:
         Raises:
             InputError: A folder cannot be read.
         """
-        above = {_identity(parent) for parent in folder.resolve().parents}
+        above = {identity_of(parent) for parent in folder.resolve().parents}
         pending, known = [folder], above
         first = len(self.images)
         while pending:
             current = pending.pop()
-            identity = _identity(current)
+            identity = identity_of(current)
             if identity in known:
                 self.again.append(current)
                 continue
@@ -127,7 +127,7 @@ class Listing:
         except OSError:
             status = None  # reading it will say why
         regular = status is None or stat.S_ISREG(status.st_mode)
-        if not named and not (regular and _begins_as_image(path)):
+        if not named and not (regular and begins_as_image(path)):
             self.others.append(path)
             return
         if not named:
@@ -141,15 +141,17 @@ def is_image_name(path: Path | str) -> bool:
     return os.path.splitext(path)[1].lower() in _IMAGE_SUFFIXES
 
 
-def _begins_as_image(path: Path) -> bool:
+def begins_as_image(path: Path | str) -> bool:
+    """Return whether a file begins as images do; not where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             return image_format(file.read(SIGNATURE_BYTES)) is not None
     except OSError:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def identity_of(folder: Path) -> tuple[int, int]:
+    """Return what tells whether two paths lead to one folder."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 

@@ -8,9 +8,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from asl_core.data.image_header import SIGNATURE_BYTES, image_format
 from asl_core.data.sources.files import broken_link, counted, read_file, shown
-from asl_core.data.sources.listing import SYSTEM_FOLDERS, is_image_name
+from asl_core.data.sources.listing import (
+    SYSTEM_FOLDERS,
+    begins_as_image,
+    identity_of,
+    is_image_name,
+)
 from asl_core.errors import InputError
 
 Below = tuple[int, str]
@@ -125,7 +129,7 @@ class Tree:
         pending = [start]
         while pending:
             current = pending.pop()
-            identity = _identity(self._place(current))
+            identity = identity_of(self._place(current))
             if identity in known:
                 self._again.add(current[1] or str(self.roots[current[0]]))
                 continue
@@ -180,7 +184,7 @@ class Tree:
             status = None  # reading it will say why
         regular = status is None or stat.S_ISREG(status.st_mode)
         if not named:
-            if not (regular and _begins_as_image(entry.path)):
+            if not (regular and begins_as_image(entry.path)):
                 if entry.path not in self.unseen:
                     self._others.add(name)
                 return
@@ -212,16 +216,3 @@ def matches_any(path: str, patterns: Sequence[str]) -> bool:
         elif any(fnmatchcase(part, pattern.strip("/")) for part in parts):
             return True
     return False
-
-
-def _begins_as_image(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return image_format(file.read(SIGNATURE_BYTES)) is not None
-    except OSError:
-        return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
