@@ -74,6 +74,10 @@ def recipe_of(stage: str, variant: str) -> object:
         )
     if stage == "embed":
         return importlib.import_module("asl_core.recipes.embedding").Embedding(dataset="icons")
+    if stage == "analyze":
+        return importlib.import_module("asl_core.recipes.analysis").TokenAnalysis(
+            dataset="scenes", images=4
+        )
     if stage == "fewshot":
         return importlib.import_module("asl_core.recipes.fewshot").FewShot(
             dataset="icons", percent=(50,), shots=(1,), draws=2
@@ -93,9 +97,6 @@ def recipe_of(stage: str, variant: str) -> object:
         ),
         "segment": lambda: transfer.Segmentation(
             dataset="scenes", crop_size=32, slide_stride=16, channels=8, auxiliary_channels=4, **few
-        ),
-        "analyze": lambda: importlib.import_module("asl_core.recipes.analysis").TokenAnalysis(
-            dataset="scenes", images=4
         ),
     }[stage]()  # fmt: skip
 
