@@ -29,6 +29,8 @@ def note(event: str, arguments: tuple) -> None:
     """Note each file of the packages that is opened and is no code."""
     if event == "open" and isinstance(arguments[0], str):
         path = Path(arguments[0]).resolve()
+        if path.parent.name == "__pycache__":  # a first import writes there, by another name first
+            return
         if path.is_relative_to(ROOT) and path.suffix not in (".py", ".pyc", ""):
             relative = path.relative_to(ROOT).as_posix()
             if relative.split("/")[0] in PACKAGES:
