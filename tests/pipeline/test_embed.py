@@ -236,10 +236,14 @@ def test_the_stage_writes_a_file_and_finds_its_numbers_again(tmp_path: Path) -> 
         )  # fmt: skip
     assert metrics["embed_images"] == 42
     assert metrics["embed_dimension"] == 48
-    assert 1 < metrics["embed_effective_rank"] <= 42
     found = read_embeddings(out / embed.FILE)
     assert found.names[:1] + found.names[-1:] == ["test/00000000", "train/00000029"]
-    assert pq.read_table(out / embed.FILE)["label"].to_pylist()[0] >= 0
+    table = pq.read_table(out / embed.FILE)
+    values = np.linalg.svd(np.array(table["embedding"].to_pylist()), compute_uv=False)
+    shares = values[values > 0] / values.sum()
+    entropy = -(shares * np.log(shares)).sum()
+    assert metrics["embed_effective_rank"] == pytest.approx(np.exp(entropy), rel=1e-4)
+    assert table["label"].to_pylist()[0] >= 0
     assert embed.reevaluate(StoredRun(recipe, out, inputs, cpu)) == metrics
     written = "".join(path.read_text() for path in (tmp_path / "work/journal").iterdir())
     assert '"embeddings.parquet"' in written
