@@ -50,9 +50,9 @@ fix: $(STAMP)  ## format, and fix what ruff can fix
 	@$(RUN) ruff format .
 
 # Waiting threads of several processes on few cores cost twentyfold: one compute thread in each.
-# Three at a time on two cores: most tests start programs or wait for a cluster, and leave one idle.
+# Four at a time on two cores: most tests start programs or wait for a cluster, and leave one idle.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(RUN) python -m pytest \
-	-n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	-n 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 test: check  ## check, then all tests
 	@$(PYTEST)

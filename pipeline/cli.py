@@ -18,6 +18,7 @@ from pipeline.commands.accept import accept
 from pipeline.commands.bundle import bundle
 from pipeline.commands.cancel import cancel
 from pipeline.commands.compare import compare
+from pipeline.commands.cost import cost
 from pipeline.commands.doctor import doctor
 from pipeline.commands.embed import embed
 from pipeline.commands.expand import expand
@@ -28,11 +29,13 @@ from pipeline.commands.init import init
 from pipeline.commands.logs import logs
 from pipeline.commands.neighbours import neighbours
 from pipeline.commands.new import new
+from pipeline.commands.pick import pick
 from pipeline.commands.plan import plan
 from pipeline.commands.rehearse import rehearse
 from pipeline.commands.run import run
 from pipeline.commands.status import status
 from pipeline.commands.submit import submit
+from pipeline.commands.sweep import sweep
 from pipeline.commands.sync import sync
 from pipeline.commands.tables import tables
 from pipeline.commands.trace import trace
@@ -98,8 +101,8 @@ def asl_pipe(
 
 for command in (
     init, new, run, plan, rehearse, submit, status, logs, cancel, bundle, accept, tables, compare,
-    trace, vouch, ui, sync, gc, import_encoder, export_encoder, embed, neighbours, expand, validate,
-    doctor,
+    sweep, pick, cost, trace, vouch, ui, sync, gc, import_encoder, export_encoder, embed,
+    neighbours, expand, validate, doctor,
 ):  # fmt: skip
     app.command()(command)
 

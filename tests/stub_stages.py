@@ -3,12 +3,16 @@
 A test copies this file over stages of a project; jobs run it from their frozen code. What it does
 is said by $STUB, JSON: steps, step_s; fail (the rank that raises); full (a file that takes
 nothing); stop_s (how long the first process needs to obey a signal); end_s (how long it needs
-before it writes its outputs).
+before it writes its outputs); ends (a file and how one start of a pre-training ends after the
+other: kill, memory, error); die_on (a node on which one kills itself); megabytes (that one takes
+for a while); watched (run -> what it is watched for at every step).
 """
 
 import json
 import os
+import signal
 import time
+from pathlib import Path
 
 from asl_core.engine.signals import catch_stop_signals
 from asl_core.errors import InterruptedRun
@@ -23,6 +27,8 @@ def run(request: StageRequest) -> dict[str, float]:
     rank = int(os.environ.get("RANK", "0"))
     if orders.get("fail") == rank:
         raise ZeroDivisionError(f"the stub of rank {rank} fails")
+    if request.stage == "pretrain":
+        _end_early(orders)
     if request.stage == "prepare":
         (request.outputs["dataset"] / "shard").write_text(request.key)
         digests = {"train": "0123456789abcdef"}
@@ -32,6 +38,9 @@ def run(request: StageRequest) -> dict[str, float]:
     file = imported / "encoder.safetensors" if imported else request.inputs["dataset"] / "shard"
     seed = len(file.read_text()) + SALT
     total, steps = seed, orders.get("steps", 3)
+    watched = {"watch/probe_acc1_mean": value} if (
+        value := orders.get("watched", {}).get(request.key)
+    ) is not None else {}  # fmt: skip
     folder = request.work / "ckpt"
     folder.mkdir(parents=True, exist_ok=True)
     step = 0
@@ -44,7 +53,7 @@ def run(request: StageRequest) -> dict[str, float]:
             time.sleep(orders.get("step_s", 0.0))
             step, total = step + 1, total + (step + 1) ** 2
             values = {f"{request.stage}/loss": 1.0 / step, f"{request.stage}/images_per_s": 8.0}
-            request.journal.metrics(step, values)
+            request.journal.metrics(step, values | watched)
             if orders.get("full") and step == 2:
                 with open(orders["full"], "wb") as file:
                     while True:
@@ -64,4 +73,26 @@ def run(request: StageRequest) -> dict[str, float]:
     (out / "encoder.safetensors").write_text(str(total))
     if "held_out" in request.outputs:  # DVC warns of empty folders
         (request.outputs["held_out"] / "predictions").write_text(str(total))
-    return {"total": float(total)}
+    return {"total": float(total), **watched}
+
+
+def _end_early(orders: dict) -> None:
+    """End as the orders say, each way once."""
+    if orders.get("die_on") == os.environ.get("ASL_NODE", ""):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "megabytes" in orders:
+        taken = b"x" * (orders["megabytes"] << 20)
+        time.sleep(3 + 0 * len(taken))
+    path, ways = orders.get("ends", (os.devnull, []))
+    number = len(Path(path).read_text().splitlines()) if Path(path).is_file() else 0
+    if number >= len(ways):
+        return
+    with open(path, "a") as file:
+        file.write("started\n")
+    match ways[number]:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "memory":
+            raise MemoryError
+        case "error":
+            raise ZeroDivisionError("the stub crashes")

@@ -20,6 +20,8 @@ from asl_core.recipes.optimisation import Resources
 from asl_core.recipes.packing import Regions
 from asl_core.recipes.published import PUBLISHED
 from asl_core.recipes.tokenizers import Tokenizer
+from pipeline.config.container import Container
+from pipeline.schedulers.local.resources import LocalResources
 from pipeline.schedulers.slurm.resources import SlurmResources
 from pipeline.stages.table import DETAILS, EVALUATIONS, STAGES, Stage
 
@@ -92,8 +94,8 @@ def pages() -> Iterator[tuple[str, str]]:
             "Where stages run",
             "`cluster.yaml`, no part of a result's identity: "
             "[reference](../reference.md#clusteryaml). `local` has the first, the section `slurm` "
-            "the second.",
-            [Resources, SlurmResources],
+            "the second, `pool` the third; `container` of these is the fourth.",
+            [Resources, SlurmResources, LocalResources, Container],
         ),
     )
     yield "stages.md", _stages()

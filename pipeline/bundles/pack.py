@@ -185,7 +185,7 @@ def _plan(
     return RunPlan(
         name=name, stage=stage.name, key=key, fingerprint=fingerprint, document=facts.document,
         recipe=to_plain(recipe), place=place_of(state.params, stage.name, key),
-        resources=dataclasses.asdict(load_resources(project.cluster_file, stage.name)),
+        resources=dataclasses.asdict(load_resources(project.cluster_file, stage.name, key)),
         inputs=inputs, makers={path: made[path] for path in inputs.values() if path in made},
         upstream={path: state.facts[maker].recipe for path, maker in facts.upstream.items()},
         digests=digests, code=stage.code_path(recipe),

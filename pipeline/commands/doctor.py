@@ -22,11 +22,13 @@ def doctor(
 
     Example: asl-pipe doctor --stage pretrain --wait 300
     """
-    from pipeline.config.cluster import load_job_request
+    from pipeline.config.cluster import read_cluster
     from pipeline.config.suggest import unknown_name
     from pipeline.doctor.checks import examine, examine_scheduler, worst
+    from pipeline.doctor.containers import examine_images
     from pipeline.doctor.machine import Machine
     from pipeline.doctor.nodes import examine_nodes
+    from pipeline.doctor.overrides import keys_of_all_suites, requests_of, unfitting
     from pipeline.errors import UserError
     from pipeline.project import find_project
     from pipeline.schedulers.find import find_kind
@@ -36,7 +38,8 @@ def doctor(
     if stage not in STAGES:
         raise UserError(unknown_name("stage", stage, STAGES))
     project = find_project(Path.cwd(), "demo")
-    requests = {name: load_job_request(project.cluster_file, name).asked for name in STAGES}
+    cluster, keys = read_cluster(project.cluster_file), keys_of_all_suites(project)
+    requests = requests_of(cluster, keys)
     kind = find_kind(project.cluster_file)
     scheduler = kind.connect(project.scratch)
     found: list[Finding] = []
@@ -55,6 +58,10 @@ def doctor(
         return True
 
     for finding in examine(project, Machine()):
+        say(finding)
+    for line in unfitting(cluster, keys):
+        say(Finding("cluster.yaml", Level.NOTE, line))
+    for finding in examine_images(requests):
         say(finding)
     for finding in examine_scheduler(kind, project.scratch, requests):
         say(finding)

@@ -20,10 +20,14 @@ def logs(
 ) -> None:
     """Print the log of a job.
 
+    A job of which this project has no record, an older attempt or one whose record was lost, is
+    found by its id.
+
     Example: asl-pipe logs pretrain@asl -f
     """
     import time
 
+    from pipeline.errors import UserError
     from pipeline.jobs.logs import follow as go_on
     from pipeline.jobs.logs import tail
     from pipeline.project import find_project
@@ -33,20 +37,38 @@ def logs(
     from pipeline.submission.job_reports import Queue, job_records, report_on
     from pipeline.submission.pick import pick
     from pipeline.submission.plan import relative_suite
+    from pipeline.submission.unrecorded import find_unrecorded
 
     project = find_project(Path.cwd())
-    chosen = pick(job_records(project.root), name, relative_suite(project))
+    scheduler = find_scheduler(project.scratch)
+    try:
+        chosen = pick(job_records(project.root), name, relative_suite(project))
+        paths, silent = chosen.paths, f"{chosen.job.name} has printed nothing yet"
+    except UserError:
+        found = find_unrecorded(project.scratch, name, Queue(scheduler), scheduler.explain)
+        if found is None:
+            raise
+        if found.paths is None:
+            typer.echo(f"{found.said}; this project has neither a record of it nor its folder")
+            return
+        typer.echo(f"{found.said}; this project has no record of it", err=True)
+        paths, silent, job_id = found.paths, "it has printed nothing yet", found.job_id
+
+        def has_ended() -> bool:
+            queue = Queue(scheduler)
+            lives = any(job.job_id == job_id and not job.has_ended for job in queue.jobs)
+            return queue.error is None and not lives
+    else:
+
+        def has_ended() -> bool:
+            report = report_on(
+                paths, project.root, Queue(scheduler), DvcCache(), None, time.time()
+            )  # fmt: skip
+            return report is None or report.verdict in ENDED
+
     if not follow:
-        text = tail(chosen.paths, lines)
-        typer.echo(text or f"{chosen.job.name} has printed nothing yet", nl=not text)
+        text = tail(paths, lines)
+        typer.echo(text or silent, nl=not text)
         return
-    cache, scheduler = DvcCache(), find_scheduler(project.scratch)
-
-    def has_ended() -> bool:
-        report = report_on(
-            chosen.paths, project.root, Queue(scheduler), cache, None, time.time()
-        )  # fmt: skip
-        return report is None or report.verdict in ENDED
-
-    for text in go_on(chosen.paths, lines, has_ended):
+    for text in go_on(paths, lines, has_ended):
         typer.echo(text, nl=False)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NAMED = 4
 """Runs that are named before the others are counted."""
-NOT_SHOWN = ("warning", "max_restarts", "max_queued", "requeue")
+NOT_SHOWN = ("warning", "max_restarts", "max_queued", "requeue", "retries", "exclude_after")
 """Settings of how a job is looked after, and not of what it gets."""
 
 
@@ -80,7 +80,8 @@ def show_projection(project: "Project", params: "Params", plan: "Plan") -> None:
     report = read_report(project)
     if report is None:
         return
-    left = [entry.name for entry in plan.entries if entry.action is not Action.NOTHING]
+    done = (Action.NOTHING, Action.STOPPED)
+    left = [entry.name for entry in plan.entries if entry.action not in done]
     rest = report.left(left)
     if not rest.estimates:
         typer.echo(f"rehearsed {report.made}: nothing of it is left to do")
@@ -114,7 +115,7 @@ def show_plan(plan: "Plan") -> None:
     from pipeline.submission.plan import Action
 
     console().print(plan_table(plan))
-    to_do = sum(entry.action is not Action.NOTHING for entry in plan.entries)
+    to_do = sum(entry.action not in (Action.NOTHING, Action.STOPPED) for entry in plan.entries)
     typer.echo(f"{counted(len(plan.entries), 'stage')}, {to_do:,} to do")
     if plan.is_local:
         stale = [entry for entry in plan.entries if entry.action is not Action.NOTHING]

@@ -14,7 +14,7 @@ PIPE_COLUMNS = 240
 
 STYLES = {
     "SUCCEEDED": "green", "ACTIVE": "cyan", "SETTLING": "cyan", "FAILED": "red", "LOST": "red",
-    "BLOCKED": "yellow", "UNKNOWN": "yellow",
+    "BLOCKED": "yellow", "UNKNOWN": "yellow", "STOPPED": "yellow",
 }  # fmt: skip
 """Colours of states; a pipe gets none."""
 

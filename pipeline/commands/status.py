@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.schedulers.port import Scheduler
     from pipeline.submission.job_reports import JobReport
     from pipeline.submission.status import Explanations
 
@@ -34,10 +35,13 @@ def status(
     from rich.live import Live
 
     from pipeline.commands.printing import console
+    from pipeline.jobs.verdict import Patience
     from pipeline.project import find_project
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.schedulers.find import find_scheduler
-    from pipeline.submission.job_reports import job_reports
+    from pipeline.submission.follow_up import FOLDER as FOLLOW_UPS
+    from pipeline.submission.follow_up import follow_up_problems
+    from pipeline.submission.job_reports import Queue, job_reports
     from pipeline.submission.put_back import unadopted
     from pipeline.submission.status import Explanations
 
@@ -47,7 +51,7 @@ def status(
 
     def look() -> "tuple[Table | None, list[str]]":
         reports = job_reports(project.root, scheduler, DvcCache())
-        table = _table(reports, explanations, everything)
+        table = _table(reports, explanations, scheduler, everything)
         return table, unadopted(project.root, reports)
 
     if not watch:
@@ -56,6 +60,12 @@ def status(
             typer.echo("no jobs; asl-pipe submit creates them")
         else:
             console().print(table)
+        if (project.scratch / FOLLOW_UPS).is_dir():
+            lines = follow_up_problems(
+                project.scratch, Queue(scheduler), time.time(), Patience().silence_s
+            )
+            for line in lines:
+                typer.echo(line, err=True)
         if left:
             typer.echo(
                 f"in no dvc.lock yet: {', '.join(left)}; before dvc push or dvc gc, which know "
@@ -69,13 +79,17 @@ def status(
 
 
 def _table(
-    reports: "list[JobReport]", explanations: "Explanations", everything: bool
+    reports: "list[JobReport]",
+    explanations: "Explanations",
+    scheduler: "Scheduler",
+    everything: bool,
 ) -> "Table | None":
     import time
 
     from pipeline.commands.printing import text_table
-    from pipeline.submission.status import HEADINGS, recent, status_rows
+    from pipeline.submission.status import HEADINGS, recent, status_rows, with_history
 
     now = time.time()
     shown = explanations.added_to(reports if everything else recent(reports, now))
+    shown = with_history(shown, scheduler)
     return text_table(HEADINGS, status_rows(shown, now)) if shown else None

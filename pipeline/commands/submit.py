@@ -42,8 +42,9 @@ def submit(
     from pipeline.results.dvc_cache import DvcCache
     from pipeline.results.git import Git
     from pipeline.schedulers.find import find_scheduler
+    from pipeline.schedulers.port import SchedulerError
     from pipeline.submission.plan import SubmissionServices, Wanted, make_plan
-    from pipeline.submission.submit import Outcome
+    from pipeline.submission.submit import Outcome, follow
     from pipeline.submission.submit import submit as carry_out
 
     if everything == (stage is not None):
@@ -60,6 +61,20 @@ def submit(
     results = carry_out(plan, services)
     rows = [(r.name, str(r.outcome), r.job_id or "", r.fingerprint[:10], r.detail) for r in results]
     console().print(text_table(("stage", "outcome", "job", "fingerprint", ""), rows))
+    try:
+        follow_up = follow(plan, services, results)
+    except (SchedulerError, OSError) as error:
+        typer.echo(
+            f"no job looks after these: {error}; nothing will be retried and nobody told, until "
+            "asl-pipe submit, called again, has made a follow-up",
+            err=True,
+        )
+        raise typer.Exit(1) from None
+    if follow_up is not None:
+        typer.echo(
+            f"job {follow_up.job_id} looks after them when they have ended: it retries and tells "
+            "as cluster.yaml says"
+        )
     if any(result.outcome is Outcome.REFUSED for result in results):
         raise typer.Exit(1)
     if any(result.outcome in (Outcome.HELD, Outcome.WAITING) for result in results):

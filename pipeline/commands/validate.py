@@ -21,8 +21,9 @@ def validate(
     """
     from asl_core.recipes.datasets import folders_of
     from asl_core.recipes.tokenizers import DalleTokenizer
-    from pipeline.config.cluster import load_resources
+    from pipeline.config.cluster import read_cluster
     from pipeline.config.params import load_params
+    from pipeline.doctor.overrides import keys_of_all_suites, unfitting
     from pipeline.errors import UserError
     from pipeline.execution.inputs import (
         no_folder,
@@ -48,7 +49,9 @@ def validate(
         contested := contested_rows(collect(project.suite, params), paper)
     ):
         raise UserError("\n".join(f"{project.params_file}: {line}" for line in contested))
-    load_resources(project.cluster_file, "pretrain")
+    cluster = read_cluster(project.cluster_file)
+    for line in unfitting(cluster, keys_of_all_suites(project)):
+        typer.echo(f"note: {line}", err=True)
     find_kind(project.root)
     if not is_up_to_date(project.suite):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Seeds: a suite.yaml names them once, and becomes the params.yaml that DVC reads.
+"""Seeds and sweeps: a suite.yaml names them once, and becomes the params.yaml that DVC reads.
 
 DVC makes a stage of every entry of params.yaml and cannot multiply them itself.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.config.files import each
+from pipeline.config.sweeps import SWEEPS, Swept, expand_sweeps, sweep_section
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import EVALUATIONS
@@ -20,7 +21,7 @@ SUITE_FILE = "suite.yaml"
 
 
 def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a suite with an experiment for each of its seeds.
+    """Return a suite with an experiment for each run of its sweeps, and each of its seeds.
 
     `seeds` of the suite holds for all experiments, `seeds` of an experiment for that one. The first
     seed keeps the experiment's name; another one, s, makes `<name>-seed<s>`, with an entry in each
@@ -32,8 +33,16 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         path: The file, for what is said of it.
 
     Raises:
-        UserError: Seeds are no list of different whole numbers, or made twice.
+        UserError: Seeds are no list of different whole numbers, or made twice; or a sweep is not
+            valid.
     """
+    swept = expand_sweeps(content, path)
+    return _expand_seeds(swept, path)
+
+
+def _expand_seeds(swept: Swept, path: Path) -> dict[str, Any]:
+    """Return the suite with an experiment for each seed, and which belong to a sweep."""
+    content = swept.content
     expanded = {key: copy.deepcopy(value) for key, value in content.items() if key != "seeds"}
     everywhere = content.get("seeds")
     names: dict[str, list[str]] = {}
@@ -46,7 +55,10 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         fields = dict(copy.deepcopy(item))
         own = fields.pop("seeds", None)
         if own is not None and "seed" in fields:
-            raise UserError(f"{path}: experiments.{key}: has both seed and seeds; remove one")
+            raise UserError(
+                f"{path}: experiments.{swept.written.get(key, key)}: has both seed and seeds; "
+                "remove one"
+            )
         if own is not None and fields.get("method") == "imported":
             raise UserError(
                 f"{path}: experiments.{key}.seeds: an imported encoder is not trained; give "
@@ -56,7 +68,7 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if seeds is None or "seed" in fields or fields.get("method") == "imported":
             experiments[key] = fields
             continue
-        where = f"experiments.{key}.seeds" if own is not None else "seeds"
+        where = f"experiments.{swept.written.get(key, key)}.seeds" if own is not None else "seeds"
         taken[key] = _checked(seeds, where, path)
         for seed in taken[key]:
             name = key if seed == seeds[0] else f"{key}-seed{seed}"
@@ -77,6 +89,8 @@ def expand(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 entries[name] = copy.deepcopy(item)
         if isinstance(content.get(section), Mapping):
             expanded[section] = entries
+    if swept.values:
+        expanded[SWEEPS] = sweep_section(swept, names)
     return expanded
 
 

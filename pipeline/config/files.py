@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,34 @@ class Problems:
     """Collects what is wrong with one file; each problem becomes one line.
 
     What several entries share through a YAML anchor is one problem.
+
+    Args:
+        path: The file.
+        place: Location in it -> file and location where a person has written what stands there;
+            absent: in the file itself.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, place: Callable[[Location], tuple[Path, Location]] | None = None
+    ) -> None:
         self.path = path
-        self._entries: dict[tuple[Location, Location, str], list[str | int]] = {}
+        self._place = place or (lambda location: (path, location))
+        self._entries: dict[tuple[Path, Location, Location, str], list[str | int]] = {}
 
     def add(self, location: Location, text: str) -> None:
         """Note one problem at a dotted key: section, entry, rest."""
-        entries = self._entries.setdefault((location[:1], location[2:], text), [])
+        path, location = self._place(location)
+        entries = self._entries.setdefault((path, location[:1], location[2:], text), [])
         entries.extend(part for part in location[1:2] if part not in entries)
 
     @property
     def lines(self) -> list[str]:
         """One line per problem."""
         found = []
-        for (section, rest, text), entries in self._entries.items():
+        for (path, section, rest, text), entries in self._entries.items():
             where = ".".join(map(str, (*section, *entries[:1], *rest))) or "(top level)"
             others = f" (and {', '.join(map(str, entries[1:]))})" if entries[1:] else ""
-            found.append(printable(f"{self.path}: {where}{others}: {text}"))
+            found.append(printable(f"{path}: {where}{others}: {text}"))
         return found
 
     def add_all(

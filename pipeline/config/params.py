@@ -20,6 +20,7 @@ from pipeline.config.check_starts import problems_of_starts
 from pipeline.config.expand import SUITE_FILE, expansion_of
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, validate
 from pipeline.config.suggest import unknown_name
+from pipeline.config.sweeps import HALVING, KEY, SELECT, SWEEPS, Sweep, written_place
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import EVALUATIONS, RUN_BY_JOBS, STAGES, TOKENIZE
@@ -74,6 +75,8 @@ class Params(BaseModel):
     experiments: dict[str, Recipe]
     rows: dict[str, str] = {}
     """Experiment -> its `row`, for those that name one."""
+    sweeps: dict[str, Sweep] = {}
+    """Experiment of suite.yaml -> the runs that its sweep has become."""
 
     def section(self, stage: str) -> Mapping[str, Any]:
         """Return the entries that a stage runs on, by key."""
@@ -104,7 +107,8 @@ def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
             f"{path} does not match the {SUITE_FILE} beside it; run asl-pipe expand "
             f"{path.parent.name}"
         )
-    problems = Problems(path)
+    place = written_place(raw.get(SWEEPS), path, path.with_name(SUITE_FILE))
+    problems = Problems(path, place)
     _check_names(raw, problems)
     if "rows" in raw:
         problems.add(("rows",), "unknown key; write `row` into the experiment")
@@ -140,10 +144,21 @@ def _refuse_seeds(raw: dict[str, Any], problems: Problems) -> None:
     text += "generates this file; a single seed is `seed`"
     if raw.pop("seeds", None) is not None:
         problems.add(("seeds",), text)
+    for name in (KEY, SELECT, HALVING):
+        if raw.pop(name, None) is not None:
+            problems.add((name,), _SWEPT)
     for key, item in each(raw.get("experiments")):
-        if isinstance(item, Mapping) and "seeds" in item:
-            problems.add(("experiments", key, "seeds"), text)
-            raw["experiments"][key] = {name: item[name] for name in item if name != "seeds"}
+        found = {"seeds": text, KEY: _SWEPT}.items() if isinstance(item, Mapping) else ()
+        for written, told in found:
+            if written in item:
+                problems.add(("experiments", key, written), told)
+                item = {name: item[name] for name in item if name != written}
+                raw["experiments"][key] = item
+
+
+_SWEPT = (
+    f"unknown key; a sweep goes into {SUITE_FILE}, from which asl-pipe expand generates this file"
+)
 
 
 def _take_rows(raw: dict[str, Any], problems: Problems) -> dict[str, str]:
@@ -211,6 +226,11 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
     _check_truth(params, problems)
     _check_sizes(params, problems)
     _check_decay(params, problems)
+    for key, sweep in params.sweeps.items():
+        for run in sweep.runs:
+            if run not in params.experiments:
+                text = unknown_name("experiment", run, params.experiments)
+                problems.add((SWEEPS, key, "runs"), text)
     for key, field, text in problems_of_starts(params.experiments):
         problems.add(("experiments", key, "initialise", field), text)
     for key, item in params.datasets.items():
@@ -321,7 +341,7 @@ def _check_decay(params: Params, problems: Problems) -> None:
 def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:
     """Return the valid keys of the mapping at a location of params.yaml."""
     if not location:
-        return [name for name in _SUITE.model_fields if name != "rows"]
+        return [name for name in _SUITE.model_fields if name not in ("rows", SWEEPS)]
     item: Any = raw
     for part in location:
         item = item[part]

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pipeline.config.job_resources import JobResources
 from pipeline.config.named import load_named
 
-SCHEDULERS = {"slurm": "pipeline.schedulers.slurm.kind:slurm"}
+SCHEDULERS = {
+    "slurm": "pipeline.schedulers.slurm.kind:slurm",
+    "local": "pipeline.schedulers.local.kind:local_pool",
+}
 """What `scheduler:` of cluster.yaml may name: a function without arguments that returns a
 `pipeline.schedulers.port.SchedulerKind`. A lab names one of its own as `module:function`."""
 

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -90,12 +91,27 @@ def tell_signals(_folder: Path, ask: Any) -> dict[str, Any]:
     return {"signals": _got}
 
 
+def enter(_folder: Path, ask: Any) -> dict[str, Any]:
+    """Run a command, the image's Python, and say what it said; a code of None: it did not start."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    try:
+        done = subprocess.run(
+            ask["command"], env=own | ask["environment"], stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", check=False, timeout=ask["seconds"],
+        )  # fmt: skip
+        said = {"code": done.returncode, "out": done.stdout, "err": done.stderr[-2000:]}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = {"code": None, "out": "", "err": str(error)}
+    return {"host": socket.gethostname(), **said}
+
+
 ANSWERS: dict[str, Callable[[Path, Any], dict[str, Any]]] = {
     "introduce": introduce,
     "contend": contend,
     "observe": observe,
     "meet": meet,
     "signals": tell_signals,
+    "container": enter,
 }
 
 

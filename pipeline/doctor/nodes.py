@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.container import PYXIS
 from pipeline.config.job_resources import JobResources
-from pipeline.doctor import node_probe
+from pipeline.doctor import containers, node_probe
 from pipeline.doctor.checks import judge_race, judge_reads, probe_request
+from pipeline.doctor.containers import probe_folders
 from pipeline.doctor.node_probe import (
     FIRST_COUNT,
     read_json,
@@ -20,6 +22,7 @@ from pipeline.doctor.node_probe import (
     take_names,
     write_json,
 )
+from pipeline.jobs.container import with_folders
 from pipeline.schedulers.port import (
     BatchJob,
     Finding,
@@ -107,7 +110,8 @@ def examine_nodes(
     shutil.copyfile(node_probe.__file__, program)
     job = BatchJob(
         name="asl-pipe doctor", folder=folder, comment=f"asl-doctor:{folder.name}",
-        command=(sys.executable, "-P", "-u", str(program), str(folder)), resources=small,
+        command=(_python(small), "-P", "-u", str(program), str(folder)),
+        resources=with_folders(small, probe_folders(scratch) if small.container else ()),
         setup=small.setup_lines(),
     )  # fmt: skip
     try:
@@ -163,6 +167,8 @@ def _converse(
         f"ran on {hosts} and saw this folder; answered in {time.time() - asked_at:.1f} s",
     )  # fmt: skip
     yield _node_gpus(nodes, request)
+    if request.container is not None:
+        yield from _container(talk, request)
     ahead, clocks = _clocks(talk)
     yield clocks
     yield _race(talk, ahead)
@@ -182,6 +188,20 @@ def _node_gpus(nodes: list[dict[str, Any]], request: JobResources) -> Finding:
         remedy = "ask for nodes with a driver in cluster.yaml"
         return Finding("GPUs of the nodes", Level.FAILURE, detail, remedy)
     return Finding("GPUs of the nodes", Level.OK, detail)
+
+
+def _container(talk: Conversation, request: JobResources) -> Iterator[Finding]:
+    """Start the image's Python on each node."""
+    patient = dataclasses.replace(talk, seconds=talk.seconds + containers.START_S)
+    number = patient.ask("container", **containers.question(request, talk.folder.parent))
+    talk.asked = patient.asked
+    yield from containers.judge(patient.answers(number), request)
+
+
+def _python(request: JobResources) -> str:
+    """Return the interpreter of the probe: where srun enters a container first, the image's."""
+    container = request.container
+    return container.python if container and container.runtime == PYXIS else sys.executable
 
 
 def _clocks(talk: Conversation) -> tuple[dict[str, float], Finding]:

@@ -1,5 +1,6 @@
 """Which GPUs this process may use, asked of NVIDIA's library. Reads only."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -53,6 +54,35 @@ def find_gpus() -> Gpus:
         return Gpus()
     finally:
         pynvml.nvmlShutdown()
+
+
+def energy_counters() -> dict[int, float | None]:
+    """Return the visible GPUs, by NVML's numbers, each with the joules that it has counted so far.
+
+    None where a GPU counts none: those before Volta, partitions (MIG). The counter begins anew when
+    the driver is loaded.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    found: dict[int, float | None] = {}
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        for index in map(uuids.index, _visible(uuids)):
+            found[index] = None
+            with contextlib.suppress(pynvml.NVMLError):
+                found[index] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handles[index]) / 1000
+    except pynvml.NVMLError:
+        pass
+    finally:
+        pynvml.nvmlShutdown()
+    return found
 
 
 def _visible(uuids: list[str]) -> list[str]:

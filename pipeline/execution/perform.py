@@ -33,7 +33,9 @@ from pipeline.execution.compute import circumstances
 from pipeline.execution.dataset_facts import count_test_images
 from pipeline.execution.deleted import restoring_scratch, scratch_needed
 from pipeline.execution.describe import describe_run
+from pipeline.execution.metering import Meter
 from pipeline.execution.stop_signals import RaisingHandler, stop_signals_raise
+from pipeline.jobs.curves import write_curves
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.journal import is_result
 from pipeline.results.port import Identity
@@ -149,24 +151,26 @@ def perform(
         request = restoring_scratch(run.request(out, journal), run.name)
         describe_run(request, run.suite, run.scale, run.identity, run.tags | run.place)
         run.begun()
+        meter = Meter(run.resources)
         with stop_signals_raise() as handler:
             try:
                 with scratch_needed(request, run.name):
-                    outcome = _attempt(run, request, load, handler)
+                    outcome = _attempt(run, request, load, handler, meter)
                 check_running_code(run.identity.code, run.code_root)
                 confirm()
             except BaseException as error:
                 handler.quiet = True
-                _end_badly(run, journal, error)
+                _end_badly(run, journal, error, meter)
                 raise
         if STAGES[run.stage].has_metrics:
             # DVC pushes no metrics file by itself; as part of a cached folder its content travels
             write_metrics(request.out / "metrics.json", run, outcome)
         _name_small_files(request)
-        journal.tags(run.last_tags(None))
+        journal.tags(meter.used() | run.last_tags(None))
         journal.end(SUCCEEDED)
     if run.stage != REPORT.name:  # made again from the same, that one stays the same bytes
         shutil.copytree(job.journal, request.out / "journal")
+        write_curves(job.journal, request.out)
     return outcome
 
 
@@ -214,13 +218,15 @@ def _attempt(
     request: StageRequest[object],
     load: Callable[[str], StageFunction],
     handler: RaisingHandler,
+    meter: Meter,
 ) -> Outcome:
     """Call the stage and note what came of it."""
     began = time.monotonic()
     with _watched(request.journal):
         try:
             function = _loaded(run, load)
-            request.journal.tags(circumstances(run.resources))
+            found_here = circumstances(run.resources)
+            request.journal.tags(found_here | meter.allotted(found_here.get("device", "cpu")))
             found = function(request)
         except BaseException:
             handler.quiet = True  # a signal that comes now must not take the error's place
@@ -271,7 +277,7 @@ def _helper_journal(folder: Path) -> Iterator[Journal]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_badly(run: StageRun, journal: Journal, error: BaseException) -> None:
+def _end_badly(run: StageRun, journal: Journal, error: BaseException, meter: Meter) -> None:
     """Note how an attempt ended; on a full disk as far as that goes."""
     if isinstance(error, SupersededError):  # the run is its successor's now
         journal.end(INTERRUPTED, str(error))
@@ -282,7 +288,7 @@ def _end_badly(run: StageRun, journal: Journal, error: BaseException) -> None:
         if not isinstance(error, AslPipeError | AslCoreError | KeyboardInterrupt):
             with run.job.log.open("a", encoding="utf-8") as log:
                 log.write(redact("".join(traceback.format_exception(error))))
-        journal.tags(run.last_tags(error))
+        journal.tags(meter.used() | run.last_tags(error))
         journal.end(status, str(error) or type(error).__name__)
 
 

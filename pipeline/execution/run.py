@@ -91,7 +91,7 @@ def run_stage(
     """
     params = load_params(project.params_file, tables)
     recipe = recipe_of(params, stage, key)
-    resources = load_resources(project.cluster_file, stage)
+    resources = load_resources(project.cluster_file, stage, key)
     inputs = find_inputs(project, stage, key, recipe)
     gpus = services.gpus()
     set_threads(resources, gpus)

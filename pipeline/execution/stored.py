@@ -1,6 +1,7 @@
 """A stage run that has ended, laid out for evaluation."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,8 +35,15 @@ def stored_run(
 
 @contextlib.contextmanager
 def scratch(project: Project) -> Iterator[Path]:
-    """Yield a new folder that goes again: two processes may look at one result."""
+    """Yield a new folder that goes again: two processes may look at one result.
+
+    For who may only read the project it is with the machine's temporary files.
+    """
     replays = project.scratch / "replays"
-    replays.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=replays) as folder:
+    try:
+        replays.mkdir(parents=True, exist_ok=True)
+        writable = os.access(replays, os.W_OK)
+    except OSError:
+        writable = False
+    with tempfile.TemporaryDirectory(dir=replays if writable else None) as folder:
         yield Path(folder)

@@ -114,6 +114,8 @@ def facts(suite: Suite, link: Link, metric: str) -> Iterator[tuple[str, str]]:
     for name, digest in said.datasets.items():
         yield "data", f"{name} {digest}"
     yield "machine", _machine(tags, said.host)
+    if "container.image" in tags:
+        yield "image", _image(tags)
     if "pictures" in tags:
         yield "pictures", f"not drawn: {tags['pictures']}"
     if said.seconds is not None:
@@ -134,6 +136,11 @@ def _code(tags: Mapping[str, str]) -> str:
     if "git.patch" in tags:
         commit += f", changed by a patch with the digest {tags['git.patch']}"
     return commit + (f", frozen as {tags['snapshot'][:12]}" if "snapshot" in tags else "")
+
+
+def _image(tags: Mapping[str, str]) -> str:
+    digest, runtime = (tags.get(f"container.{name}", "unknown") for name in ("digest", "runtime"))
+    return f"{tags['container.image']} {digest}, {runtime}"
 
 
 def _machine(tags: Mapping[str, str], host: str) -> str:
@@ -226,7 +233,7 @@ def _check_key(suite: Suite, link: Link, cache: ResultCache) -> Iterator[Check]:
 
 
 def _evaluate(project: Project, suite: Suite, link: Link, traced: TracedCell) -> Check:
-    resources = load_resources(project.cluster_file, link.result.stage)
+    resources = load_resources(project.cluster_file, link.result.stage, link.result.key)
     set_threads(resources, find_gpus())
     stage, key, recipe = STAGES[link.result.stage], link.result.key, link.result.recipe
     inputs = {r: suite.folder / path for r, path in stage.input_paths(key, recipe).items()}

@@ -100,7 +100,7 @@ def vouch(project: Project, stage_name: str, key: str, cache: ResultCache) -> Vo
             f"{stale.name}: its journal has no witness of its first steps; run `dvc repro "
             f"{stale.name}`"
         )
-    resources = load_resources(project.cluster_file, stage_name)
+    resources = load_resources(project.cluster_file, stage_name, key)
     if trains:
         resources = _as_it_was(resources, witness.circumstances, stale.name)
     set_threads(resources, find_gpus())  # before torch is loaded

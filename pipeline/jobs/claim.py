@@ -1,7 +1,8 @@
 """Who may submit a fingerprint now: a folder beside the record, there or not there at once.
 
-A claim covers looking once more and handing over, seconds. It is made by renaming a folder that
-holds the owner's name already: a client killed at any moment leaves a whole claim or none.
+A claim covers looking once more and handing over: seconds, or minutes where the scheduler is slow;
+its owner renews it as long as that takes. It is made by renaming a folder that holds the owner's
+name already: a client killed at any moment leaves a whole claim or none.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import os
 import secrets
 import shutil
 import socket
+import threading
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ import psutil
 from pipeline.writing import write_json
 
 STALE_S = 300.0
-"""A claim from another machine is taken for abandoned after so long."""
+"""A claim from another machine that was not renewed for so long is taken for abandoned."""
+RENEW_S = 30.0
+"""How often its owner renews it."""
 
 OWNER = "owner.json"
 _OWNER_KEYS = {"token", "host", "pid", "process_started", "time"}
@@ -44,6 +49,15 @@ class Claim:
         owner = _read_owner(self.folder)
         return owner is not None and owner.get("token") == self.token
 
+    def renew(self, now: float) -> None:
+        """Say that its owner still needs it.
+
+        In a file of its own name: where somebody has taken the claim over meanwhile, it is of no
+        meaning to them.
+        """
+        with contextlib.suppress(OSError):
+            write_json(self.folder / _renewal(self.token), {"time": now})
+
     def release(self) -> None:
         """Give it back, if it still is this process's to give."""
         if self.is_held():
@@ -51,6 +65,30 @@ class Claim:
             with contextlib.suppress(OSError):
                 os.rename(self.folder, grave)
                 shutil.rmtree(grave, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def renewed(claims: Collection[Claim], clock: Callable[[], float]) -> Iterator[None]:
+    """Renew claims while a block runs: handing over may take longer than `STALE_S`.
+
+    Args:
+        claims: All of them.
+        clock: Seconds since 1970.
+    """
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(RENEW_S):
+            for each in claims:
+                each.renew(clock())
+
+    thread = threading.Thread(target=renew, name="claims", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def claim(jobs: Path, fingerprint: str, now: float, stale_s: float = STALE_S) -> Claim | None:
@@ -108,7 +146,7 @@ def _clear_abandoned(folder: Path, prepared: Path, now: float, stale_s: float) -
     if owner is None:  # damaged
         mark, abandoned = str(changed), now - changed / 1e9 > stale_s
     else:
-        mark, abandoned = owner["token"], _is_abandoned(owner, now, stale_s)
+        mark, abandoned = owner["token"], _is_abandoned(owner, folder, now, stale_s)
     if not abandoned:
         return False
     grave = folder.with_name(f".{folder.name}.{mark}")
@@ -135,8 +173,8 @@ def _remove_left_over(folder: Path, keep: tuple[Path, ...], before: float) -> No
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_abandoned(owner: dict[str, Any], now: float, stale_s: float) -> bool:
-    if now - owner["time"] > stale_s:
+def _is_abandoned(owner: dict[str, Any], folder: Path, now: float, stale_s: float) -> bool:
+    if now - max(owner["time"], _last_renewal(folder, owner["token"])) > stale_s:
         return True
     if owner["host"] != socket.gethostname():
         return False
@@ -145,6 +183,18 @@ def _is_abandoned(owner: dict[str, Any], now: float, stale_s: float) -> bool:
     except psutil.NoSuchProcess:
         return True
     return abs(started - owner["process_started"]) > 1  # a younger process has the number now
+
+
+def _renewal(token: str) -> str:
+    return f"renewed-{token}.json"
+
+
+def _last_renewal(folder: Path, token: str) -> float:
+    """Return when its owner last renewed a claim; 0 where it never did."""
+    try:
+        return float(json.loads((folder / _renewal(token)).read_text(encoding="utf-8"))["time"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0
 
 
 def _read_owner(folder: Path) -> dict[str, Any] | None:

@@ -95,6 +95,11 @@ class JobFolder:
         return self.folder / "attempts"
 
     @property
+    def starts(self) -> Path:
+        """Where each start was and how it ended."""
+        return self.folder / "starts"
+
+    @property
     def state(self) -> Path:
         return self.folder / "state.json"
 

@@ -60,6 +60,8 @@ class Terms:
         code: Tags that name the commit.
         force: Run although there is a result.
         scheduler: Who was asked, as cluster.yaml names it.
+        avoid: Node that it must not get -> why.
+        notes: What else was decided from earlier attempts, for people.
     """
 
     snapshot: str
@@ -71,6 +73,8 @@ class Terms:
     code: dict[str, str] = field(default_factory=dict)
     force: bool = False
     scheduler: str = DEFAULT
+    avoid: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,8 @@ class Attempt:
         restarts: How often the run had been interrupted before this attempt began.
         after: Ids of the jobs that it waits for.
         refused: Why the scheduler did not take it; None if it did, or if that is not known.
+        retry: How often in a row it was submitted again without anybody being asked.
+        drop: It ends where a job in `after` does not succeed, instead of waiting for ever.
     """
 
     number: int
@@ -99,6 +105,8 @@ class Attempt:
     restarts: int = 0
     after: tuple[str, ...] = ()
     refused: str | None = None
+    retry: int = 0
+    drop: bool = False
 
 
 def new_token() -> str:
@@ -181,6 +189,7 @@ def _build(kind: type[Any], raw: Mapping[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     values = {key: value for key, value in raw.items() if key in known}
     if kind is Attempt:
-        values["terms"] = _build(Terms, values["terms"])
+        terms = {**values["terms"], "notes": tuple(values["terms"].get("notes", ()))}
+        values["terms"] = _build(Terms, terms)
         values["after"] = tuple(values.get("after", ()))
     return kind(**values)

@@ -22,6 +22,9 @@ class RunStatus(StrEnum):
     SUCCEEDED = journal.SUCCEEDED
     FAILED = journal.FAILED
     INTERRUPTED = journal.INTERRUPTED
+    STOPPED = "STOPPED"
+    """Before its end, on purpose: see pipeline/jobs/halving.py. Of jobs alone; their journals say
+    INTERRUPTED, for they can go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class JobState:
         nodes: As the scheduler names them.
         gpus: UUIDs.
         stopped_by: Signals that an interrupted run got.
-        error: Tail of the traceback.
+        error: Tail of the traceback; of what was stopped, at which number.
         manifest: Path of each output -> {md5, size, nfiles}; there once it has succeeded.
     """
 

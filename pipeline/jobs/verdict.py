@@ -9,6 +9,7 @@
 | any other | does not answer | UNKNOWN |
 | FAILED | no longer there | FAILED |
 | FAILED | ending | SETTLING |
+| STOPPED | as for FAILED | STOPPED as for FAILED |
 | none, or not final | waits for what cannot succeed | BLOCKED |
 | none, or not final | there | ACTIVE |
 | INTERRUPTED | ended | LOST |
@@ -29,7 +30,10 @@ from pipeline.schedulers.port import JobPhase, QueuedJob
 
 
 class Verdict(StrEnum):
-    """What a job's evidence amounts to. Only FAILED and LOST may be submitted again."""
+    """What a job's evidence amounts to.
+
+    Only FAILED and LOST may be submitted again, and STOPPED where its sweep is no longer halved.
+    """
 
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
@@ -37,6 +41,8 @@ class Verdict(StrEnum):
     BLOCKED = "BLOCKED"
     SETTLING = "SETTLING"
     """It is ending or beginning: look again later."""
+    STOPPED = "STOPPED"
+    """Ended on purpose before it had a result; it can go on from its checkpoint."""
     LOST = "LOST"
     """Nothing lives and nothing was finished: what is done so far is in its checkpoints."""
     UNKNOWN = "UNKNOWN"
@@ -101,7 +107,7 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
         return _judge_success(evidence, state, now, patience)
     if not evidence.queue_answers:
         if state is not None and _has_failed_long_since(state, now, patience):
-            return Finding(Verdict.FAILED, _last_line(state.error))
+            return Finding(_FINAL[state.status], _last_line(state.error))
         whose = (
             f"submitted by {attempt.user}"
             if attempt is not None
@@ -114,8 +120,8 @@ def judge(evidence: Evidence, now: float, patience: Patience | None = None) -> F
         return Finding(Verdict.UNKNOWN, f"{whose}; the scheduler does not report it")
     if queued is not None and not queued.has_ended:
         return _judge_queued(queued, state)
-    if state is not None and state.status is RunStatus.FAILED:
-        return Finding(Verdict.FAILED, _last_line(state.error))
+    if state is not None and state.status in _FINAL:
+        return Finding(_FINAL[state.status], _last_line(state.error))
     if attempt is None:
         return Finding(Verdict.LOST, "it was never submitted")
     if attempt.refused is not None:
@@ -140,18 +146,23 @@ def _judge_success(evidence: Evidence, state: JobState, now: float, patience: Pa
     return Finding(Verdict.LOST, "it succeeded, but its outputs are no longer in DVC's cache")
 
 
+_FINAL = {RunStatus.FAILED: Verdict.FAILED, RunStatus.STOPPED: Verdict.STOPPED}
+"""Words of a job with which it has ended without a result."""
+
+
 def _has_failed_long_since(state: JobState, now: float, patience: Patience) -> bool:
     """Say whether a job reported its failure long enough ago to be believed without the queue."""
     ago = now - (state.ended or state.heartbeat)
-    return state.status is RunStatus.FAILED and ago > patience.settling_s
+    return state.status in _FINAL and ago > patience.settling_s
 
 
 def _judge_queued(queued: QueuedJob, state: JobState | None) -> Finding:
     waits = queued.phase is JobPhase.WAITING
     if waits and queued.can_never_start:
         return Finding(Verdict.BLOCKED, "a job it depends on did not succeed")
-    if state is not None and state.status is RunStatus.FAILED and not waits:
-        return Finding(Verdict.SETTLING, f"failed, ending: {_last_line(state.error)}")
+    if state is not None and state.status in _FINAL and not waits:
+        how = state.status.value.lower()
+        return Finding(Verdict.SETTLING, f"{how}, ending: {_last_line(state.error)}")
     return Finding(Verdict.ACTIVE, f"{queued.said} {queued.reason}".strip())
 
 

@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.config.cluster import load_job_request, load_resources
+from pipeline.config.container import PYXIS
+from pipeline.config.job_resources import JobResources
 from pipeline.config.schedulers import VARIABLE
 from pipeline.execution.gpus import find_gpus
-from pipeline.project import Project
+from pipeline.jobs.container import (
+    folders_inside,
+    launch_command,
+    launch_setup,
+    with_folders,
+)
+from pipeline.project import Project, data_root
 from pipeline.rehearsal.machine import Machine
 from pipeline.rehearsal.trial import OUTCOME
+from pipeline.results.dvc_folders import dvc_folders
 from pipeline.schedulers.find import find_scheduler
 from pipeline.schedulers.port import BatchJob, NoSchedulerError, Scheduler, SchedulerError
+from pipeline.stages.table import key_of
 
 _MODULE = "pipeline.rehearsal.trial"
 _MINUTES = 30
@@ -32,8 +42,8 @@ _GRACE_S = 30.0
 class Launcher(Protocol):
     """Runs trials."""
 
-    def machine(self, stage: str) -> Machine:
-        """Return what a stage would run on."""
+    def machine(self, stage: str, key: str) -> Machine:
+        """Return what a run of a stage would run on."""
         ...
 
     def run(self, stage: str, name: str, folder: Path) -> int | None:
@@ -48,9 +58,9 @@ class Here:
     project: Project
     has_gpu: bool
 
-    def machine(self, stage: str) -> Machine:
+    def machine(self, stage: str, key: str) -> Machine:
         """Return this machine."""
-        resources = load_resources(self.project.cluster_file, stage)
+        resources = load_resources(self.project.cluster_file, stage, key)
         return Machine(resources, processes=1, gpus=int(self.has_gpu and resources.device != "cpu"))
 
     def run(self, stage: str, name: str, folder: Path) -> int | None:
@@ -69,9 +79,9 @@ class InJobs:
     project: Project
     scheduler: Scheduler
 
-    def machine(self, stage: str) -> Machine:
-        """Return what the stage's jobs get."""
-        wanted = load_job_request(self.project.cluster_file, stage)
+    def machine(self, stage: str, key: str) -> Machine:
+        """Return what the run's job gets."""
+        wanted = load_job_request(self.project.cluster_file, stage, key)
         asked = wanted.asked
         return Machine(
             wanted.resources, processes=asked.nodes * asked.tasks_per_node,
@@ -80,19 +90,20 @@ class InJobs:
 
     def run(self, stage: str, name: str, folder: Path) -> int | None:
         """Hand it over and wait until it has ended; cancelled if this process is interrupted."""
-        wanted = load_job_request(self.project.cluster_file, stage)
+        wanted = load_job_request(self.project.cluster_file, stage, key_of(name))
         (folder / "log").mkdir(exist_ok=True)
         kept = "${PYTHONPATH:+" + os.pathsep + "$PYTHONPATH}"
         job = BatchJob(
             name=f"rehearse {name}",
             folder=folder,
             comment=f"asl-rehearsal:{uuid.uuid4().hex[:8]}",
-            command=(sys.executable, "-P", "-u", "-m", _MODULE, str(folder)),
-            resources=dataclasses.replace(wanted.asked, time=_MINUTES, warning=None),
+            command=launch_command(wanted.asked, *self._places, _MODULE, str(folder)),
+            resources=dataclasses.replace(self._seen(wanted.asked), time=_MINUTES, warning=None),
             setup=(
                 *wanted.asked.setup_lines(),
                 f"export PYTHONPATH={shlex.quote(str(self.project.root))}{kept}",
                 f"export {VARIABLE}={shlex.quote(wanted.scheduler)}",
+                *launch_setup(wanted.asked, *self._places),
             ),
         )
         (job_id,) = self.scheduler.submit([job])
@@ -103,6 +114,18 @@ class InJobs:
                 self.scheduler.cancel([job_id])
             raise
         return None
+
+    @property
+    def _places(self) -> tuple[Path, str, Path]:
+        """The scratch, the data and the code that a trial's job uses."""
+        return self.project.scratch, str(data_root(self.project)), self.project.root
+
+    def _seen(self, asked: JobResources) -> JobResources:
+        """Return what is asked for, with the folders that the scheduler mounts into a container."""
+        if asked.container is None or asked.container.runtime != PYXIS:
+            return asked
+        scratch, data, root = self._places
+        return with_folders(asked, folders_inside(scratch, data, dvc_folders(root), os.environ))
 
     def _wait(self, job_id: str, folder: Path) -> None:
         asked = 0

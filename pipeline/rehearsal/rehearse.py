@@ -151,7 +151,7 @@ class Rehearser:
 
     def _trained(self, kind: Kind) -> StageEstimate:
         """Do a few steps with as many images as fit, and what follows training."""
-        recipe, machine = kind.recipe, self.launcher.machine(kind.stage.name)
+        recipe, machine = kind.recipe, self.launcher.machine(kind.stage.name, kind.key)
         there = self.counts.get(recipe.dataset, {}).get("train", recipe.batch_size)
         if there < recipe.batch_size:  # the trial's own batch would not tell
             raise UserError(
@@ -214,7 +214,7 @@ class Rehearser:
 
     def _encoded(self, kind: Kind) -> StageEstimate:
         """Send some images through the frozen encoder: that is what most of its time goes into."""
-        machine = self.launcher.machine(kind.stage.name)
+        machine = self.launcher.machine(kind.stage.name, kind.key)
         sample = sample_of(machine)
         sliced = {"train": sample.encoded, "test": sample.tested}
         trial = self._trial(kind, "encode", sample.encoded, self._inputs(kind), sliced)
@@ -248,7 +248,9 @@ class Rehearser:
             steps=self.steps,
             inputs={role: str(path) for role, path in inputs.items()},
             counts=counts or {},
-            resources=dataclasses.asdict(self.launcher.machine(kind.stage.name).resources),
+            resources=dataclasses.asdict(
+                self.launcher.machine(kind.stage.name, kind.key).resources
+            ),
         )
 
     def _inputs(self, kind: Kind) -> dict[str, Path]:
@@ -284,9 +286,9 @@ class Rehearser:
         """Return how many training images of a dataset some trial may want."""
         wanted = [0]
         for stage in MEASURING:
-            for recipe in self.params.section(stage.name).values():
+            for key, recipe in self.params.section(stage.name).items():
                 if getattr(recipe, "dataset", None) == dataset and hasattr(recipe, "batch_size"):
-                    machine = self.launcher.machine(stage.name)
+                    machine = self.launcher.machine(stage.name, key)
                     few = (sample_of(machine).batch or recipe.batch_size) * machine.processes
                     batch = self.batch or few
                     repeats = max(2, math.ceil(self.steps / recipe.epochs))

@@ -400,7 +400,13 @@ def _repo(folder: Path) -> Iterator[Any]:
     try:
         opened = Repo(str(folder))
     except DvcException as error:  # its configuration, mostly
-        raise UserError(f"DVC cannot open {folder}: {_in_one_line(error)}") from error
+        said = _in_one_line(error)
+        if "is not a git repository" in said:  # unpacked from an archive
+            said += (
+                "; without git, run dvc config core.no_scm true at the project's root and "
+                "asl-pipe expand --all; or git init"
+            )
+        raise UserError(f"DVC cannot open {folder}: {said}") from error
     with opened as repo:
         yield repo
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -48,7 +49,26 @@ class Git:
             found |= {line.split(b'"')[-2].decode() for line in lines.splitlines()}
         return found
 
+    def recorded(self, root: Path) -> set[str]:
+        """Return the md5 of all outputs that a dvc.lock names or has named in any commit.
 
+        Of the working tree and of all that a branch, a tag or an experiment of DVC leads to.
+
+        Raises:
+            UserError: There is no git or no repository: nobody says what was recorded.
+        """
+        patches = _asked(
+            root, "log", "--all", "--format=", "--patch", "--unified=0", "--no-color",
+            "--no-ext-diff", "--text", "--relative", "--", _LOCKS,
+        )  # fmt: skip
+        lines = [line for line in patches.splitlines() if line.startswith(b"+")]
+        lines += _asked(root, "grep", "-h", "--untracked", "md5:", "--", _LOCKS).splitlines()
+        found = (_RECORDED.search(line) for line in lines)
+        return {match[1].decode() for match in found if match is not None}
+
+
+_LOCKS = ":(glob)**/dvc.lock"
+_RECORDED = re.compile(rb"\bmd5: ([0-9a-f]{32}(?:\.dir)?)$")
 _FINGERPRINT = '"fingerprint": *"[0-9a-f]{64}"'
 _NOTHING_FOUND = 1
 """Exit code of `git grep`."""
@@ -72,7 +92,8 @@ def _asked(root: Path, *arguments: str) -> bytes:
             f"git: {error.strerror}; it is needed to know which results are in use"
         ) from None
     if done.returncode not in (0, _NOTHING_FOUND):
-        said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        said = said or f"exit code {done.returncode}"
         raise UserError(f"git in {root}: {said}; it is needed to know which results are in use")
     return done.stdout
 

@@ -8,6 +8,7 @@ import configparser
 import io
 from pathlib import Path
 
+from pipeline.config.plots import PLOTS_FILE, plots_text
 from pipeline.config.yaml_files import read_yaml_if_any
 from pipeline.errors import UserError
 from pipeline.results.closure import PACKAGES
@@ -26,7 +27,8 @@ def wanted_files(suite: Path, root: Path) -> dict[str, str]:
         suite: The folder.
         root: Folder of the whole project, which has `.dvc`; the demo's own.
     """
-    files = {"dvc.yaml": dag_of(suite)}
+    params = read_yaml_if_any(suite / "params.yaml")
+    files = {"dvc.yaml": dag_of(suite), PLOTS_FILE: plots_text(params)}
     if suite != root:
         ignored, config = root / ".dvcignore", root / ".dvc" / "config"
         settings = config.read_text("utf-8") if config.is_file() else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pipeline.config.job_resources import JobResources
 from pipeline.config.schedulers import JobSettings
@@ -77,6 +77,10 @@ class BatchJob:
         resources: Nodes, memory, time, ...: what `SchedulerKind.resources` declares.
         setup: Lines of shell before the command.
         after: Ids of jobs that must have succeeded.
+        after_any: Ids of jobs that must have ended, however, or can never start any more.
+        drop: Where a job in `after` does not succeed, it may be ended instead of waiting for ever;
+            it is set where another job waits for this one by `after_any`.
+        avoid: Nodes that it must not get.
     """
 
     name: str
@@ -86,6 +90,9 @@ class BatchJob:
     resources: JobResources
     setup: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    after_any: tuple[str, ...] = ()
+    drop: bool = False
+    avoid: tuple[str, ...] = ()
 
 
 class SchedulerError(AslPipeError):
@@ -168,6 +175,87 @@ class Scheduler(Protocol):
 
         Raises:
             SchedulerError: The queue cannot be asked.
+        """
+        ...
+
+
+class EndKind(StrEnum):
+    """Why a job ended, as far as a scheduler alone can know it."""
+
+    NODE_FAILED = "node failed"
+    OUT_OF_MEMORY = "out of memory"
+    TIME_LIMIT = "time limit"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+    OTHER = "other"
+
+
+@runtime_checkable
+class KnowsNodes(Protocol):
+    """What a scheduler of several nodes may be able to say besides.
+
+    One that cannot is a scheduler all the same; of its jobs no node is excluded, and only those get
+    more memory that said themselves that they had too little.
+    """
+
+    def ends_of(self, job_id: str) -> list[EndKind]:
+        """Return how the starts of a job ended: of all, or of the last one; none: not known."""
+        ...
+
+    def node_names(self, nodes: str) -> tuple[str, ...]:
+        """Return the names of nodes that the queue writes as one word: `n[1-2]` -> n1, n2.
+
+        Raises:
+            SchedulerError: It does not say.
+        """
+        ...
+
+    def eligible_nodes(self, resources: JobResources) -> tuple[str, ...]:
+        """Return the nodes on which a job could run that asks for this.
+
+        Raises:
+            SchedulerError: It does not say.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a scheduler has booked of one start of a job; None for what it does not know.
+
+    Attributes:
+        job_id: As `submit` returned it.
+        state: The scheduler's own word, for people.
+        ready: Since when it could have begun, in seconds since 1970.
+        began, ended: Likewise; `ended` is None while it runs.
+        gpus, cpus: Over all nodes.
+        cpu_s: Processor time that it used.
+        memory: Bytes that it was given, over all nodes.
+        memory_peak: Bytes that its processes used, each at most, summed.
+    """
+
+    job_id: str
+    state: str
+    ready: float | None = None
+    began: float
+    ended: float | None = None
+    gpus: int | None = None
+    cpus: int | None = None
+    cpu_s: float | None = None
+    memory: float | None = None
+    memory_peak: float | None = None
+
+
+@runtime_checkable
+class KeepsAccounts(Protocol):
+    """What a scheduler may be able to do besides: say what ended jobs took of its machines."""
+
+    def accounts_of(self, job_ids: Sequence[str]) -> list[Account]:
+        """Return the starts of jobs, each job's in their order; none where it keeps no accounts.
+
+        Raises:
+            SchedulerError: It keeps accounts and does not answer.
         """
         ...
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from pipeline.config.params import Params
 from pipeline.stages.request import StageRequest
-from pipeline.tables.collect import collect, doubts
+from pipeline.tables.collect import Suite, collect, doubts
 from pipeline.tables.html import page
 from pipeline.tables.latex import latex
 from pipeline.tables.layout import all_tables
 from pipeline.tables.paper import load_paper
 from pipeline.tables.records import csv_tables, json_tables
 from pipeline.tables.render import markdown
+from pipeline.tables.sweep import sweep_tables
+from pipeline.tables.sweep_formats import markdown as sweep_markdown
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def write_report(
     tables = all_tables(suite, paper)
     contents = (
         page(suite, paper, page_of),
-        f"# Results of suite {suite.name}\n\n{markdown(tables)}",
+        f"# Results of suite {suite.name}\n\n{markdown(tables)}{_sweeps(suite)}",
         csv_tables(suite, tables),
         json_tables(suite, tables),
         latex(tables),
@@ -60,3 +62,8 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, contents, strict=True):
         (out / name).write_text(content, encoding="utf-8")
+
+
+def _sweeps(suite: Suite) -> str:
+    """Return the tables of a suite's sweeps as Markdown; nothing where it has none."""
+    return f"\n{sweep_markdown(sweep_tables(suite))}" if suite.sweeps else ""

@@ -68,6 +68,12 @@ class Attendance:
             )
         if self.here:
             return None
+        if report.verdict is Verdict.STOPPED:
+            raise AslPipeError(
+                f"{name}: {describe(report)}; it has no result on purpose: `dvc repro "
+                "--keep-going` leaves it out, without `halving` in suite.yaml asl-pipe submit goes "
+                f"on with it, {HERE}=1 dvc repro runs it in this process"
+            )
         raise AslPipeError(
             f"{name}: {describe(report)}; see asl-pipe logs {name}; asl-pipe submit resumes it "
             f"from its checkpoint, {HERE}=1 dvc repro runs it in this process"

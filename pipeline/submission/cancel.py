@@ -6,7 +6,7 @@ from pipeline.jobs.verdict import Verdict
 from pipeline.schedulers.port import Scheduler
 from pipeline.submission.job_reports import JobReport
 
-ENDED = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.LOST)
+ENDED = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.STOPPED, Verdict.LOST)
 
 
 def cancellable(reports: Sequence[JobReport]) -> list[JobReport]:

@@ -26,7 +26,7 @@ YOUNGEST_S = 3600.0
 LARGE = ("ckpt", "out", "out.*", "rank-*")
 """What takes most space in a run's folder, and is not needed to know how the run went."""
 
-ENDED = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.LOST)
+ENDED = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.STOPPED, Verdict.LOST)
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ def find_garbage(
     now: float,
     days: float,
     is_shown: Callable[[Path], bool],
+    waiting: Collection[Path] = (),
 ) -> list[Garbage]:
     """Return what may be deleted.
 
     A job stays while it may live, while a result that some commit or the working tree has carries
     its fingerprint, while a job that may live needs it, and for `days` after its last sign of life.
-    So does a folder in which a run works, be it of such a job or of `dvc repro`.
+    So does a folder in which a run works, be it of such a job or of `dvc repro`. A job whose result
+    waits for its adoption stays with the result's files: `dvc gc` deletes the cache's.
 
     Args:
         scratch: The project's `.asl`.
@@ -69,8 +71,14 @@ def find_garbage(
         now: Seconds since 1970.
         days: How long an ended job is kept at least.
         is_shown: Says whether the tracker shows in whole the run that worked in a folder.
+        waiting: Records of jobs whose results no dvc.lock has ever named.
     """
-    reasons = {report.paths.folder: _reason(report, referenced, now, days) for report in reports}
+    reasons = {
+        report.paths.folder: None
+        if report.paths.folder in waiting
+        else _reason(report, referenced, now, days)
+        for report in reports
+    }
     kept = [report for report in reports if reasons[report.paths.folder] is None]
     rest = [report for report in reports if reasons[report.paths.folder] is not None]
     used: set[str] = set()

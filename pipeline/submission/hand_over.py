@@ -10,13 +10,20 @@ import logging
 import os
 import shlex
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.cluster import job_resources
+from pipeline.config.container import PYXIS
+from pipeline.config.job_resources import JobResources
 from pipeline.config.schedulers import VARIABLE
+from pipeline.jobs.container import (
+    folders_inside,
+    launch_command,
+    launch_setup,
+    with_folders,
+)
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import (
     Attempt,
@@ -29,6 +36,7 @@ from pipeline.jobs.job import (
 )
 from pipeline.jobs.verdict import Patience
 from pipeline.results.code import code_folder
+from pipeline.results.dvc_folders import dvc_folders
 from pipeline.schedulers.port import BatchJob, Scheduler, SchedulerError, SubmitError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +66,8 @@ def prepare_attempt(
     *,
     restarts: int = 0,
     after: Sequence[str] = (),
+    retry: int = 0,
+    drop: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> ReadyAttempt:
     """Write the next attempt of a job; its token exists from here on.
@@ -68,11 +78,14 @@ def prepare_attempt(
         terms: Code, resources, inputs.
         restarts: How often the run was interrupted so far.
         after: Ids of jobs that must succeed before.
+        retry: How often in a row nobody was asked.
+        drop: It may end where one of `after` does not succeed.
         clock: Seconds since 1970.
     """
     attempt = Attempt(
         number=take_number(paths), token=new_token(), submitted=clock(), host=socket.gethostname(),
         user=getpass.getuser(), terms=terms, restarts=restarts, after=tuple(after),
+        retry=retry, drop=drop,
     )  # fmt: skip
     write_attempt(paths, attempt)
     return ReadyAttempt(paths, job, attempt)
@@ -137,11 +150,12 @@ def batch_job(ready: ReadyAttempt) -> BatchJob:
     """
     paths, attempt = ready.paths, ready.attempt
     terms = attempt.terms
-    asked = job_resources(terms.scheduler, terms.asked)
+    asked = _with_folders(job_resources(terms.scheduler, terms.asked), ready)
     code = code_folder(paths.scratch, terms.snapshot)
-    # -P: not the folder in which the job happens to start, which may be the workspace
-    command = (sys.executable, "-P", "-u", "-m", "pipeline.worker.main", str(paths.folder),
-               attempt.token)  # fmt: skip
+    command = launch_command(
+        asked, paths.scratch, terms.data_root, code, "pipeline.worker.main", str(paths.folder),
+        attempt.token,
+    )  # fmt: skip
     kept = "${PYTHONPATH:+" + os.pathsep + "$PYTHONPATH}"
     return BatchJob(
         name=ready.job.name,
@@ -153,9 +167,23 @@ def batch_job(ready: ReadyAttempt) -> BatchJob:
             *asked.setup_lines(),
             f"export PYTHONPATH={shlex.quote(str(code))}{kept}",
             f"export {VARIABLE}={shlex.quote(terms.scheduler)}",
+            *launch_setup(asked, paths.scratch, terms.data_root, code),
         ),
         after=attempt.after,
+        drop=attempt.drop,
+        avoid=tuple(terms.avoid),
     )
+
+
+def _with_folders(asked: JobResources, ready: ReadyAttempt) -> JobResources:
+    """Return what a job asks for, with what its container sees, where the scheduler mounts it."""
+    if asked.container is None or asked.container.runtime != PYXIS:
+        return asked
+    scratch = ready.paths.scratch
+    folders = folders_inside(
+        scratch, ready.attempt.terms.data_root, dvc_folders(scratch.parent), os.environ
+    )
+    return with_folders(asked, folders)
 
 
 def _search(

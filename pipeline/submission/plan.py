@@ -1,14 +1,16 @@
 """What a submission would do: which runs are stale and why, what lives already. Reads only."""
 
-import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from pipeline.config.cluster import JobRequest, load_job_request
+from pipeline.config.cluster import ClusterFile, JobRequest, read_cluster
+from pipeline.config.job_resources import JobResources
 from pipeline.config.params import Params, load_params
+from pipeline.config.schedulers import DEFAULT
+from pipeline.config.sweeps import is_halved
 from pipeline.errors import UserError
 from pipeline.execution.inputs import recipe_of, untracked_inputs
 from pipeline.jobs.folder import PROVISIONAL, JobFolder
@@ -21,7 +23,7 @@ from pipeline.results.documents import Document, code_of, differences, hashes_of
 from pipeline.results.port import CodeHistory, ResultCache, StageFacts
 from pipeline.results.sources import changed_source
 from pipeline.schedulers.port import JobPhase, NoSchedulerError, Scheduler
-from pipeline.stages.table import SOURCES_FOLDER
+from pipeline.stages.table import PRETRAIN, SOURCES_FOLDER
 from pipeline.submission.job_reports import JobReport, Queue, report_on
 from pipeline.submission.put_back import put_back_results
 from pipeline.submission.selection import Wanted, choose, survey
@@ -41,6 +43,8 @@ class Action(StrEnum):
     """Its job waits for one that cannot succeed: end it and submit it again."""
     WAIT = "wait"
     """Not known yet what became of its job."""
+    STOPPED = "stopped"
+    """It was stopped before its end by its sweep's halving, or what it needs was: left out."""
     RUN = "run here"
     """There is no scheduler on this machine: `dvc repro` runs it."""
 
@@ -84,6 +88,7 @@ class Entry:
         others: Live jobs of the same run under other fingerprints: made from what the params,
             the code or the inputs were.
         force: Run although there is a result.
+        halved: It belongs to a sweep whose hopeless runs are stopped.
         untracked: What it reads and DVC does not track: path in the suite -> where it lies.
     """
 
@@ -99,6 +104,7 @@ class Entry:
     report: JobReport | None = None
     others: tuple[tuple[JobReport, tuple[str, ...]], ...] = ()
     force: bool = False
+    halved: bool = False
     untracked: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -117,6 +123,8 @@ class Plan:
         params: params.yaml, likewise.
         queue_error: Why the scheduler could not be asked; then nothing can be submitted.
         is_local: There is none to be asked: what is stale is for `dvc repro`.
+        scheduler: Who runs jobs, as cluster.yaml names it.
+        follow_up: What the job asks for that looks after the others; None: there is none.
     """
 
     project: Project
@@ -125,6 +133,8 @@ class Plan:
     params: bytes
     queue_error: str | None = None
     is_local: bool = False
+    scheduler: str = DEFAULT
+    follow_up: JobResources | None = None
 
     def entry(self, name: str) -> Entry:
         """Return an entry by its name."""
@@ -159,14 +169,13 @@ def make_plan(project: Project, wanted: Wanted, services: SubmissionServices) ->
     anew: set[str] = set()
     queue = Queue(services.scheduler)
     live = _live_reports(project, queue, services)
-    # the file is read once for a stage and not for each of its runs
-    request_of = functools.cache(functools.partial(load_job_request, project.cluster_file))
+    cluster = read_cluster(project.cluster_file)  # once, and not for each run
     entries: dict[str, Entry] = {}
     for name, known in facts.items():
         if name in forced or anew.intersection(known.upstream.values()):
             anew.add(name)
         entry = _plan_entry(
-            project, params, known, entries, request_of, queue, services, anew=name in anew
+            project, params, known, entries, cluster, queue, services, anew=name in anew
         )
         others = tuple(
             (report, tuple(differences(report.job.document, known.document)))
@@ -175,7 +184,18 @@ def make_plan(project: Project, wanted: Wanted, services: SubmissionServices) ->
         )
         entries[name] = replace(entry, others=others, force=name in forced)
     error = None if queue.error is None else str(queue.error)
-    return Plan(project, tuple(entries.values()), code, files[0], error, _is_absent(queue))
+    return Plan(
+        project, tuple(entries.values()), code, files[0], error, _is_absent(queue),
+        cluster.scheduler, _follow_up(cluster, entries.values()),
+    )  # fmt: skip
+
+
+def _follow_up(cluster: ClusterFile, entries: Iterable[Entry]) -> JobResources | None:
+    """Return what a follow-up asks for, if cluster.yaml gives it something to do."""
+    is_told = cluster.notify.command is not None or cluster.notify.webhook is not None
+    asked = [entry.request.asked for entry in entries]
+    again = any(each.retries or each.memory_most is not None for each in asked)
+    return cluster.follow_up_request() if is_told or again else None
 
 
 def judge_entry(
@@ -185,11 +205,13 @@ def judge_entry(
     services: SubmissionServices,
     *,
     anew: bool = False,
+    halved: bool = False,
 ) -> tuple[Action, str, JobReport | None]:
     """Decide what to do about a run that has no result: (action, why, the job it rests on).
 
     A run may live under its key, or under its recipe from the time when its inputs were not there.
-    A job's result counts unless the run is to be made `anew`.
+    A job's result counts unless the run is to be made `anew`. What was stopped stays so as long as
+    its sweep is `halved`.
     """
     reports = [
         report
@@ -207,6 +229,8 @@ def judge_entry(
             return Action.REPLACE, said, report
         if report.verdict in (Verdict.SETTLING, Verdict.UNKNOWN):
             return Action.WAIT, said, report
+        if report.verdict is Verdict.STOPPED and halved and not anew:
+            return Action.STOPPED, said, report
     if queue.error is not None and not _is_absent(queue):
         return Action.WAIT, "the scheduler does not answer", None
     if facts.fingerprint is not None:
@@ -250,7 +274,7 @@ def _plan_entry(
     params: Params,
     facts: StageFacts,
     before: dict[str, Entry],
-    request_of: Callable[[str], JobRequest],
+    cluster: ClusterFile,
     queue: Queue,
     services: SubmissionServices,
     *,
@@ -261,23 +285,29 @@ def _plan_entry(
         name for name in dict.fromkeys(facts.upstream.values())
         if before[name].action is not Action.NOTHING
     )  # fmt: skip
+    halved = stage == PRETRAIN.name and is_halved(params.sweeps, key)
     if facts.outputs is not None:
         action, detail, report = Action.NOTHING, "", None
     else:
-        action, detail, report = judge_entry(project, facts, queue, services, anew=anew)
+        action, detail, report = judge_entry(
+            project, facts, queue, services, anew=anew, halved=halved
+        )
+        stopped = next((name for name in needs if before[name].action is Action.STOPPED), None)
+        if stopped is not None and action in (Action.SUBMIT, Action.REPLACE, Action.RUN):
+            action, detail = Action.STOPPED, f"{stopped} was stopped"
         action = _replace_if_orphaned(action, report, [before[name] for name in needs])
     untracked: Mapping[str, Path] = {}
     if action is not Action.NOTHING:
         untracked = untracked_inputs(project, stage, key, recipe_of(params, stage, key))
     return Entry(
-        facts=facts, stage=stage, key=key, untracked=untracked,
+        facts=facts, stage=stage, key=key, untracked=untracked, halved=halved,
         fingerprint=fingerprint_of(report)
         if report is not None and action in (Action.ATTACH, Action.NOTHING)
         else fingerprints_of(facts)[0],
         action=action,
         why=() if action is Action.NOTHING else _why(project, facts, services.cache),
         detail=detail,
-        request=request_of(stage), needs=needs, report=report,
+        request=cluster.job_request(stage, key or None), needs=needs, report=report,
     )  # fmt: skip
 
 

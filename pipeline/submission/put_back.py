@@ -5,7 +5,7 @@ adopted. The job's folder still has them, until `asl-pipe gc` takes it, and they
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipeline.jobs.folder import JobFolder
@@ -57,6 +57,11 @@ def unadopted(root: Path, reports: Sequence[JobReport]) -> list[str]:
         root: Folder that has `.dvc`.
         reports: On the jobs.
     """
+    return [report.job.name for report in unadopted_reports(root, reports)]
+
+
+def unadopted_reports(root: Path, reports: Sequence[JobReport]) -> list[JobReport]:
+    """Return the reports on those: see `unadopted`."""
     found = []
     for report in reports:
         state, suite = report.state, root / report.job.suite
@@ -65,8 +70,24 @@ def unadopted(root: Path, reports: Sequence[JobReport]) -> list[str]:
         lock = read_lock(suite)
         known = {path: lock.digest(report.job.name, path) for path in state.manifest}
         if any(known[path] != hashed["md5"] for path, hashed in state.manifest.items()):
-            found.append(report.job.name)
+            found.append(report)
     return found
+
+
+def never_recorded(reports: Sequence[JobReport], recorded: Collection[str]) -> list[JobReport]:
+    """Return the reports on jobs whose result is there and which no dvc.lock has ever named.
+
+    Args:
+        reports: On the jobs.
+        recorded: The md5 of all outputs that a dvc.lock names or has named.
+    """
+    return [
+        report
+        for report in reports
+        if report.verdict is Verdict.SUCCEEDED
+        and report.state is not None
+        and any(hashed["md5"] not in recorded for hashed in report.state.manifest.values())
+    ]
 
 
 def _places(job: Job, work: JobFolder) -> dict[str, Path]:

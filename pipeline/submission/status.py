@@ -1,9 +1,14 @@
 """What people ask of jobs: how far each is, and why it ended. Reads only."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pipeline.config.cluster import job_resources
+from pipeline.errors import UserError
 from pipeline.jobs.verdict import Verdict
+from pipeline.schedulers.port import Scheduler
+from pipeline.submission.history import memory_hint, starts_of
 from pipeline.submission.job_reports import JobReport
 
 DAY_S = 86400.0
@@ -50,6 +55,31 @@ def _ended_without_a_word(report: JobReport) -> bool:
     refused = report.attempt is not None and report.attempt.refused is not None
     succeeded = report.own_state is not None and bool(report.own_state.manifest)
     return report.verdict is Verdict.LOST and not refused and not succeeded
+
+
+def with_history(reports: Sequence[JobReport], scheduler: Scheduler) -> list[JobReport]:
+    """Return the reports, with what earlier starts of a run taught: nodes avoided, memory lacking.
+
+    Args:
+        reports: All jobs that are to be shown.
+        scheduler: Asked about the newest of those that have ended.
+    """
+    ended = [r.paths.folder for r in reports if r.verdict in (Verdict.FAILED, Verdict.LOST)]
+    asked_about = set(ended[-MOST_EXPLAINED:])
+    found: list[JobReport] = []
+    for report in reports:
+        if report.attempt is None:
+            found.append(report)
+            continue
+        terms = report.attempt.terms
+        said = [f"avoids {node}: {why}" for node, why in terms.avoid.items()] + [*terms.notes]
+        if report.paths.folder in asked_about:
+            starts = starts_of([report.paths], scheduler, write=False)
+            with contextlib.suppress(UserError):  # another version's scheduler
+                said.append(memory_hint(starts, job_resources(terms.scheduler, terms.asked)))
+        detail = "; ".join(text for text in (report.finding.detail, *said) if text)
+        found.append(replace(report, finding=replace(report.finding, detail=detail)))
+    return found
 
 
 def status_rows(reports: Sequence[JobReport], now: float) -> list[tuple[str, ...]]:
@@ -121,7 +151,7 @@ def duration(seconds: float) -> str:
 
 def recent(reports: Sequence[JobReport], now: float) -> list[JobReport]:
     """Return the jobs that live, and those that ended within a day."""
-    ended = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.LOST)
+    ended = (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.STOPPED, Verdict.LOST)
     return [r for r in reports if r.verdict not in ended or now - _last_sign(r) < DAY_S]
 
 

@@ -11,19 +11,29 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from asl_core.wording import counted
 from pipeline.errors import UserError
-from pipeline.jobs.claim import Claim, claim
+from pipeline.jobs.claim import Claim, claim, renewed
+from pipeline.jobs.container import lacking
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Job, Terms, read_job, write_job
 from pipeline.project import Project, data_root
 from pipeline.results.code import code_folder, freeze
 from pipeline.schedulers.port import JobPhase, SchedulerError
+from pipeline.submission.follow_up import (
+    Followed,
+    FollowUp,
+    hand_over_follow_up,
+    new_token,
+    not_followed,
+    remove_old,
+)
 from pipeline.submission.hand_over import ReadyAttempt, hand_over, prepare_attempt
+from pipeline.submission.history import Advice, advise, starts_of
 from pipeline.submission.job_reports import JobReport, Queue
 from pipeline.submission.plan import (
     Action,
@@ -52,6 +62,8 @@ class Outcome(StrEnum):
     """There was no room, or what it needs was not submitted either: submit again later."""
     WAITING = "not decided"
     """Its last job is beginning or ending: submit again in a minute."""
+    STOPPED = "left out"
+    """Stopped by its sweep's halving, or it needs what was."""
     REFUSED = "refused"
 
 
@@ -83,6 +95,7 @@ def submit(plan: Plan, services: SubmissionServices) -> list[Submitted]:
     Raises:
         SchedulerError: The scheduler cannot be asked; nothing was submitted from then on.
     """
+    _check_containers(plan)
     if plan.is_local:
         raise UserError(f"{plan.queue_error}; `dvc repro` runs the stages on this machine")
     if plan.queue_error is not None:
@@ -97,6 +110,51 @@ def submit(plan: Plan, services: SubmissionServices) -> list[Submitted]:
     for level in _levels(plan):
         _submit_level(under_way, level)
     return [results[entry.name] for entry in plan.entries]
+
+
+def _check_containers(plan: Plan) -> None:
+    """Raise UserError where a run is to be submitted whose image or binds are not there."""
+    for entry in plan.entries:
+        container = entry.request.asked.container
+        if entry.action in (Action.SUBMIT, Action.REPLACE) and container is not None:
+            missing = lacking(container)
+            if missing is not None:
+                raise UserError(f"{plan.project.cluster_file}: {entry.name}: {missing}")
+
+
+def follow(
+    plan: Plan, services: SubmissionServices, results: Sequence[Submitted]
+) -> FollowUp | None:
+    """Hand over the job that looks after the others, where cluster.yaml wants one.
+
+    Args:
+        plan: What was carried out.
+        services: The world outside.
+        results: What became of it.
+
+    Returns:
+        What was handed over; None where there is nothing to look after, or somebody does already.
+
+    Raises:
+        SchedulerError: It was not, or perhaps not, taken.
+    """
+    jobs = {each.job_id: each for each in results if each.job_id is not None}
+    if plan.follow_up is None or not jobs:
+        return None
+    scratch, queue = plan.project.scratch, Queue(services.scheduler)
+    if queue.error is not None:
+        raise queue.error
+    if not not_followed(scratch, queue, jobs):
+        return None
+    now = services.clock()
+    remove_old(scratch, now)
+    wanted = FollowUp(
+        token=new_token(), suite=relative_suite(plan.project), submitted=now,
+        runs=tuple(Followed(each.name, each.fingerprint, job_id) for job_id, each in jobs.items()),
+        snapshot=freeze(plan.code, scratch), scheduler=plan.scheduler,
+        asked=dataclasses.asdict(plan.follow_up),
+    )  # fmt: skip
+    return hand_over_follow_up(scratch, wanted, services.scheduler, tuple(jobs))
 
 
 class _Room:
@@ -133,6 +191,11 @@ class _Submission:
     results: dict[str, Submitted]
     room: _Room
 
+    @property
+    def is_followed(self) -> bool:
+        """Say whether a small job is to look after the others."""
+        return self.plan.follow_up is not None
+
     @functools.cached_property
     def snapshot(self) -> str:
         """Digest of the frozen code; it is frozen when the first run is prepared."""
@@ -159,6 +222,8 @@ def _submit_level(submission: _Submission, level: list[Entry]) -> None:
         lacking = _lacking(submission, entry)
         if lacking is None:
             waiting.append(entry)
+        elif results[lacking].outcome is Outcome.STOPPED:
+            results[entry.name] = _became(entry, Outcome.STOPPED, detail=f"{lacking} was stopped")
         else:
             detail = f"{lacking}: {results[lacking].outcome}"
             results[entry.name] = _became(entry, Outcome.HELD, detail=detail)
@@ -199,19 +264,20 @@ def _try(submission: _Submission, entries: list[Entry]) -> list[Entry]:
                 claims[entry.name] = held
         if not claims:
             return later
-        queue = Queue(services.scheduler)  # after claiming, or it is of yesterday
-        if queue.error is not None:
-            raise queue.error
-        for entry in entries:
-            if entry.name in claims:
-                match _decide(submission, entry, queue):
-                    case Submitted() as became:
-                        submission.results[entry.name] = became
-                    case Entry() as undecided:
-                        later.append(undecided)
-                    case ReadyAttempt() as attempt:
-                        ready.append((entry, attempt))
-        _hand_over(submission, ready, claims)
+        with renewed(claims.values(), services.clock):
+            queue = Queue(services.scheduler)  # after claiming, or it is of yesterday
+            if queue.error is not None:
+                raise queue.error
+            for entry in entries:
+                if entry.name in claims:
+                    match _decide(submission, entry, queue):
+                        case Submitted() as became:
+                            submission.results[entry.name] = became
+                        case Entry() as undecided:
+                            later.append(undecided)
+                        case ReadyAttempt() as attempt:
+                            ready.append((entry, attempt))
+            _hand_over(submission, ready, claims)
     finally:
         for held in claims.values():
             held.release()
@@ -230,7 +296,9 @@ def _decide(
     if not entry.force and _has_result(submission, entry):
         return _became(entry, Outcome.DONE)
     anew = _is_anew(submission.plan, entry)
-    action, detail, report = judge_entry(project, entry.facts, queue, services, anew=anew)
+    action, detail, report = judge_entry(
+        project, entry.facts, queue, services, anew=anew, halved=entry.halved
+    )
     if action is Action.NOTHING and report is not None:
         return _became(entry, Outcome.DONE, fingerprint=fingerprint_of(report))
     if action is Action.ATTACH and report is not None:
@@ -238,6 +306,8 @@ def _decide(
             fingerprint = report.paths.fingerprint
             return _became(entry, Outcome.ATTACHED, report.job_id, detail, fingerprint)
         action = Action.REPLACE
+    if action is Action.STOPPED:
+        return _became(entry, Outcome.STOPPED, detail=detail)
     if action is Action.WAIT:
         return replace(entry, detail=detail)
     most = entry.request.asked.max_queued
@@ -265,7 +335,11 @@ def _has_result(submission: _Submission, entry: Entry) -> bool:
 def _prepare(submission: _Submission, entry: Entry) -> ReadyAttempt:
     """Write the job's record and its next attempt."""
     plan, clock = submission.plan, submission.services.clock
-    terms = _terms(submission, entry)
+    folders = [JobFolder.of(plan.project.scratch, each) for each in fingerprints_of(entry.facts)]
+    scheduler = submission.services.scheduler
+    asked = entry.request.asked
+    advice = advise(starts_of(folders, scheduler), asked, scheduler, submission.snapshot)
+    terms = _terms(submission, entry, advice)
     fingerprint = fingerprints_of(entry.facts)[0]
     paths = JobFolder.of(plan.project.scratch, fingerprint)
     paths.folder.mkdir(parents=True, exist_ok=True)
@@ -277,7 +351,7 @@ def _prepare(submission: _Submission, entry: Entry) -> ReadyAttempt:
     _link_source(paths, terms.snapshot)
     ids = (submission.results[name].job_id for name in entry.needs)
     after = tuple(dict.fromkeys(job_id for job_id in ids if job_id is not None))
-    return prepare_attempt(paths, job, terms, clock=clock, after=after)
+    return prepare_attempt(paths, job, terms, clock=clock, after=after, drop=submission.is_followed)
 
 
 def _describe(project: Project, entry: Entry, fingerprint: str, now: float) -> Job:
@@ -288,13 +362,13 @@ def _describe(project: Project, entry: Entry, fingerprint: str, now: float) -> J
     )  # fmt: skip
 
 
-def _terms(submission: _Submission, entry: Entry) -> Terms:
+def _terms(submission: _Submission, entry: Entry, advice: Advice) -> Terms:
     project, cache = submission.plan.project, submission.services.cache
     external = cache.add(project.root, entry.untracked) if entry.untracked else {}
     return Terms(
         snapshot=submission.snapshot,
         scheduler=entry.request.scheduler,
-        asked=dataclasses.asdict(entry.request.asked),
+        asked=dataclasses.asdict(advice.applied_to(entry.request.asked)),
         resources=dataclasses.asdict(entry.request.resources),
         upstream={
             path: submission.results[name].fingerprint
@@ -304,6 +378,8 @@ def _terms(submission: _Submission, entry: Entry) -> Terms:
         external={path: dict(hashed) for path, hashed in external.items()},
         code=submission.tags,
         force=entry.force,
+        avoid=advice.avoid,
+        notes=advice.notes,
     )
 
 

@@ -4,13 +4,14 @@ Never from a glob: an experiment that was removed leaves its files behind. Reads
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from asl_core.data.manifest import FILE_NAME, Manifest, read_manifest
 from asl_core.recipes.imported import ImportedRecipe
 from pipeline.config.params import Params, load_params
+from pipeline.config.sweeps import Sweep
 from pipeline.project import Project, find_project
 from pipeline.results.vouchings import vouchings_in
 from pipeline.stages.table import MEASURED, STAGES, Stage
@@ -90,6 +91,8 @@ class Suite:
     """What was prepared, by name."""
     tokenized: Mapping[str, str]
     """Dataset with a tokenizer -> the one whose images it has."""
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    """Experiment of suite.yaml -> the runs that its sweep has become."""
 
     @property
     def reduced(self) -> bool:
@@ -137,6 +140,7 @@ def collect(suite_folder: Path, params: Params) -> Suite:
             if (folder / "data" / name / FILE_NAME).is_file()
         },
         tokenized={name: item.dataset for name, item in params.tokenizers.items()},
+        sweeps=params.sweeps,
     )
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from asl_core.data.manifest import Manifest
 from asl_core.wording import counted
 from pipeline.stages.table import MEASURED
-from pipeline.tables import notes, render
+from pipeline.tables import notes, render, spending_formats
 from pipeline.tables.cells import Cell, Heading, ResultTable
 from pipeline.tables.collect import Suite
 from pipeline.tables.contrastive import read_contrastive
@@ -29,6 +29,7 @@ from pipeline.tables.figures.similarity import (
     similarity_against_probe,
     similarity_by_layer,
 )
+from pipeline.tables.figures.sweep import sweep_chart
 from pipeline.tables.figures.training import branch_curves, loss_curves
 from pipeline.tables.figures.watching import watched_curves
 from pipeline.tables.floor import is_marked
@@ -40,6 +41,9 @@ from pipeline.tables.provenance import origins
 from pipeline.tables.replicates import Replicates, experiment_labels, find_replicates
 from pipeline.tables.same_images import read_same_images, scale_stops
 from pipeline.tables.settings import stage_settings
+from pipeline.tables.suite_spending import NO_FACTORS, suite_spending
+from pipeline.tables.sweep import sweep_tables
+from pipeline.tables.sweep_formats import cells, headings
 from pipeline.tables.uncertainty import error_text
 
 RunLink = Callable[[str], str | None]
@@ -90,6 +94,26 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class ShownSweep:
+    """A sweep as the page has it: texts, and a chart of its own."""
+
+    experiment: str
+    words: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    chart: Markup | None
+
+
+@dataclass(frozen=True)
+class ShownCost:
+    """What the results cost, as the page has it: texts."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class ScaleRow:
     """Pre-training settings of one of the paper's tables or of one row of ours."""
 
@@ -135,6 +159,8 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
         about=partial(_about, suite),
         chart_key=_chart_key(groups),
         settings=stage_settings(suite, groups),
+        sweeps=_sweeps(suite),
+        cost=_cost(suite),
         missing=render.missing_commands([*tables, *filter(None, (similarity, contrastive))]),
         reduced_note=notes.REDUCED_NOTE.removeprefix("r: reduced scale. "),
         scale_rows=_scale_rows(suite, paper, groups),
@@ -163,6 +189,25 @@ def page(suite: Suite, paper: Paper, run_link: RunLink | None = None) -> str:
         named=any(tracked(origin.result.fingerprint or "") for origin in found),
     )  # fmt: skip
     return content.strip() + "\n"
+
+
+def _sweeps(suite: Suite) -> list[ShownSweep]:
+    tables = sweep_tables(suite) if suite.sweeps else []
+    return [
+        ShownSweep(
+            table.experiment, table.metric.words, headings(table), cells(table), table.notes,
+            Markup(chart) if (chart := sweep_chart(table, number)) else None,
+        )
+        for number, table in enumerate(tables)
+    ]  # fmt: skip
+
+
+def _cost(suite: Suite) -> ShownCost | None:
+    rows = suite_spending(suite)
+    if not rows:
+        return None
+    names, lines = spending_formats.table(rows, NO_FACTORS)
+    return ShownCost(names, lines)
 
 
 def _training_charts(suite: Suite, groups: Sequence[Replicates]) -> dict[str, str | None]:

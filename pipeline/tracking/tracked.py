@@ -17,6 +17,7 @@ from pipeline.jobs.journal import (
 )
 from pipeline.jobs.liveness import find_status
 from pipeline.jobs.state import RunStatus
+from pipeline.jobs.usage import cost_of_records, sums_of
 from pipeline.results.dvc_experiment import ASIDE, NAME
 from pipeline.stages.table import MEASURED, PRETRAIN, STAGES
 
@@ -114,11 +115,23 @@ class TrackedRun:
             for name, record in self._all()
             if lines is None or record.line < lines.get(name, 0)
         ]
-        return {
+        found = {
             (_shown_name(key), step, repr(value), time_ms)
             for key, values in points_of(records).items()
             for step, value, time_ms in values
         }
+        # it is final only at the end: what a tracker has been told cannot be taken back
+        ended = self.status is RunStatus.SUCCEEDED and self.end_ms is not None
+        if ended and (lines is None or all(lines.get(n, 0) >= c for n, c in self.lines.items())):
+            found |= {(name, 0, repr(value), self.end_ms or 0) for name, value in self.cost.items()}
+        return found
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What the run took, of what is known by its journal: `cost/gpu_hours`."""
+        others = [record for records in self.nodes.values() for record in records]
+        starts = cost_of_records(self.records, others, self.status)
+        return sums_of(starts)
 
     def _all(self) -> Iterator[tuple[str, Record]]:
         """Yield the name of its file with each record."""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.jobs.claim import Claim, claim
+from pipeline.jobs.claim import Claim, claim, renewed
 from pipeline.jobs.folder import PROVISIONAL
 from pipeline.jobs.job import newer_attempt
 from pipeline.schedulers.port import JobPhase, QueuedJob, SchedulerError
@@ -65,9 +65,10 @@ def hand_over_again(process: JobProcess, restarts: int, after: tuple[str, ...]) 
         ready = prepare_attempt(
             paths, job, terms, restarts=restarts, after=after, clock=services.clock
         )
-        attempts, error = hand_over(
-            [ready], services.scheduler, services.patience, services.pause, services.clock
-        )
+        with renewed([held], services.clock):
+            attempts, error = hand_over(
+                [ready], services.scheduler, services.patience, services.pause, services.clock
+            )
     except OSError as error:
         logger.error("%s could not be submitted again: %s", job.name, error)
         return INTERRUPTED

@@ -17,6 +17,9 @@ from pipeline.writing import write_json
 
 logger = logging.getLogger(__name__)
 
+_ENDED_ALIKE = (RunStatus.SUCCEEDED, RunStatus.INTERRUPTED, RunStatus.STOPPED)
+"""What the first process says where all have ended as they were meant to."""
+
 READY_S = 600.0
 """How long it waits for the first process, counted from its last sign of life."""
 NOTICED_S = 20.0
@@ -90,7 +93,7 @@ class Helper(JobProcess):
     def _is_over(self) -> bool:
         """Say whether the first process has ended well, or has handed the run over."""
         state = self._first_process()
-        if state is not None and state.status in (RunStatus.SUCCEEDED, RunStatus.INTERRUPTED):
+        if state is not None and state.status in _ENDED_ALIKE:
             return True
         return newer_attempt(self.paths, self.attempt.number) is not None
 

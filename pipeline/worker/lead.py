@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import re
 import shutil
 import signal
 import traceback
@@ -16,16 +17,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from asl_core.engine.journal import Journal, redact
-from asl_core.errors import InputError, InterruptedRun
+from asl_core.errors import InputError, InterruptedRun, TrainingError
+from pipeline.config.params import load_params
 from pipeline.errors import AslPipeError, SupersededError
 from pipeline.execution.perform import StageRun, perform, write_metrics
 from pipeline.execution.stop_signals import StopSignals
 from pipeline.jobs.fence import Fence
 from pipeline.jobs.folder import JobFolder
+from pipeline.jobs.halving import Halver, Mark, rungs_of
 from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import ProgressReader
 from pipeline.jobs.reporter import Reporter, as_fields
+from pipeline.jobs.starts import Cause, Start, write_start
 from pipeline.jobs.state import ERROR_CHARACTERS, JobState, RunStatus, read_state
 from pipeline.results.code import code_folder
 from pipeline.results.documents import Document, Hashes, hashes_of
@@ -37,6 +41,7 @@ from pipeline.worker.process import (
     DONE,
     FAILED,
     INTERRUPTED,
+    STOPPED,
     JobFailure,
     JobProcess,
     Place,
@@ -51,6 +56,12 @@ logger = logging.getLogger(__name__)
 ASKS_TO_GO_ON = {"SIGUSR1", "SIGUSR2"}
 """The scheduler's warning before a time limit or a preemption. SIGTERM alone is its own way to
 requeue a job, or somebody's wish to end it."""
+
+NO_MEMORY = re.compile(
+    r"\bMemoryError\b|can(no|')t allocate memory|is killed by signal: Killed", re.IGNORECASE
+)
+"""What tracebacks say where the memory of the machine, not that of a GPU, was too small; a loader
+process that is killed was that as a rule."""
 
 
 class Lead(JobProcess):
@@ -70,6 +81,8 @@ class Lead(JobProcess):
         self.restarts = attempt.restarts + place.restart
         self.work: JobFolder | None = None
         self.progress: ProgressReader | None = None
+        self.halver: Halver | None = None
+        self.stopped_at: Mark | None = None
         now = services.clock()
         self.own_gpus = services.gpus()
         state = JobState(
@@ -79,6 +92,10 @@ class Lead(JobProcess):
             pid=os.getpid(),
         )  # fmt: skip
         self.reporter = Reporter(paths, state, self.check_fences, services.clock)
+        self.noted = Start(
+            attempt=attempt.number, restart=place.restart, job_id=place.job_id, nodes=place.nodes,
+            snapshot=attempt.terms.snapshot, memory=attempt.terms.asked.get("memory"), began=now,
+        )  # fmt: skip
 
     def run(self) -> int:
         """Run to the end, whatever the end is."""
@@ -114,9 +131,8 @@ class Lead(JobProcess):
         self._fence(paths.fence)
         self.signals.listen()
         self.reporter.begin()
-        self.reporter.keep_beating(
-            self._look, self._look_at_peers, _ask_to_stop, services.heartbeat_s
-        )
+        self._note()
+        self.reporter.keep_beating(self._look, self._tick, _ask_to_stop, services.heartbeat_s)
         limit = self.attempt.terms.asked.get("max_restarts")
         if limit is not None and self.restarts > limit:
             raise JobFailure(f"restarted {self.restarts} times; max_restarts is {limit}")
@@ -136,6 +152,7 @@ class Lead(JobProcess):
         self._tell_peers(fingerprint, done=False)
         self.progress = ProgressReader(self.work.journal, self.job.stage)
         run = self.stage_run(fingerprint, document)
+        self.halver = self._halver(run)
         # a folder of its own: what a given-up start still writes must not get between
         out = self.work.folder / f"out.{self.fences[0].start}"
         run = dataclasses.replace(
@@ -160,6 +177,15 @@ class Lead(JobProcess):
                     f"{self.job.name}: its source is not what it was when the job was submitted "
                     f"({'; '.join(changed)}); submit again"
                 )
+
+    def _halver(self, run: StageRun) -> Halver | None:
+        """Return who stops this run where it is hopeless; None where nobody does."""
+        assert self.work is not None
+        if run.stage != PRETRAIN.name:
+            return None
+        sweeps = load_params(self.paths.params).sweeps
+        rungs = rungs_of(self.paths.scratch, run.suite, sweeps, run.key, run.recipe)
+        return None if rungs is None else Halver(rungs, self.work, self.services.heartbeat_s)
 
     def _fence(self, file: Path) -> None:
         yield_folder_to_live_job(file, self.paths, self.services)
@@ -243,6 +269,7 @@ class Lead(JobProcess):
             "job.scheduler": self.attempt.terms.scheduler,
             "log": log.as_posix(),
             **self.own_gpus.tags(),
+            **self.services.tags,
         }
 
     def _last_tags(self, error: BaseException | None) -> dict[str, str]:
@@ -263,6 +290,7 @@ class Lead(JobProcess):
             status=RunStatus.SUCCEEDED, ended=now, exit_code=DONE, error=None, gpus=self._gpus(),
             manifest={path: dict(hashed) for path, hashed in manifest.items()}, **self._look(),
         )  # fmt: skip
+        self._note(Cause.SUCCEEDED)
         shutil.rmtree(self.paths.inputs, ignore_errors=True)
         if self.work is not None:
             shutil.rmtree(self.work.checkpoints, ignore_errors=True)
@@ -293,9 +321,13 @@ class Lead(JobProcess):
         else:
             text = redact("".join(traceback.format_exception(error)))
         logger.error("%s", text)
-        return self._end_as_failed(text, exit_code_of(error))
+        expected = isinstance(error, AslPipeError | InputError | TrainingError)
+        return self._end_as_failed(
+            text, exit_code_of(error), Cause.INPUT if expected else _cause_of(text)
+        )
 
-    def _end_as_failed(self, text: str, code: int) -> int:
+    def _end_as_failed(self, text: str, code: int, cause: Cause) -> int:
+        self._note(cause)
         try:
             self.reporter.update(
                 status=RunStatus.FAILED, ended=self.services.clock(), exit_code=code,
@@ -312,6 +344,8 @@ class Lead(JobProcess):
         if self.place.world_size > 1:  # another process may have got the signal first
             self.soon(lambda: bool(self._stop_names()))
         names = self._stop_names()
+        if self.stopped_at is not None:
+            return self._stopped(self.stopped_at)
         logger.warning("%s: interrupted (%s)", self.job.name, error or ", ".join(names))
         limit = self.attempt.terms.asked.get("max_restarts")
         goes_on = bool(ASKS_TO_GO_ON & set(names))
@@ -319,7 +353,8 @@ class Lead(JobProcess):
             text = (
                 f"interrupted by {'+'.join(names)} after {limit} restarts; max_restarts is {limit}"
             )
-            return self._end_as_failed(text, FAILED)
+            return self._end_as_failed(text, FAILED, Cause.STOPPED)
+        self._note(Cause.STOPPED)
         try:
             self.reporter.update(
                 status=RunStatus.INTERRUPTED, ended=self.services.clock(), exit_code=INTERRUPTED,
@@ -334,9 +369,27 @@ class Lead(JobProcess):
         self.reporter.end()  # nothing may be written from the moment the next start is possible
         return go_on_later(self, self.restarts)
 
+    def _stopped(self, mark: Mark) -> int:
+        """Write down on what number the run was given up; its checkpoint stays."""
+        assert self.halver is not None
+        text = mark.text(self.halver.metric)
+        logger.warning("%s: %s", self.job.name, text)
+        self._note(Cause.STOPPED)
+        try:
+            self.reporter.update(
+                status=RunStatus.STOPPED, ended=self.services.clock(), exit_code=STOPPED,
+                error=text, gpus=self._gpus(), **self._look(),
+            )  # fmt: skip
+        except SupersededError as superseded:
+            return self._superseded(superseded)
+        except OSError as unwritten:
+            logger.error("the record could not be written: %s", unwritten)
+        return STOPPED
+
     def _wait_for(self, pending: UpstreamPending) -> int:
         """Begin when what this job needs is there: its maker has become another job meanwhile."""
         logger.info("%s", pending)
+        self._note(Cause.STOPPED)
         try:
             self.reporter.update(status=RunStatus.INTERRUPTED, ended=self.services.clock())
         except SupersededError as superseded:
@@ -357,6 +410,30 @@ class Lead(JobProcess):
             content = {**self.start, "fingerprint": fingerprint, "done": done}
             write_json(self.paths.ready, content)
 
+    def _tick(self) -> None:
+        """Note at once that somebody asked for the end: there may be no time to write more."""
+        if self.signals.names and not self.noted.signals and self.noted.ended is None:
+            self._note()
+        self._look_at_peers()
+        self._look_at_siblings()
+
+    def _note(self, cause: Cause | None = None) -> None:
+        """Write down where this start is, and why it ends where it does."""
+        ended = None if cause is None else self.services.clock()
+        self.noted = dataclasses.replace(
+            self.noted, cause=cause, ended=ended, signals=tuple(self.signals.names)
+        )
+        write_start(self.paths, self.noted)
+
+    def _look_at_siblings(self) -> None:
+        """Ask the run to stop at a checkpoint when too many runs of its sweep are better."""
+        if self.halver is None or self.stopped_at is not None or self.signals.handler.quiet:
+            return
+        with contextlib.suppress(OSError, InputError):  # the next look may succeed
+            self.stopped_at = self.halver.look(self.services.clock())
+        if self.stopped_at is not None:
+            _ask_to_stop()
+
     def _look_at_peers(self) -> None:
         """End the job when another of its processes has failed: this one may wait for it."""
         if self.signals.handler.quiet:
@@ -366,12 +443,17 @@ class Lead(JobProcess):
             if left:
                 text = f"process {rank} on {left.get('host')} failed:\n{left.get('error')}"
                 logger.error("%s", text)
-                code = self._end_as_failed(text, FAILED)
+                code = self._end_as_failed(text, FAILED, _cause_of(text))
                 if self.work is not None:
                     with contextlib.suppress(OSError), Journal.open(self.work.journal) as journal:
                         journal.tags({"exit_code": str(code)})
                         journal.end("FAILED", text.splitlines()[0])
                 os._exit(code)
+
+
+def _cause_of(text: str) -> Cause:
+    """Return why an unexpected error ended a start, from its traceback."""
+    return Cause.MEMORY if NO_MEMORY.search(text) else Cause.CRASHED
 
 
 def _ask_to_stop() -> None:

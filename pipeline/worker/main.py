@@ -3,6 +3,7 @@
 Runs from the code that was frozen at submission.
 
 Exit codes: 0 succeeded, or handed over to a new attempt; 1 failed; 2 the input is wrong;
+3 stopped by its sweep's halving;
 75 interrupted, or another start of the job has taken over.
 """
 
@@ -16,10 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from asl_core.errors import InputError
+from pipeline.config.schedulers import DEFAULT, VARIABLE
+from pipeline.errors import UserError
 from pipeline.execution.stop_signals import TERMINATING, stop_signals
 from pipeline.garbage import collect_rarely
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import Attempt, Job, read_attempts, read_job
+from pipeline.schedulers.port import SchedulerError
+from pipeline.schedulers.relay import SOCKET_VARIABLE, RelayedScheduler, relayed
 from pipeline.worker.helper import Helper
 from pipeline.worker.lead import Lead
 from pipeline.worker.process import FAILED, WRONG_INPUT, Place, WorkerServices
@@ -42,14 +48,34 @@ def main() -> None:
     for package in ("asl_core", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     paths, token = JobFolder(Path(sys.argv[1])), sys.argv[2]
-    scheduler = find_scheduler(paths.scratch)
-    services = WorkerServices(cache=DvcCache(), scheduler=scheduler, gpus=find_gpus)
+    outside = relayed(os.environ, os.environ.get(VARIABLE, DEFAULT))
+    scheduler = outside or find_scheduler(paths.scratch)
     try:
+        tags = {} if outside is None else _begin_inside(outside, os.environ)
+        services = WorkerServices(cache=DvcCache(), scheduler=scheduler, gpus=find_gpus, tags=tags)
         code = run_job(paths, token, services, os.environ)
+    except (UserError, InputError) as error:  # ranks that do not go together
+        logger.error("%s: %s", paths.folder, error)
+        code = WRONG_INPUT
     except BaseException:
         logger.exception("%s", paths.folder)
         code = FAILED
     leave(code)
+
+
+def _begin_inside(outside: RelayedScheduler, environment: Mapping[str, str]) -> dict[str, str]:
+    """Tell the process outside the container that signals may come; return what it knows of it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)  # until there are handlers
+    if Place.of(environment).rank > 0:
+        if environment[SOCKET_VARIABLE].isdigit():  # else there is nobody on another node
+            outside.say_ready()
+        return {}
+    try:
+        outside.say_ready()
+        return outside.tags()
+    except SchedulerError as error:
+        logger.warning("%s; which image this is, nobody knows", error)
+        return {}
 
 
 def leave(code: int) -> NoReturn:

@@ -38,8 +38,9 @@ from pipeline.stages.request import StageFunction, StageRequest
 from pipeline.stages.table import STAGES
 from pipeline.tables.place import place_of
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
-"""Exit codes."""
+DONE, FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75
+"""Exit codes. STOPPED: before its end, on purpose; it is none of success, for jobs that need its
+result must not begin."""
 
 SOON_S, SOON_POLL_S = 3.0, 0.2
 """How long a process waits for a message of the others; shorter than a scheduler waits to kill."""
@@ -57,6 +58,7 @@ class WorkerServices:
         scheduler: Asked to requeue.
         load: Finds a stage's function.
         gpus: Finds this process's GPUs.
+        tags: What else a run says of where it was made.
         patience: How long to wait for what other machines have written.
         heartbeat_s: Seconds between heartbeats.
         clock: Seconds since 1970.
@@ -67,6 +69,7 @@ class WorkerServices:
     scheduler: Scheduler
     load: Callable[[str], StageFunction] = load_stage
     gpus: Callable[[], Gpus] = Gpus
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     patience: Patience = dataclasses.field(default_factory=Patience)
     heartbeat_s: float = HEARTBEAT_S
     clock: Callable[[], float] = time.time

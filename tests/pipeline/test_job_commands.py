@@ -25,6 +25,7 @@ from pipeline.submission.status import Explanations
 from pipeline.tracking.mlflow.link import RunLink, is_shown, write_link
 
 Say = Callable[..., str]
+NAME = "prepare@icons"
 
 
 @pytest.fixture
@@ -284,12 +285,34 @@ def test_gc_keeps_journals_until_they_have_been_brought(site: Any, say: Say) -> 
     say("submit", "--stage", "prepare")
     site.run()
     job = site.reports()["prepare@icons"].paths.folder
-    assert "its journal is kept until" in say("gc", "--days", "0")
+    assert "its journal is kept until" in say("gc", "--days", "0", "--unadopted")
     assert {path.name for path in job.iterdir()} >= {"journal", "job.json", "state.json"}
     assert not (job / "out").exists()
-    assert "nothing to delete" in say("gc", "--days", "0")
+    assert "nothing to delete" in say("gc", "--days", "0", "--unadopted")
     bring_journals(site)
-    say("gc", "--days", "0")
+    say("gc", "--days", "0", "--unadopted")
+    assert not job.exists()
+
+
+def test_gc_keeps_a_result_that_no_dvc_lock_has_had_though_dvc_gc_took_its_files(
+    site: Any, say: Say
+) -> None:
+    say("submit", "--stage", "prepare")
+    site.run()
+    bring_journals(site)
+    job, manifest = site.reports()["prepare@icons"].paths.folder, site.state(NAME).manifest
+    site.dvc("gc", "-w", "-f")
+    assert not DvcCache().holds(site.root, manifest)
+    said = say("gc", "--days", "0")
+    assert f"in no dvc.lock: {NAME}; kept here" in said
+    assert (job / "out/dataset/shard").exists()
+    assert DvcCache().holds(site.root, manifest)
+    site.dvc("repro", NAME)
+    for command in (["add", "dvc.lock"], ["commit", "-qm", "Adopt"], ["rm", "-q", "dvc.lock"],
+                    ["commit", "-qm", "Make it anew some day"]):  # fmt: skip
+        subprocess.run(["git", *command], cwd=site.root, check=True)
+    said = say("gc", "--days", "0")  # an earlier commit has it
+    assert "in no dvc.lock" not in said
     assert not job.exists()
 
 
@@ -397,7 +420,7 @@ def test_gc_keeps_what_a_waiting_job_needs(site: Any, say: Say) -> None:
     say("gc", "--days", "0")
     assert record.exists()
     site.cluster.cancel(["2"])
-    say("gc", "--days", "0")
+    say("gc", "--days", "0", "--unadopted")
     assert not record.exists()
 
 

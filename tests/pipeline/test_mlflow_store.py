@@ -146,6 +146,27 @@ def test_what_was_watched_is_curves_of_the_run_and_of_its_experiment(root: Path)
     assert len(parents) == 1
 
 
+def test_what_it_cost_is_there_once_it_is_final_and_summed_in_the_experiments_run(
+    root: Path,
+) -> None:
+    def fill(journal: Journal) -> None:
+        journal.tags({"allotted.gpus": "2", "allotted.cpus": "4"})
+
+    begun = ingest(root, write_attempt(root, fill, end="INTERRUPTED"))
+    assert not [n for n in client(root).get_run(begun.run_id).data.metrics if "cost" in n]
+    job = write_attempt(root, fill)
+    measured = write_attempt(root, fill, stage="linprobe", fingerprint="fedc" * 8)
+    links = [ingest(root, job), ingest(root, measured), ingest(root, measured)]
+    found = [client(root).get_run(link.run_id).data.metrics for link in links]
+    names = {"cost/hours", "cost/gpu_hours", "cost/cpu_hours", "cost/lost_hours"}
+    for metrics in found:
+        assert {name for name in metrics if name.startswith("cost/")} == names  # no energy: not 0
+        assert metrics["cost/gpu_hours"] == pytest.approx(2 * metrics["cost/hours"])
+    (parent,) = (run for run in all_runs(root) if run.data.tags["asl.stage"] == "experiment")
+    for name in names:
+        assert parent.data.metrics[name] == pytest.approx(found[0][name] + found[1][name])
+
+
 @pytest.mark.parametrize("forget", [False, True], ids=["with its link", "with its link lost"])
 def test_a_replay_adds_nothing(root: Path, forget: bool) -> None:
     job = write_attempt(root, losses(1, 2))
@@ -278,7 +299,8 @@ def test_the_results_of_all_stages_stand_in_the_run_of_their_experiment(root: Pa
     assert pretrain.parent_run_id == probe.parent_run_id
     parent = client(root).get_run(probe.parent_run_id)
     assert parent.info.run_name == "asl"
-    assert parent.data.metrics == {"flops_train_g": 0.5, "lp_acc1": 61.5}
+    results = {n: v for n, v in parent.data.metrics.items() if not n.startswith("cost/")}
+    assert results == {"flops_train_g": 0.5, "lp_acc1": 61.5}
     assert parent.data.params == {"method": "asl", "lr": "0.5"}
     assert parent.data.tags["asl.stage"] == "experiment"
     child = client(root).get_run(probe.run_id)

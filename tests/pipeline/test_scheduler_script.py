@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.schedulers.port import BatchJob, JobPhase, SchedulerError, SubmitError
 from pipeline.schedulers.slurm import task
+from pipeline.schedulers.slurm.refusals import is_refusal
 from pipeline.schedulers.slurm.resources import SlurmResources
-from pipeline.schedulers.slurm.scheduler import REFUSED, SlurmScheduler
+from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
 TAKEN = 'cp "$2" submitted.sh; echo 27'
 
@@ -137,6 +138,62 @@ def test_requeueing_can_be_left_out(tmp_path: Path, commands: Path) -> None:
         ("Batch job submission failed: Job dependency problem", True),
         ("Memory specification can not be satisfied", True),
         ("unrecognized option '--foo'", True),
+        # of Slurm's own list of errors, those that can come of a submission
+        *((f"Batch job submission failed: {said}", True) for said in (
+            "Requested GRES option unsupported by configured SelectType plugin",
+            "No partition specified or system default partition",
+            "Requested nodes not in this partition",
+            "More processors requested than permitted",
+            "Node count specification invalid",
+            "MaxJobCount limit reached",
+            "Job size specification needs to be provided",
+            "Pathname of a file, directory or other parameter too long",
+            "Requested partition configuration not available now",
+            "Requested topology configuration is not available",
+            "I/O error writing script/environment to file",
+            "Requested operation not supported on this system",
+            "Requested operation is presently disabled",
+            "Licenses currently unavailable",
+            "Memory required by task is not available",
+            "Requested time limit is invalid (missing or exceeds some limit)",
+            "Access denied to requested reservation",
+            "Requested reservation is in use",
+            "Job cannot be submitted without the current working directory specified.",
+            "QOS Preemption loop detected",
+            "Circular job dependency",
+            "Invalid generic resource (gres) specification",
+            "Requested account has breached requested QOS usage threshold",
+            "Burst Buffer resource limit exceeded",
+            "Duplicate generic resource (gres) specification",
+            "Partition in DOWN state",
+            "System submissions disabled",
+            "X11 forwarding not available",
+            "Environment is missing in job",
+            "Multiple partition job request not supported when a partition is set",
+            "Cannot request more threads per core than the job allocation",
+            "Insufficient GRES available in allocation",
+            "Unable to resolve user ID to user name",
+            "Invalid or unknown association",
+            "RestrictedCoresPerGPU: Not enough unique cores per GPU",
+            "No eligible clusters for federated job",
+        )),
+        *((f"Batch job submission failed: {said}", False) for said in (
+            "Unspecified error",  # a site's own plugin says it too
+            "Communication connection failure",
+            "Message receive failure",
+            "Incompatible versions of client and server code",
+            "Protocol authentication error",
+            "Invalid authentication credential",
+            "Authentication credential expired",
+            "Connection timed out reading",
+            "Unable to contact slurm controller (receive failure)",
+            "Rate limit exceeded, please retry later",
+            "Slurm backup controller in standby mode",
+            "Slurm internal error, contact system administrator",
+            "Header lengths are longer than data received",
+        )),
+        ("option '--mem' requires an argument", True),
+        ("This does not look like a batch script", True),
         ("Batch job submission failed: Socket timed out on send/recv operation", False),
         ("Batch job submission failed: Unable to contact slurm controller", False),
         ("Batch job submission failed: Zero Bytes were transmitted or received", False),
@@ -147,7 +204,7 @@ def test_requeueing_can_be_left_out(tmp_path: Path, commands: Path) -> None:
     ],
 )  # fmt: skip
 def test_only_a_certain_refusal_counts_as_one(said: str, refused: bool) -> None:
-    assert (REFUSED.search(said) is not None) == refused
+    assert is_refusal(said) == refused
 
 
 def test_without_slurm_the_error_says_where_to_go(

@@ -157,11 +157,12 @@ def test_every_combination_has_a_verdict_and_the_dangerous_ones_are_safe() -> No
             assert visible
         if not answers:  # nothing that could be acted on follows from silence
             done = own and said is not None and said.status is RunStatus.SUCCEEDED
-            failed = own and said is not None and said.status is RunStatus.FAILED
-            assert verdict is Verdict.UNKNOWN or done or (failed and verdict is Verdict.FAILED)
+            ended = {RunStatus.FAILED: Verdict.FAILED, RunStatus.STOPPED: Verdict.STOPPED}
+            known = own and said is not None and ended.get(said.status) is verdict
+            assert verdict is Verdict.UNKNOWN or done or known
         live = answers and line is not None and not line.has_ended
         if live:  # what the scheduler still has is never submitted again
-            assert verdict not in (Verdict.FAILED, Verdict.LOST) or (
+            assert verdict not in (Verdict.FAILED, Verdict.LOST, Verdict.STOPPED) or (
                 said is not None and said.status is RunStatus.SUCCEEDED
             )
 

@@ -262,7 +262,11 @@ class FakeCluster(FakeScheduler):
         states = [known.get(job_id, COMPLETED) for job_id in job["after"]]
         if any(state in ENDED_STATES and state != COMPLETED for state in states):
             self._write(job | {"reason": NEVER})
-        elif any(state != COMPLETED for state in states):
+        elif any(state != COMPLETED for state in states) or any(
+            other["state"] not in ENDED_STATES and other["reason"] != NEVER
+            for other in self.all()
+            if other["id"] in job.get("after_any", ())
+        ):
             self._write(job | {"reason": "Dependency"})
         elif time.time() >= job["begin"]:
             ranks = range(job["tasks"])
@@ -331,6 +335,7 @@ def _pending(job_id: str, job: BatchJob) -> dict[str, Any]:
     return {
         "id": job_id, "name": job.name, "folder": str(job.folder), "comment": job.comment,
         "command": list(job.command), "setup": list(job.setup), "after": list(job.after),
+        "after_any": list(job.after_any), "avoid": list(job.avoid),
         "tasks": resources.nodes * resources.tasks_per_node, "begin": 0.0,
         "port": 20_000 + int(job_id.split("_")[0]) % 10_000,
         "state": PENDING, "reason": "Priority", "nodes": "", "restarts": 0,

@@ -86,7 +86,8 @@ class LocalProcesses:
         folder = self.folder / job_id
         script = "\n".join(["set -e", *job.setup, 'exec "$@"'])
         content = {
-            "id": job_id, "comment": job.comment, "after": job.after, "folder": str(job.folder),
+            "id": job_id, "comment": job.comment, "after": job.after,
+            "after_any": job.after_any, "folder": str(job.folder),
             "command": ["bash", "-c", script, "job", *job.command],
             "niceness": getattr(job.resources, "niceness", 0),
         }  # fmt: skip
@@ -122,7 +123,13 @@ def main(folder: Path) -> None:
     """Wait for what a job needs, run it, and leave its exit code."""
     job = json.loads((folder / "job.json").read_text())
     before = [folder.with_name(job_id) / "ended" for job_id in job["after"]]
-    while not all(path.exists() and path.read_text() == DONE for path in before):
+    others = [folder.with_name(job_id) for job_id in job["after_any"]]
+
+    def may_begin() -> bool:
+        over = ((path / "ended").exists() or (path / "never").exists() for path in others)
+        return all(path.exists() and path.read_text() == DONE for path in before) and all(over)
+
+    while not may_begin():
         if any(path.exists() and path.read_text() != DONE for path in before):
             (folder / "never").touch()
         if (folder / "cancelled").exists():

@@ -21,10 +21,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.container import PYXIS
 from pipeline.config.job_resources import JobResources
 from pipeline.schedulers.port import (
     ARRAY_COMMENT,
+    Account,
     BatchJob,
+    EndKind,
     JobPhase,
     NoSchedulerError,
     QueuedJob,
@@ -32,26 +35,38 @@ from pipeline.schedulers.port import (
     SubmitError,
 )
 from pipeline.schedulers.slurm import task
+from pipeline.schedulers.slurm.accounting import columns, read_accounts
+from pipeline.schedulers.slurm.refusals import is_refusal
 from pipeline.schedulers.slurm.resources import SlurmResources
-from pipeline.schedulers.slurm.states import NEVER_BEGAN, NEVER_SATISFIED, phase_of
-from pipeline.writing import write_json
-
-REFUSED = re.compile(
-    r"\binvalid\b|unrecognized option|not available|can ?not be satisfied|violates|not permitted"
-    r"|permission denied|dependency problem|more processors requested|exceeds",
-    re.IGNORECASE,
+from pipeline.schedulers.slurm.states import (
+    NEVER_BEGAN,
+    NEVER_SATISFIED,
+    end_kind,
+    is_over,
+    phase_of,
 )
-"""What sbatch says when a job was certainly not taken. Whatever else it says, it may have been."""
+from pipeline.writing import write_json
 
 NOT_THERE = re.compile(r"invalid job id|already completing or completed", re.IGNORECASE)
 NO_CLUSTER = re.compile(r"could not establish a configuration source", re.IGNORECASE)
 """What the programs say on a machine on which they were installed and nothing else."""
 
+NO_ACCOUNTING = re.compile(r"accounting storage is disabled", re.IGNORECASE)
+
 QUEUE_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "NodeList", "Comment")
 QUEUE_WIDTHS = (64, 32, 64, 16, 1024, 1024)
 """squeue cuts what is longer."""
 
+NO_MEMORY = re.compile(
+    rb"slurmstepd.*(oom.kill event|exceeded memory limit|exceeded job memory limit)", re.IGNORECASE
+)
+"""What slurmstepd writes into the log of a job that it, or the kernel, kills for its memory."""
+_LOG_TAIL = 1 << 16
+
 IDS_PER_CALL = 500
+
+_OUT_OF_USE = ("down", "drain", "fail", "maint", "unknown", "reboot")
+"""How sinfo's words for nodes begin that start no job, or soon none."""
 
 SUBMIT_TIMEOUT_S = 300.0
 """sbatch itself tries for two minutes while the controller has no room."""
@@ -163,6 +178,94 @@ class SlurmScheduler:
             return _explanation(job["JobState"], job.get("ExitCode", ""), job.get("Reason", ""))
         return None
 
+    def ends_of(self, job_id: str) -> list[EndKind]:
+        """Return how a job's starts ended: of all where there is accounting, else of the last.
+
+        Where no cgroup limits memory Slurm calls a job FAILED that it has killed for it, and in a
+        step it may do so even where one does: what it wrote into the job's log tells.
+        """
+        ends = self._known_ends(job_id)
+        if ends[-1:] in ([], [EndKind.OTHER]) and self._ran_out_of_memory(job_id):
+            return [*ends[:-1], EndKind.OUT_OF_MEMORY]
+        return ends
+
+    def _ran_out_of_memory(self, job_id: str) -> bool:
+        """Say whether Slurm has written into a job's log that it used too much memory."""
+        for path in self.folder.glob(f"2*-*/*/log/{job_id}_*.log"):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _LOG_TAIL))
+                if NO_MEMORY.search(file.read()):
+                    return True
+        return False
+
+    def _known_ends(self, job_id: str) -> list[EndKind]:
+        with contextlib.suppress(SchedulerError):
+            said = self._ask(
+                "sacct", "--jobs", job_id, "--allocations", "--duplicates", "--noheader",
+                "--parsable2", "--format=JobID,State",
+            )  # fmt: skip
+            rows = [line.split("|", 1) for line in said.splitlines() if "|" in line]
+            states = [state for found, state in rows if found == job_id]
+            if states and is_over(states[-1]):
+                return [end_kind(state) for state in states]
+        with contextlib.suppress(SchedulerError):
+            state = self._show_job(job_id).get("JobState", "")
+            if is_over(state):
+                return [end_kind(state)]
+        return []
+
+    def accounts_of(self, job_ids: Sequence[str]) -> list[Account]:
+        """Return what sacct says of jobs, as few calls as there can be; nothing without accounting.
+
+        Raises:
+            SchedulerError: There is accounting, and it does not answer.
+        """
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SACCT_")}
+        environment["SLURM_TIME_FORMAT"] = "%s"
+        found: list[Account] = []
+        for start in range(0, len(job_ids), IDS_PER_CALL):
+            try:
+                said = self._ask(
+                    "sacct", "--jobs", ",".join(job_ids[start : start + IDS_PER_CALL]),
+                    "--duplicates", "--noheader", "--parsable2", columns(),
+                    environment=environment,
+                )  # fmt: skip
+            except SchedulerError as error:
+                if NO_ACCOUNTING.search(str(error)) or isinstance(error, _NotFoundError):
+                    return []
+                raise
+            found += read_accounts(said)
+        return found
+
+    def node_names(self, nodes: str) -> tuple[str, ...]:
+        """Return the names of nodes that squeue writes as one word, with scontrol.
+
+        Raises:
+            SchedulerError: scontrol failed.
+        """
+        if not re.search(r"[\[,]", nodes):
+            return (nodes,) if nodes else ()
+        return tuple(self._ask("scontrol", "show", "hostnames", nodes).split())
+
+    def eligible_nodes(self, resources: JobResources) -> tuple[str, ...]:
+        """Return the nodes of a job's partitions that are not down, with sinfo.
+
+        Raises:
+            SchedulerError: sinfo failed.
+        """
+        partition = resources.partition if isinstance(resources, SlurmResources) else None
+        named = [] if partition is None else [f"--partition={partition}"]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SINFO_")}
+        said = self._ask(
+            "sinfo", "--noheader", "--Node", "--responding", "--format=%N %T %P", *named,
+            environment=environment,
+        )  # fmt: skip
+        rows = [line.split() for line in said.splitlines()]
+        usable = [row for row in rows if len(row) == 3 and not row[1].startswith(_OUT_OF_USE)]
+        if partition is None:  # the default one has a star
+            usable = [row for row in usable if row[2].endswith("*")]
+        return tuple(sorted({row[0] for row in usable}))
+
     def longest_array(self) -> int | None:
         """Return the largest index of an array, plus one; None where Slurm does not say.
 
@@ -263,7 +366,7 @@ class SlurmScheduler:
             raise SubmitError(str(error), ambiguous=True) from error
         said = _tidy(done.stderr or done.stdout)
         if done.returncode != 0:
-            raise SubmitError(f"sbatch: {said}", ambiguous=REFUSED.search(said) is None)
+            raise SubmitError(f"sbatch: {said}", ambiguous=not is_refusal(said))
         answer = re.fullmatch(r"(\d+)(;\S*)?", done.stdout.strip())  # 27, or 27;cluster
         if answer is None:
             raise SubmitError(f"sbatch: no job id in its answer: {said}", ambiguous=True)
@@ -332,7 +435,11 @@ class _NotFoundError(SchedulerError):
 
 def _asks_the_same(one: BatchJob, other: BatchJob) -> bool:
     """Say whether two jobs can be elements of one array."""
-    return (one.resources, one.setup, one.after) == (other.resources, other.setup, other.after)
+
+    def asked(job: BatchJob) -> tuple[object, ...]:
+        return job.resources, job.setup, job.after, job.after_any, job.drop, job.avoid
+
+    return asked(one) == asked(other)
 
 
 def _lay_out(folder: Path, jobs: Sequence[BatchJob]) -> None:
@@ -359,7 +466,7 @@ def _write_script(jobs: Sequence[BatchJob], folder: Path) -> Path:
     executor.update_parameters(**_parameters(jobs, folder))
     if len(jobs) > 1:
         executor.parameters["map_count"] = len(jobs)
-    command = shlex.join([sys.executable, "-P", str(folder / "task.py"), str(folder)])
+    command = shlex.join([_python(jobs[0].resources), "-P", str(folder / "task.py"), str(folder)])
     script = folder / "submission.sh"
     text = executor._make_submission_file_text(command, uid="")  # pyright: ignore[reportPrivateUsage]
     script.write_text(text, encoding="utf-8")
@@ -375,6 +482,11 @@ def _parameters(jobs: Sequence[BatchJob], folder: Path) -> dict[str, Any]:
         for name, value in resources.options.items()
         if value is not False
     }
+    if first.avoid:
+        own = str(options["exclude"]).split(",") if "exclude" in options else []
+        options["exclude"] = ",".join(dict.fromkeys([*own, *first.avoid]))
+    if first.drop and first.after:
+        options["kill-on-invalid-dep"] = "yes"
     options["requeue" if resources.requeue == "allowed" else "no-requeue"] = True
     options["chdir"] = folder
     here = str(folder).replace("%", "%%")
@@ -393,15 +505,15 @@ def _parameters(jobs: Sequence[BatchJob], folder: Path) -> dict[str, Any]:
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus,
-        "gpus_per_node": resources.gpus or None,
+        "gpus_per_node": _gpus(resources),
         "mem": resources.memory,
         "time": resources.time,
         "constraint": resources.constraint,
-        "dependency": f"afterok:{':'.join(first.after)}" if first.after else None,
+        "dependency": _dependency(first),
         "signal_delay_s": resources.warning_seconds,
         # a stage must not run in another environment than was asked for
         "setup": ["set -e", *first.setup, "set +e"],
-        "array_parallelism": len(jobs),
+        "array_parallelism": min(len(jobs), resources.max_running or len(jobs)),
         "wckey": None,  # submitit has one of its own, which a cluster may not know
         "stderr_to_stdout": True,
         "additional_parameters": options,
@@ -411,8 +523,42 @@ def _parameters(jobs: Sequence[BatchJob], folder: Path) -> dict[str, Any]:
             "--kill-on-bad-exit=1",  # else ranks wait for a dead one until the time limit
             "--wait=0",  # a site may have ranks killed a while after the first one has ended
             f"--cpus-per-task={resources.cpus}",  # srun does not take it from sbatch since 22.05
+            *_entering(resources),
         ],
     }  # fmt: skip
+
+
+def _python(resources: JobResources) -> str:
+    """Return the interpreter of tasks: where srun enters a container first, the image's."""
+    container = resources.container
+    return container.python if container and container.runtime == PYXIS else sys.executable
+
+
+def _entering(resources: SlurmResources) -> list[str]:
+    """Return srun's options of the plugin pyxis, https://github.com/NVIDIA/pyxis/wiki/Usage."""
+    container = resources.container
+    if container is None or container.runtime != PYXIS:
+        return []
+    mounts = (bind if ":" in bind else f"{bind}:{bind}" for bind in container.binds)
+    return [
+        f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}",
+        # what the image sets under these names would win
+        "--container-env=PYTHONPATH,PYTHONNOUSERSITE", *container.options,
+    ]  # fmt: skip
+
+
+def _gpus(resources: SlurmResources) -> str | int | None:
+    """Return what is asked for on each node: 4, or a100:4."""
+    kind = resources.gpu_type
+    return f"{kind}:{resources.gpus}" if kind and resources.gpus else resources.gpus or None
+
+
+def _dependency(job: BatchJob) -> str | None:
+    """Return what a job waits for; of arrays that need only have ended, the whole."""
+    arrays = dict.fromkeys(job_id.partition("_")[0] for job_id in job.after_any)
+    parts = [f"{kind}:{':'.join(ids)}"
+             for kind, ids in (("afterok", job.after), ("afterany", arrays)) if ids]  # fmt: skip
+    return ",".join(parts) or None
 
 
 def _read_queue_line(line: str, comments: Callable[[str], list[str]]) -> QueuedJob:

@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from asl_core.analysis import watched
 from pipeline.jobs.journal import is_result
 from pipeline.jobs.state import RunStatus
+from pipeline.jobs.usage import COST
 from pipeline.results.dvc_experiment import NAME
 from pipeline.stages.table import PRETRAIN
 from pipeline.tracking.mlflow.notes import parent_note
@@ -170,6 +171,24 @@ class ParentRuns:
         status = next((s for s in worst if MLFLOWS_WORDS[s] in words), RunStatus.SUCCEEDED)
         end_ms = max((info.end_time or 0 for info in newest), default=0)
         set_status(self._client, parent_id, status, end_ms)
+        self._add_up(parent_id, children)
+
+    def _add_up(self, parent_id: str, children: Sequence[Run]) -> None:
+        """Give an experiment's run what all of its stages took; the newest point is shown."""
+        sums: dict[str, float] = {}
+        for child in children:
+            for name, value in child.data.metrics.items():
+                if name.startswith(COST):
+                    sums[name] = sums.get(name, 0.0) + value
+        known = self._client.get_run(parent_id).data.metrics if sums else {}
+        now = int(time.time() * 1000)
+        points = [
+            Metric(name, value, now, 0)
+            for name, value in sorted(sums.items())
+            if repr(known.get(name)) != repr(value)
+        ]
+        if points:
+            self._client.log_batch(parent_id, points)
 
     def _create(self, run: TrackedRun) -> str:
         shared = {k: v for k, v in run.tags.items() if k in ("asl.suite", "asl.scale")}
