@@ -58,6 +58,7 @@ def init(
 
     Example: asl-pipe init scans --images /data/scans --labelled /data/graded --hours 8
     """
+    import math
     import os
 
     from tqdm import tqdm
@@ -80,6 +81,8 @@ def init(
     if minutes is not None and hours is not None:
         raise UserError("got both --minutes and --hours; give one")
     budget = minutes or (60 * hours if hours else 60.0)
+    if not math.isfinite(budget):
+        raise UserError(f"{budget:g} minutes are no time; give a number")
     target, source = (Path(os.path.abspath(path.expanduser())) for path in (folder, images))
     other = None if labelled is None else Path(os.path.abspath(labelled.expanduser()))
     refuse_place(target, (source, *filter(None, (other,))))

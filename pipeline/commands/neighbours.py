@@ -49,9 +49,11 @@ def neighbours(
     from pipeline.commands.printing import console, text_table
     from pipeline.errors import UserError
     from pipeline.execution.neighbours import search, write_page
+    from pipeline.execution.output_place import refuse_file_in_the_way
 
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"{out}: a page ends in .html")
+    refuse_file_in_the_way(out.parent)
     file = file.expanduser()
     found = search(
         file, images, count, encoder=encoder, images=None if root is None else root.expanduser(),

@@ -19,8 +19,9 @@ from asl_core.recipes.tokenizers import Tokenizer, Tokenizing, require_tokenizer
 from pipeline.config.check_starts import problems_of_starts
 from pipeline.config.expand import SUITE_FILE, expansion_of
 from pipeline.config.files import STRICT, FieldNames, Location, Problems, each, validate
+from pipeline.config.held_out import OF_SELECTIONS
 from pipeline.config.suggest import unknown_name
-from pipeline.config.sweeps import HALVING, KEY, SELECT, SWEEPS, Sweep, written_place
+from pipeline.config.sweeps import HALVING, KEY, SELECT, SWEEPS, Halving, Sweep, written_place
 from pipeline.config.yaml_files import read_yaml
 from pipeline.errors import UserError
 from pipeline.stages.table import EVALUATIONS, RUN_BY_JOBS, STAGES, TOKENIZE
@@ -231,6 +232,7 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
             if run not in params.experiments:
                 text = unknown_name("experiment", run, params.experiments)
                 problems.add((SWEEPS, key, "runs"), text)
+        _check_metric(params, key, problems)
     for key, field, text in problems_of_starts(params.experiments):
         problems.add(("experiments", key, "initialise", field), text)
     for key, item in params.datasets.items():
@@ -244,6 +246,22 @@ def _check_references(params: Params, problems: Problems, tables: Collection[str
     for i, name in enumerate(params.tables):
         if tables is not None and name not in tables:
             problems.add(("tables", i), unknown_name("table", name, tables))
+
+
+def _check_metric(params: Params, key: str, problems: Problems) -> None:
+    """Refuse a sweep that is ranked by test images."""
+    sweep = params.sweeps[key]
+    metric = OF_SELECTIONS.get(sweep.metric)
+    if metric is None:
+        return
+    section = params.section(metric.stage)
+    for item in (section[run] for run in sweep.runs if run in section):
+        tokenized = params.tokenizers.get(item.dataset)
+        packed = params.datasets.get(tokenized.dataset if tokenized else item.dataset)
+        if packed is not None and not packed.selection:
+            text = "is measured on test images, on which nothing is chosen; name another"
+            problems.add((SWEEPS, key, "metric"), text)
+            return
 
 
 def _check_tokenizers(params: Params, problems: Problems) -> None:
@@ -346,6 +364,8 @@ def _fields_at(raw: Mapping[str, Any], location: Location) -> list[str]:
     for part in location:
         item = item[part]
     section, extra = location[0], []
+    if section == SWEEPS:
+        return [*(Halving if location[-1] == HALVING and len(location) > 2 else Sweep).model_fields]
     if section == "experiments":
         extra = ["size"] if location[-1] == "model" else ["row"]
         nested = {"model": Vit, "initialise": Initialise}.get(str(location[-1]))

@@ -141,7 +141,7 @@ def expand_sweeps(content: Mapping[str, Any], path: Path) -> Swept:
             }
     trained = {
         key: runs for key, runs in values.items()
-        if content["experiments"][key].get("method") not in NOT_TRAINED
+        if str(content["experiments"][key].get("method")) not in NOT_TRAINED
     }  # fmt: skip
     metrics = _metrics(content, trained, path)
     return Swept(swept, written, trained, metrics, _halving(content.get(HALVING), path))
@@ -300,7 +300,7 @@ def _combinations(
             f"{path}: {where}: got {shown(sweep)}, expected fields with lists of values, "
             "{lr: [1.0e-3, 2.0e-3]}, or a list of paired ones, [{lr: 1.0e-3, epochs: 4}, ...]"
         )
-    if shared and method in NOT_TRAINED:
+    if shared and str(method) in NOT_TRAINED:
         names = [name for name in names if name in (valid or ())]
     for dotted in names:
         _check_field(dotted, valid, method, f"{path}: {where}")

@@ -16,6 +16,7 @@ from pipeline.config.suggest import hint
 from pipeline.errors import UserError
 from pipeline.execution.encoder_place import encoder_named, project_here
 from pipeline.execution.gpus import find_gpus
+from pipeline.execution.output_place import refuse_file_in_the_way
 from pipeline.garbage import collect_as_usual
 from pipeline.project import Project
 from pipeline.stages.embedding_job import Embedded, EmbeddingJob, EncoderPlace
@@ -71,7 +72,7 @@ def embed_images(request: EmbedRequest, start: Path) -> EmbedOutcome:
         start: The current folder.
 
     Raises:
-        UserError: A name or an option is wrong, or another file is there.
+        UserError: A name or an option is wrong, another file is there, or memory is too small.
         InputError: The encoder or the images cannot be used.
         NotFinishedError: Another process writes the same file.
     """
@@ -79,6 +80,7 @@ def embed_images(request: EmbedRequest, start: Path) -> EmbedOutcome:
         raise UserError(f"{request.out}: a file of embeddings ends in {' or '.join(SUFFIXES)}")
     if request.out.is_dir():
         raise UserError(f"{request.out} is a folder; give the name of a file")
+    refuse_file_in_the_way(request.out.parent)
     layer = layer_number(request.layer)
     project = project_here(start)
     named = encoder_named(request.name, project)
@@ -94,7 +96,21 @@ def embed_images(request: EmbedRequest, start: Path) -> EmbedOutcome:
     )  # fmt: skip
     embedding = importlib.import_module("pipeline.stages.embedding")  # loads torch
     collect_as_usual()
-    return EmbedOutcome(embedding.make_embeddings(job), named.doubts)
+    try:
+        return EmbedOutcome(embedding.make_embeddings(job), named.doubts)
+    except (RuntimeError, MemoryError) as error:  # torch says so of memory as of other things
+        if not is_of_memory(error):
+            raise
+        raise UserError(
+            "not enough memory for the encoder and its images; take a smaller --batch or "
+            "--image-size"
+        ) from error
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Say whether memory was refused, on a CPU or a GPU."""
+    said = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def layer_number(text: str) -> int:

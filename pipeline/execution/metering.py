@@ -49,6 +49,8 @@ class Meter:
         tags = {PROCESSES: str(self._processes), CPUS: str(self._cpus * self._processes)}
         if device != "cuda":
             return {**tags, GPUS: "0"}
+        if not self._joules:  # NVIDIA's library is not there, or does not say which
+            return tags
         return {**tags, GPUS: str(len(self._joules)), INDICES: ",".join(map(str, self._joules))}
 
     def used(self) -> dict[str, str]:

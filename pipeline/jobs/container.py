@@ -117,7 +117,9 @@ def launch_setup(asked: JobResources, scratch: Path, data_root: str, code: Path)
     path = os.pathsep.join(filter(None, (entry.code, entry.python_path)))
     return (
         f"export PYTHONPATH={shlex.quote(path)} PYTHONNOUSERSITE=1 {PYTHON_VARIABLE}={python}",
-        f"export {SOCKET_VARIABLE}=$(mktemp -d {SOCKETS}/asl-XXXXXXXX)/{SOCKET}",
+        # two lines: `export` would hide that mktemp has failed
+        f"{SOCKET_VARIABLE}=$(mktemp -d {SOCKETS}/asl-XXXXXXXX)",
+        f"export {SOCKET_VARIABLE}=${SOCKET_VARIABLE}/{SOCKET}",
         f'{python} -P -m {PARENT} --listen "${SOCKET_VARIABLE}" {shlex.quote(entry.to_text())} &',
     )
 
@@ -206,14 +208,19 @@ def environment_inside(
     return {**kept, **own, **forced}
 
 
-def lacking(container: Container) -> str | None:
-    """Return what of a container is not there, as far as this machine sees; None: nothing."""
+def lacking(container: Container, *, on_node: bool = True) -> str | None:
+    """Return what of a container is not there, as far as this machine sees; None: nothing.
+
+    Args:
+        container: The image and its binds.
+        on_node: This is where it runs; elsewhere binds are left out, which may exist there alone.
+    """
     image = Path(container.image)
     if container.is_local and not image.exists():
         return f"container image {image} does not exist; build it, or correct it in cluster.yaml"
     if container.is_local and not os.access(image, os.R_OK):
         return f"container image {image} cannot be read; chmod a+r it"
-    for bind in container.binds:
+    for bind in container.binds if on_node else ():
         source = bind.partition(":")[0]
         if not Path(source).exists():
             return f"container binds {source}, which does not exist; correct binds in cluster.yaml"

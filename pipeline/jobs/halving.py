@@ -44,6 +44,7 @@ class Mark:
         better: How many of them had more.
         goes_on: Whether it went on.
         time: Seconds since 1970.
+        basis: Digest of the code and the data; numbers of others are not compared.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Mark:
     better: int
     goes_on: bool
     time: float
+    basis: str = ""
 
     def text(self, metric: str) -> str:
         """Return in one line what was decided, on what number."""
@@ -73,11 +75,13 @@ class Rungs:
         folder: Of the sweep's marks.
         run: Experiment.
         halving: Where rungs are, and how many go on.
+        basis: Of the run's own marks; None, for who only looks at them: marks of any count.
     """
 
     folder: Path
     run: str
     halving: Halving
+    basis: str | None = None
 
     def place(self, rung: float, run: str | None = None) -> Path:
         """Return the file of a run's mark; of this run if none is named."""
@@ -85,7 +89,8 @@ class Rungs:
 
     def mark(self, rung: float) -> Mark | None:
         """Return what this run had at a rung; None where it has not reached it."""
-        return _read_mark(self.place(rung))
+        mark = _read_mark(self.place(rung))
+        return mark if mark is not None and self.basis in (None, mark.basis) else None
 
     def stopped(self) -> Mark | None:
         """Return the mark at which this run was stopped; None where it was not."""
@@ -99,7 +104,7 @@ class Rungs:
         """
         mark = Mark(
             run=self.run, rung=rung, step=step, total_steps=total_steps, value=value, reached=1,
-            better=0, goes_on=True, time=now,
+            better=0, goes_on=True, time=now, basis=self.basis or "",
         )  # fmt: skip
         path = self.place(rung)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +121,7 @@ class Rungs:
     def _marks(self, rung: float) -> Iterator[Mark]:
         for path in sorted(self.place(rung).parent.glob("*.json")):
             mark = _read_mark(path)
-            if mark is not None:
+            if mark is not None and self.basis in (None, mark.basis):
                 yield mark
 
 
@@ -154,6 +159,17 @@ def rungs_of(
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
             return Rungs(scratch / FOLDER / digest[:16], key, sweep.halving)
     return None
+
+
+def basis_of(code: str, inputs: Mapping[str, str]) -> str:
+    """Return what tells apart marks whose numbers cannot be compared.
+
+    Args:
+        code: Of a run's `Identity`.
+        inputs: Likewise; the datasets among them count.
+    """
+    data = sorted(item for item in inputs.items() if item[0].startswith("data/"))
+    return hashlib.sha256(json.dumps([code, data]).encode()).hexdigest()[:16]
 
 
 class Halver:

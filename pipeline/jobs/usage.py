@@ -191,7 +191,7 @@ def _usage(records: Sequence[Record], others: Sequence[Record], lost_s: float) -
     gpus = _number(tags.get(GPUS))
     if gpus is None and (device := tags.get("device")) is not None:
         uuids = tags.get("gpu.uuids", "none")
-        gpus = 0 if device == "cpu" or uuids == "none" else len(uuids.split(","))
+        gpus = 0 if device == "cpu" else None if uuids == "none" else len(uuids.split(","))
     cpus, several = _number(tags.get(CPUS)), (_number(tags.get(PROCESSES)) or 1) > 1
     indices = tags.get(INDICES)
     chosen = None if indices is None else [int(i) for i in indices.split(",") if i]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asl_core.engine.journal import redact
 from asl_core.wording import counted
 from pipeline.errors import NotFinishedError, UserError
 
@@ -90,7 +91,9 @@ def _check(repo: Any, remote: str | None) -> None:
 
     odb = repo.cloud.get_remote_odb(remote, "push --run-cache", hash_name="md5-dos2unix")
     if isinstance(odb.fs, HTTPFileSystem):
-        raise UserError(f"{odb.path}: DVC keeps no run-cache over HTTP; use another remote")
+        raise UserError(
+            f"{redact(str(odb.path))}: DVC keeps no run-cache over HTTP; use another remote"
+        )
 
 
 def _files_of(repo: Any, keys: Collection[str], remote: str | None = None) -> set[Any]:
@@ -101,7 +104,8 @@ def _files_of(repo: Any, keys: Collection[str], remote: str | None = None) -> se
         found = [path for path in folder.glob("*") if not path.name.startswith(".")]
         if found:
             entries.append((key, max(found, key=lambda path: path.stat().st_mtime).name))
-    used = repo.stage_cache.get_used_objs(entries, remote=remote)
+    # forced: files that were never sent are passed over
+    used = repo.stage_cache.get_used_objs(entries, remote=remote, force=True)
     return {each for hashes in used.values() for each in hashes}
 
 
@@ -113,4 +117,4 @@ def _check_all(failed: Collection[Any]) -> None:
 
 
 def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return redact(" ".join(str(error).split()))

@@ -10,9 +10,9 @@ import dataclasses
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,14 +55,20 @@ class RelayedScheduler:
 
     def __init__(self, place: str, scheduler: str) -> None:
         self._place, self._scheduler = place, scheduler
-        self._lock = threading.Lock()
+        # a signal that raises in the one who asks must not leave an answer for the next question
+        self._asking = ThreadPoolExecutor(max_workers=1)
         self._streams: tuple[TextIO, TextIO] | None = None
         if place.isdigit():  # at once: what the descriptor is, others of this process may change
             self._streams = _streams(_from_descriptor(int(place)))
 
     def submit(self, jobs: Sequence[BatchJob]) -> list[str]:
         """Hand jobs over; see the port."""
-        return self._call("submit", [_written(job) for job in jobs])
+        try:
+            return self._call("submit", [_written(job) for job in jobs])
+        except SubmitError:
+            raise
+        except SchedulerError as error:
+            raise SubmitError(str(error), ambiguous=True) from error
 
     def queue(self) -> list[QueuedJob]:
         """Return this user's jobs; see the port."""
@@ -115,19 +121,25 @@ class RelayedScheduler:
         """
         question = json.dumps({"call": name, "arguments": arguments, "scheduler": self._scheduler})
         try:
-            with self._lock:
-                reading, writing = self._connected()
-                writing.write(question + "\n")
-                writing.flush()
-                line = reading.readline()
+            line = self._asking.submit(self._exchange, question).result()
         except (OSError, ValueError) as error:
             raise SchedulerError(f"the process outside the container: {error}") from error
         if not line:
             raise SchedulerError("the process outside the container is gone")
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError as error:  # it died as it wrote
+            raise SchedulerError("the process outside the container is gone") from error
         if "error" in answer:
             raise _raised(answer["error"])
         return answer["value"]
+
+    def _exchange(self, question: str) -> str:
+        """Ask one question and read its answer; one thread does this, question by question."""
+        reading, writing = self._connected()
+        writing.write(question + "\n")
+        writing.flush()
+        return reading.readline()
 
     def _connected(self) -> tuple[TextIO, TextIO]:
         if self._streams is None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.execution.output_place import refuse_file_in_the_way
 from pipeline.project import SUITES, find_project
 from pipeline.results.code import code_root
 from pipeline.results.suite_project import write_suite_project
@@ -30,8 +31,7 @@ def refuse_place(folder: Path, images: tuple[Path, ...]) -> None:
     Raises:
         UserError: It is there and not empty, holds images, or belongs to another project.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a new folder")
+    refuse_file_in_the_way(folder)
     if folder.is_dir() and (there := sorted({*os.listdir(folder)} - _KEPT)):
         raise UserError(
             f"{folder} is not empty ({there[0]}{', ...' if len(there) > 1 else ''}); name a new "
@@ -41,7 +41,8 @@ def refuse_place(folder: Path, images: tuple[Path, ...]) -> None:
     if not os.access(above, os.W_OK):
         raise UserError(f"{above} is not writable for your user; name a folder that is")
     for source in images:
-        if folder.resolve().is_relative_to(source.resolve()):
+        # realpath: of links in a circle Path.resolve raises
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(source)):
             raise UserError(
                 f"{folder} lies in the folder of images {source}; name a folder outside of it, "
                 "or the project's own pictures become images"

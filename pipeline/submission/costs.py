@@ -105,7 +105,8 @@ def suite_costs(
             own = found.get(kept.fingerprint)
             found[kept.fingerprint] = kept if own is None else _with_kept(own, kept)
     for cost in found.values():
-        if cost.status is not RunStatus.RUNNING and _is_from_accounting(cost):
+        over = cost.status is not RunStatus.RUNNING and all(s.ended != now for s in cost.starts)
+        if over and _is_from_accounting(cost):
             keep_cost(scratch, cost)  # the scheduler forgets
     ordered = sorted(found.values(), key=lambda c: min((s.began for s in c.starts), default=now))
     chosen = _current(ordered, suite, params)
@@ -270,7 +271,11 @@ def _with_records(
                 found.append(usage)
                 previous = usage.ended
             for account in (a for those in accounts.values() for a in those):
-                if (
+                own = next((u for u in left if _is_in(u, account)), None)
+                if own is not None:  # of before there were records of starts
+                    left.remove(own)
+                    found.append(_booked(own, account, now))
+                elif (
                     account.ended
                     and account.began >= attempt.submitted - CLOCKS_S
                     and (account.ended > account.began)
@@ -294,6 +299,15 @@ def _account_of(start: Start, accounts: Sequence[Account]) -> Account | None:
         and (account.ended is None or start.began <= account.ended + CLOCKS_S)
     ]
     return min(near, key=lambda account: abs(account.began - start.began), default=None)
+
+
+def _is_in(usage: Usage, account: Account) -> bool:
+    """Say whether a journal's attempt began in the time of an account."""
+    return (
+        usage.job_id == account.job_id
+        and account.began - CLOCKS_S <= usage.began
+        and (account.ended is None or usage.began <= account.ended + CLOCKS_S)
+    )
 
 
 def _is_of(usage: Usage, attempt: Attempt, start: Start) -> bool:

@@ -138,7 +138,8 @@ def lacks_memory(starts: Sequence[Start], asked: JobResources) -> bool:
         return False
     if asked.memory_most is None:
         return True
-    return last.memory is not None and megabytes(last.memory) >= megabytes(asked.memory_most)
+    had = None if last.memory is None else megabytes(last.memory)
+    return had is not None and (had == 0 or had >= megabytes(asked.memory_most))  # 0: all there is
 
 
 def _nodes_to_avoid(

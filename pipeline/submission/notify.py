@@ -4,6 +4,7 @@ What is told is one JSON object. Addresses stay in cluster.yaml, secrets in the 
 is written into any record or log.
 """
 
+import http.client
 import json
 import re
 import subprocess
@@ -119,7 +120,10 @@ def _post(
     if missing:
         return [f"notify.webhook: the environment of the job has no {', '.join(missing)}"]
     url = _VARIABLE.sub(lambda match: environment[match[1] or match[2]], address)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return ["notify.webhook is no address that begins with http:// or https://"]
     said = ""
@@ -137,7 +141,7 @@ def _post(
             error.close()
             if error.code < 500 and error.code != 429:  # it will not do it the next time either
                 break
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             said = getattr(reason, "strerror", None) or type(reason).__name__
     return [f"notify.webhook at {parts.hostname}: {said}"]

@@ -117,6 +117,8 @@ def _try(
     said = f"{report.verdict} {report.finding.detail}".strip()
     if report.verdict is Verdict.SUCCEEDED:
         return RunEnd(name, str(report.verdict), job_id)
+    if report.verdict is Verdict.STOPPED:  # by halving, on purpose
+        return RunEnd(name, str(report.verdict), job_id, report.finding.detail)
     if report.verdict is Verdict.ACTIVE:
         return RunEnd(name, GOES_ON, job_id, report.finding.detail)
     if attempt is None or report.verdict in _UNDECIDED:
@@ -133,6 +135,8 @@ def _try(
     if last is None and (after or _was_dropped(attempt, services)):
         return _again(report, asked, starts, after, attempt.retry, services)
     cause = last.cause if last is not None else _end_of(report, services)
+    if last is not None and cause in _MAY_SUCCEED and _was_cancelled(report, services):
+        cause = Cause.CANCELLED
     if cause is Cause.MEMORY and not lacks_memory(starts, asked):
         return _again(report, asked, starts, after, attempt.retry, services)
     if cause in _MAY_SUCCEED and attempt.retry < asked.retries:
@@ -159,6 +163,16 @@ def _was_dropped(attempt: Attempt, services: SubmissionServices) -> bool:
         return False
     ends = [scheduler.ends_of(job_id) for job_id in attempt.after]
     return any(known and known[-1] is not EndKind.SUCCEEDED for known in ends)
+
+
+def _was_cancelled(report: JobReport, services: SubmissionServices) -> bool:
+    """Say whether somebody ended a job that waited to begin again after its last start."""
+    queued, scheduler = report.queued, services.scheduler
+    if queued is not None and queued.has_ended and queued.said.startswith("CANCELLED"):
+        return True
+    if not isinstance(scheduler, KnowsNodes) or report.job_id is None:
+        return False
+    return scheduler.ends_of(report.job_id)[-1:] == [EndKind.CANCELLED]
 
 
 def _end_of(report: JobReport, services: SubmissionServices) -> Cause | None:

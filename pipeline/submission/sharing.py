@@ -51,7 +51,7 @@ def pull_results(project: Project, cache: ResultCache, remote: str | None) -> in
 
     Raises:
         UserError: There is no such remote.
-        NotFinishedError: It cannot be reached, or lacks files of a result that it names.
+        NotFinishedError: It cannot be reached.
     """
     dvc_remote.pull_run_cache(project.suite, remote)
     params, count, asked = load_params(project.params_file), 0, set[str]()

@@ -113,11 +113,11 @@ def submit(plan: Plan, services: SubmissionServices) -> list[Submitted]:
 
 
 def _check_containers(plan: Plan) -> None:
-    """Raise UserError where a run is to be submitted whose image or binds are not there."""
+    """Raise UserError where a run is to be submitted whose image is not there."""
     for entry in plan.entries:
         container = entry.request.asked.container
         if entry.action in (Action.SUBMIT, Action.REPLACE) and container is not None:
-            missing = lacking(container)
+            missing = lacking(container, on_node=False)
             if missing is not None:
                 raise UserError(f"{plan.project.cluster_file}: {entry.name}: {missing}")
 

@@ -87,7 +87,7 @@ def remarks(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) 
     data = (
         f"Data {name}: {note}"
         for name, manifest in suite.datasets.items()
-        for note in manifest.notes
+        for note in (*_rejected(suite, name), *manifest.notes)
         if note not in _notes_of_images(suite, name)
     )
     watched = watched_remark(find_branches(suite, [group for _, group in rows]))
@@ -95,6 +95,20 @@ def remarks(suite: Suite, paper: Paper, rows: Sequence[tuple[str, Replicates]]) 
         *cost_remarks(suite, rows), *_passes(rows), *_pooled(suite, paper, rows),
         *chosen_heads(suite, paper, rows), *watched, *data,
     )  # fmt: skip
+
+
+def _rejected(suite: Suite, dataset: str) -> tuple[str, ...]:
+    """Return one line on the images that could not be used, where it is not that of another."""
+    manifest = suite.datasets[dataset]
+    rejected = [each for split in manifest.rejected.values() for each in split]
+    if not rejected or dataset in suite.tokenized:
+        return ()
+    total = len(rejected) + sum(manifest.counts.values())
+    name, reason = rejected[0]
+    return (
+        f"{len(rejected)} of {total} images could not be used, the first {name}: {reason}; "
+        f"all are in data/{dataset}/manifest.json.",
+    )
 
 
 def _notes_of_images(suite: Suite, dataset: str) -> tuple[str, ...]:

@@ -271,6 +271,8 @@ def _about(suite: Suite, table: ResultTable, place: int) -> list[str]:
     """Return what stands below a column's name: data, number of test images, chance, the paper."""
     cells = [line.cells[place] for line in table.lines]
     heading = table.headings[place]
+    if suite.scale == "own":  # nothing of it could be in the paper
+        return _tested_on(suite, heading, cells)
     paper = f"paper: {heading.paper_table}" if heading.paper_table else "not in the paper"
     return [*_tested_on(suite, heading, cells), paper]
 

@@ -175,7 +175,8 @@ def _stopped(
     recipes = {each.key: each.recipe for each in suite.experiments}
     for key, number in zip(keys, numbers, strict=True):
         rungs = rungs_of(scratch, suite.name, suite.sweeps, key, recipes[key])
-        mark = None if rungs is None or number is not None else rungs.stopped()
+        made = suite.results[PRETRAIN.name, key].state != "missing"
+        mark = None if rungs is None or number is not None or made else rungs.stopped()
         if rungs is not None and mark is not None:
             yield key, mark.text(rungs.halving.metric)
 

@@ -63,7 +63,13 @@ def hand_over_again(process: JobProcess, restarts: int, after: tuple[str, ...]) 
             return DONE
         terms = process.attempt.terms
         ready = prepare_attempt(
-            paths, job, terms, restarts=restarts, after=after, clock=services.clock
+            paths,
+            job,
+            terms,
+            restarts=restarts,
+            after=after,
+            drop=process.attempt.drop,
+            clock=services.clock,
         )
         with renewed([held], services.clock):
             attempts, error = hand_over(

@@ -24,7 +24,7 @@ from pipeline.execution.perform import StageRun, perform, write_metrics
 from pipeline.execution.stop_signals import StopSignals
 from pipeline.jobs.fence import Fence
 from pipeline.jobs.folder import JobFolder
-from pipeline.jobs.halving import Halver, Mark, rungs_of
+from pipeline.jobs.halving import Halver, Mark, basis_of, rungs_of
 from pipeline.jobs.job import Attempt, Job, newer_attempt
 from pipeline.jobs.local_run import host_of_local_run
 from pipeline.jobs.progress import ProgressReader
@@ -185,7 +185,11 @@ class Lead(JobProcess):
             return None
         sweeps = load_params(self.paths.params).sweeps
         rungs = rungs_of(self.paths.scratch, run.suite, sweeps, run.key, run.recipe)
-        return None if rungs is None else Halver(rungs, self.work, self.services.heartbeat_s)
+        if rungs is None:
+            return None
+        basis = basis_of(run.identity.code, run.identity.inputs)
+        rungs = dataclasses.replace(rungs, basis=basis)
+        return Halver(rungs, self.work, self.services.heartbeat_s)
 
     def _fence(self, file: Path) -> None:
         yield_folder_to_live_job(file, self.paths, self.services)

@@ -13,7 +13,6 @@ import ctypes
 import logging
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -198,7 +197,9 @@ def listen(path: Path, entry: Entry) -> int:
     try:
         connection = _accept(path, lambda: os.getppid() == parent)
     finally:
-        shutil.rmtree(path.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            path.parent.rmdir()
     if connection is not None:
         answer_all(connection, _finder(entry), _also(entry, lambda: None))
     return 0

@@ -1,12 +1,15 @@
-"""Run one stage as small as it gets and print what of the project it imported and read.
+"""Run stages as small as they get and print what of the project each imported and read.
 
-A program of its own, started by test_closure_at_run_time.py: nothing of the project is loaded but
-what the stage itself loads. Arguments: the stage, the variant, a folder with the inputs.
+A program of its own, started by test_closure_at_run_time.py. Its argument is a folder with the
+inputs; each line that it reads names a stage and a variant, which run in a child: nothing of the
+project is loaded there but what the stage itself loads. Other people's packages are loaded once.
 """
 
 import importlib
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +40,7 @@ def note(event: str, arguments: tuple) -> None:
                 read.add(relative)
 
 
-def recipe_of(stage: str, variant: str) -> object:
+def recipe_of(stage: str, variant: str, folder: Path) -> object:
     """Return the smallest recipe of a stage."""
     if stage == "prepare":
         sources = importlib.import_module("asl_core.recipes.datasets")
@@ -69,7 +72,7 @@ def recipe_of(stage: str, variant: str) -> object:
         )  # fmt: skip
     if stage == "report":
         params = importlib.import_module("pipeline.config.params")
-        return params.load_params(Path(sys.argv[3]) / "params.yaml")
+        return params.load_params(folder / "params.yaml")
     if stage == "knn":
         return importlib.import_module("asl_core.recipes.knn").NearestNeighbours(
             dataset="icons", k=2
@@ -103,14 +106,14 @@ def recipe_of(stage: str, variant: str) -> object:
     }[stage]()  # fmt: skip
 
 
-def main(stage: str, variant: str, folder: Path) -> None:
-    """Run the stage on folder's inputs, its outputs under folder/<stage>."""
+def trace(stage: str, variant: str, folder: Path) -> dict[str, list[str]]:
+    """Run the stage on folder's inputs, its outputs under folder/<stage>; return what it loaded."""
     sys.addaudithook(note)
     module = importlib.import_module(f"pipeline.stages.{stage}")
     request = sys.modules["pipeline.stages.request"].StageRequest
     journal = importlib.import_module("asl_core.engine.journal").Journal
     resources = importlib.import_module("asl_core.recipes.optimisation").Resources
-    recipe = recipe_of(stage, variant)
+    recipe = recipe_of(stage, variant, folder)
     out = folder / f"{stage}-{variant}"
     outputs = {role: out / role for role in ("details", "dataset", "encoder", "held_out")}
     for output in outputs.values():
@@ -136,8 +139,32 @@ def main(stage: str, variant: str, folder: Path) -> None:
             )
         )
     loaded = sorted(name for name in sys.modules if name.split(".")[0] in PACKAGES)
-    sys.stdout.write(json.dumps({"modules": loaded, "files": sorted(read)}) + "\n")
+    return {"modules": loaded, "files": sorted(read)}
+
+
+def main(folder: Path) -> None:
+    """Answer each line with one of JSON."""
+    for name in ("torch", "torchvision", "timm", "matplotlib.pyplot"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        stage, _, variant = line.rstrip("\n").partition(" ")
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                answer: dict[str, object] = dict(trace(stage, variant, folder))
+            except BaseException:
+                answer = {"error": traceback.format_exc()}
+            with os.fdopen(writing, "w") as file:
+                file.write(json.dumps(answer))
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as file:
+            said = file.read()
+        os.waitpid(child, 0)
+        sys.stdout.write((said or json.dumps({"error": "it died"})) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]))

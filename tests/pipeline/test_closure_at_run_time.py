@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize(("stage", "variant"), RUNS)
-def test_all_that_a_stage_loads_is_in_its_closure(stage: str, variant: str, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def tracer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Start the program that runs stages."""
     here = os.pathsep.join([str(ROOT), str(ROOT / "tests/asl_core")])
-    done = subprocess.run(
-        [sys.executable, "-P", str(PROGRAM), stage, variant, str(folder)],
-        env=os.environ | {"PYTHONPATH": here}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(
+        [sys.executable, "-P", str(PROGRAM), str(folder)], env=os.environ | {"PYTHONPATH": here},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        yield process
+
+
+@pytest.mark.parametrize(("stage", "variant"), RUNS)
+def test_all_that_a_stage_loads_is_in_its_closure(
+    stage: str, variant: str, tracer: "subprocess.Popen[str]"
+) -> None:
+    assert tracer.stdin is not None
+    assert tracer.stdout is not None
+    tracer.stdin.write(f"{stage} {variant}\n")
+    tracer.stdin.flush()
+    found = json.loads(tracer.stdout.readline())
+    assert "error" not in found, found["error"]
     name = f"code/{stage}{'-' + variant if variant else ''}.txt"
     text = read_code(ROOT).identities[name]
     closure = {line.split("  ", 1)[1] for line in text.splitlines()}

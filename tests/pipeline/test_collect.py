@@ -158,10 +158,14 @@ def test_what_the_data_say_about_themselves_stands_under_the_table(results: Any)
     Manifest(
         name="icons", source={}, licence="", classes=None, thing_classes=None,
         semantic_classes=None, mean=(0, 0, 0), std=(1, 1, 1), counts={"train": 8}, annotated={},
-        digests={}, rejected={}, notes=("JPEG is lossy",),
+        digests={}, rejected={"train": [("a.jpg", "the file is empty")]}, notes=("JPEG is lossy",),
     ).write(folder)  # fmt: skip
     (table,) = lay_out(results.suite, PAPER)
     assert "Data icons: JPEG is lossy" in notes(table)
+    assert (
+        "Data icons: 1 of 9 images could not be used, the first a.jpg: the file is empty; all are "
+        "in data/icons/manifest.json."
+    ) in notes(table)
 
 
 def at_paper_scale(results: Any, tables: str) -> None:

@@ -123,7 +123,7 @@ class Workspace:
         (found,) = [
             run.data.metrics for run in self.runs if run.data.tags.get("asl.encoder") == encoder
         ]
-        return found
+        return {name: value for name, value in found.items() if not name.startswith("cost/")}
 
     def mark(self, fingerprint: str) -> str | None:
         link = run_link(self.root, fingerprint)

@@ -208,6 +208,9 @@ def test_bad_input_ends_in_one_line(tmp_path: Path, say: Say) -> None:
         (["neighbours", "x.parquet", "images"], "x.parquet is not a file"),
         (["neighbours", "bad/x.jpg", "images"], "bad/x.jpg is no file of embeddings"),
         (["neighbours", "x.parquet", "images", "-o", "x.png"], "x.png: a page ends in .html"),
+        (["neighbours", "x.parquet", "images", "-o", "file.pth/x.html"], "file.pth is a file"),
+        ([*base[:3], "-o", "file.pth/x.parquet"], "file.pth is a file; name a new folder"),
+        ([*base, "--image-size", "8000000"], "not enough memory for the encoder"),
     ):
         if "cuda" in command and torch.cuda.is_available():
             continue

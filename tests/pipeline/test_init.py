@@ -289,6 +289,10 @@ def test_nested_folders_need_not_be_classes(tmp_path: Path, say: Say) -> None:
         (["p", "--images", "all", "--minutes", "5", "--hours", "1"], "got both --minutes and"),
         (["file", "--images", "all"], "{}/file is a file; name a new folder"),
         (["p", "--images", "file"], "--images {}/file: is a file"),
+        (["file/p", "--images", "all"], "{}/file is a file; name a new folder"),
+        (["circle", "--images", "all"], "{}/circle is a link that leads nowhere"),
+        (["p", "--images", "circle"], "--images {}/circle: does not exist"),
+        (["p", "--images", "all", "--hours", "inf"], "inf minutes are no time"),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_leaves_nothing(
@@ -300,6 +304,7 @@ def test_wrong_input_ends_in_one_line_and_leaves_nothing(
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
     (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
     before = sorted(tmp_path.rglob("*"))
     said = say("init", *arguments, code=2)
     assert line.format(tmp_path) in said

@@ -177,8 +177,7 @@ def test_projects_of_one_machine_share_its_slots(new_pool: Callable[[str], Pool]
     assert other.line(second).reason == "waits for 1 GPU and 1 CPU slot"
     assert other.line(second).phase is JobPhase.WAITING
     (one.root / "go").touch()
-    one.wait_for_end(first)
-    other.line(second)  # whoever asks sets it going
+    one.wait_for_end(first)  # its keeper sets the other project's job going
     assert other.wait_for_end(second) == ["COMPLETED"]
 
 

@@ -111,17 +111,24 @@ def test_nodes_that_start_no_job_are_not_eligible(tmp_path: Path, commands: Path
     write(
         commands / "sinfo",
         """cat <<'END'
-n1 idle gpu*
-n2 mixed gpu*
-n2 mixed all
-n3 drained gpu*
-n4 down* gpu*
-n5 idle all
+n1 idle gpu* gpu:a100:4(S:0-1),nvme:1 ib,big
+n2 mixed gpu* gpu:v100:2 ib
+n2 mixed all gpu:v100:2 ib
+n3 drained gpu* gpu:a100:4 ib
+n4 down* gpu* gpu:a100:4 ib
+n5 idle all (null) (null)
 END""",
     )
     scheduler = SlurmScheduler(tmp_path / "slurm")
     assert scheduler.eligible_nodes(SlurmResources()) == ("n1", "n2")
     assert scheduler.eligible_nodes(SlurmResources(partition="gpu,all")) == ("n1", "n2", "n5")
+    for asked, names in (
+        ({"gpus": 1}, ("n1", "n2")), ({"gpus": 2, "gpu_type": "a100"}, ("n1",)),
+        ({"constraint": "ib"}, ("n1", "n2")), ({"constraint": "ib&big"}, ("n1",)),
+        ({"constraint": "ib|none"}, ("n1", "n2", "n5")),
+    ):  # fmt: skip
+        resources = SlurmResources(partition="gpu,all", **asked)
+        assert scheduler.eligible_nodes(resources) == names
     write(commands / "scontrol", 'echo "$3" | tr , "\\n"')
     assert scheduler.node_names("n1") == ("n1",)
     assert scheduler.node_names("") == ()

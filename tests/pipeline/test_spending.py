@@ -55,7 +55,7 @@ def test_sacct_is_read_start_by_start() -> None:
         job_id="5", state="COMPLETED", ready=1000, began=1060, ended=1180, gpus=2, cpus=4,
         cpu_s=240.5, memory=8 * 2**30, memory_peak=2 * 1.5 * 2**30,
     )  # fmt: skip
-    assert (first.job_id, first.state, first.ended, first.gpus) == ("6_3", "PREEMPTED", 2700, 0)
+    assert (first.job_id, first.state, first.ended, first.gpus) == ("6_3", "PREEMPTED", 2700, None)
     assert (first.cpu_s, first.memory_peak) == (None, None)  # killed: nobody knows, not 0
     assert (second.gpus, second.ended, second.cpu_s) == (1, 89200, 12 * HOUR + 34 * 60 + 56)
     assert (running.job_id, running.ended) == ("9", None)

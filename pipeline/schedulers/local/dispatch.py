@@ -183,7 +183,8 @@ def _start_keeper(
     """
     held = {"keeper": keeper, "tasks": tasks, "slots": slots}
     root = str(Path(pipeline.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # a keeper has the root in it
+    path = os.pathsep.join(dict.fromkeys(filter(None, [root, *before])))
     command = [sys.executable, "-P", "-m", KEEPER, str(pool.folder), job.job_id, json.dumps(held)]
     with pool.log(job.job_id).open("ab") as log:
         done = subprocess.run(

@@ -6,6 +6,7 @@ moment at which a job that begins has none. Killed at any moment it leaves tasks
 the next to ask for the queue gives a new keeper.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -32,6 +33,7 @@ from pipeline.schedulers.local.jobs import (
     end,
     put_back,
 )
+from pipeline.schedulers.local.slots import known_pools
 from pipeline.schedulers.local.tasks import (
     FoundTasks,
     OwnTasks,
@@ -95,6 +97,8 @@ class Keeper:
         self._release()
         if not self._told_to_stop:  # with the machine; what waits starts when somebody asks
             self._dispatch()
+            if job is not None:
+                self._dispatch_others(Path(job.slots_folder))
 
     def _begin(self) -> PoolJob | None:
         """Note that the job runs; None where it shall not."""
@@ -179,7 +183,8 @@ class Keeper:
         except SchedulerError as error:
             logger.warning("%s", error)
             return None
-        return job.order if job is not None else CANCEL  # nobody would know of it any more
+        # given up from another machine, or removed: nobody would know of it any more
+        return CANCEL if job is None or job.has_ended else job.order
 
     def _end(self, ending: Ending) -> None:
         """Write down how the job ended, and end what its tasks have left."""
@@ -199,7 +204,7 @@ class Keeper:
             try:
                 with self.pool.locked():
                     job = self.pool.read(self.job_id)
-                    if job is not None:
+                    if job is not None and not job.has_ended:
                         self.pool.write(change(job))
                 return
             except (OSError, SchedulerError) as error:
@@ -218,6 +223,13 @@ class Keeper:
             dispatch(self.pool)
         except (OSError, SchedulerError) as error:
             logger.warning("nothing else is started: %s", error)
+
+    def _dispatch_others(self, slots: Path) -> None:
+        """Start what waits in other projects for what this job has given back."""
+        for folder in known_pools(slots):
+            if folder != self.pool.folder:
+                with contextlib.suppress(OSError, SchedulerError):
+                    dispatch(PoolFolder(folder))
 
     def _pause(self) -> None:
         """Wait a moment, or until a signal comes."""

@@ -58,7 +58,7 @@ def usable_gpus(
                 raise ValueError(
                     f"visible_gpus names {gpu}, this machine has {', '.join(found) or 'none'}"
                 )
-        names = tuple(name for name in named if name is not None)
+        names = tuple(dict.fromkeys(name for name in named if name is not None))
     if (handed_out := environment.get(INSIDE)) is not None:
         kept = set(handed_out.split(","))
     elif (narrowed := environment.get("CUDA_VISIBLE_DEVICES")) is not None:

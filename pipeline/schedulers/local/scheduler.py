@@ -35,7 +35,7 @@ from pipeline.schedulers.local.machine import (
 )
 from pipeline.schedulers.local.resources import LocalResources
 from pipeline.schedulers.local.slots import VARIABLE as SLOTS
-from pipeline.schedulers.local.slots import slots_folder
+from pipeline.schedulers.local.slots import note_pool, slots_folder
 from pipeline.schedulers.local.tasks import living
 from pipeline.schedulers.port import (
     BatchJob,
@@ -80,6 +80,7 @@ class LocalPool:
         ids: list[str | None] = [None] * len(jobs)
         try:
             self._check_slots()
+            note_pool(slots_folder(self.environment), self.pool.folder)
             with self.pool.locked():
                 for positions in _alike(jobs):
                     number = self.pool.take_number()
@@ -190,7 +191,7 @@ class LocalPool:
             comment=job.comment, command=tuple(job.command), setup=tuple(job.setup),
             after=tuple(job.after), after_any=tuple(job.after_any), tasks=asked.tasks_per_node,
             cpus=asked.cpus, gpus=asked.gpus, usable_gpus=gpus, cpu_slots=slots,
-            slots_folder=str(slots_folder(self.environment)), time_s=asked.time_seconds,
+            slots_folder=str(slots_folder(self.environment)), time_s=asked.time_seconds or None,
             warning_s=asked.warning_seconds, grace_s=asked.grace, max_running=asked.max_running,
             max_restarts=asked.max_restarts,
             crash_limit=asked.crash_limit, may_be_requeued=asked.requeue == "allowed",

@@ -5,6 +5,7 @@ inherited by all processes of a job, so that a GPU is taken as long as any of th
 """
 
 import contextlib
+import hashlib
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,25 @@ def slots_folder(environment: Mapping[str, str]) -> Path:
         return Path(named).absolute()
     state = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "asl-pipe" / "slots" / socket.gethostname()
+
+
+def note_pool(slots: Path, pool: Path) -> None:
+    """Let jobs of other projects know of a pool whose jobs may wait for their slots.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    known = slots / "pools"
+    known.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (known / hashlib.sha256(os.fsencode(pool)).hexdigest()[:16]).symlink_to(pool)
+
+
+def known_pools(slots: Path) -> list[Path]:
+    """Return the pools that have used these slots and are still there."""
+    with contextlib.suppress(OSError):
+        return [link.readlink() for link in sorted((slots / "pools").iterdir()) if link.is_dir()]
+    return []
 
 
 def gpu_slot(name: str) -> str:

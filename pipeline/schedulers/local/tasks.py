@@ -42,10 +42,6 @@ class Tasks(Protocol):
         """Say whether any lives."""
         ...
 
-    def failure(self) -> int | None:
-        """Return the code of the first that failed, negative for a signal; None while none did."""
-        ...
-
     def have_lost_one(self) -> bool:
         """Say whether the others should end because one has."""
         ...
@@ -102,9 +98,6 @@ class OwnTasks:
             self._failed = min(bad)  # of several at once a signal is the cause, not the outcome
         return None in codes
 
-    def failure(self) -> int | None:
-        return self._failed
-
     def have_lost_one(self) -> bool:
         return self._failed is not None
 
@@ -135,9 +128,6 @@ class FoundTasks:
             return True
         os.close(descriptor)
         return False
-
-    def failure(self) -> int | None:
-        return None
 
     def have_lost_one(self) -> bool:
         living = len(self._living())

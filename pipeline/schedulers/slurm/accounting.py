@@ -57,9 +57,9 @@ def _account(row: dict[str, str]) -> Account | None:
     tres = dict(item.split("=", 1) for item in row["AllocTRES"].split(",") if "=" in item)
     # `gres/gpu` counts all; `gres/gpu:a100` some of them again
     gpus = _count(tres.get("gres/gpu"))
-    if gpus is None and tres:
-        typed = [_count(n) for name, n in tres.items() if name.startswith("gres/gpu:")]
-        gpus = sum(number or 0 for number in typed)
+    typed = [_count(n) or 0 for name, n in tres.items() if name.startswith("gres/gpu:")]
+    if gpus is None and typed:  # none named: given none, or the cluster does not count them
+        gpus = sum(typed)
     return Account(
         job_id=row["JobID"], state=state, ready=_moment(row["Eligible"]), began=began, ended=ended,
         gpus=gpus, cpus=_count(tres.get("cpu")), cpu_s=_duration(row["TotalCPU"]) or None,

@@ -248,7 +248,9 @@ class SlurmScheduler:
         return tuple(self._ask("scontrol", "show", "hostnames", nodes).split())
 
     def eligible_nodes(self, resources: JobResources) -> tuple[str, ...]:
-        """Return the nodes of a job's partitions that are not down, with sinfo.
+        """Return the nodes of a job's partitions that are not down and have what it asks for.
+
+        A constraint of more than names joined by & is not looked at.
 
         Raises:
             SchedulerError: sinfo failed.
@@ -257,11 +259,12 @@ class SlurmScheduler:
         named = [] if partition is None else [f"--partition={partition}"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SINFO_")}
         said = self._ask(
-            "sinfo", "--noheader", "--Node", "--responding", "--format=%N %T %P", *named,
+            "sinfo", "--noheader", "--Node", "--responding", "--format=%N %T %P %G %f", *named,
             environment=environment,
         )  # fmt: skip
         rows = [line.split() for line in said.splitlines()]
-        usable = [row for row in rows if len(row) == 3 and not row[1].startswith(_OUT_OF_USE)]
+        usable = [row for row in rows if len(row) == 5 and not row[1].startswith(_OUT_OF_USE)]
+        usable = [row for row in usable if _has_what_is_asked(row[3], row[4], resources)]
         if partition is None:  # the default one has a star
             usable = [row for row in usable if row[2].endswith("*")]
         return tuple(sorted({row[0] for row in usable}))
@@ -433,6 +436,23 @@ class _NotFoundError(SchedulerError):
     """Raised when there is no such command on this machine."""
 
 
+def _has_what_is_asked(generic: str, features: str, resources: JobResources) -> bool:
+    """Say whether a node can have a job, as far as sinfo tells.
+
+    Args:
+        generic: Its resources, `gpu:a100:4(S:0-1),nvme:1`.
+        features: `ib,avx512`.
+        resources: What the job asks for.
+    """
+    kind = getattr(resources, "gpu_type", None)
+    wanted = f"gpu:{kind}:" if kind else "gpu:"
+    if resources.gpus and not any(each.startswith(wanted) for each in generic.split(",")):
+        return False
+    constraint = getattr(resources, "constraint", None) or ""
+    plain = re.fullmatch(r"[\w.&-]+", constraint)
+    return plain is None or set(constraint.split("&")) <= set(features.split(","))
+
+
 def _asks_the_same(one: BatchJob, other: BatchJob) -> bool:
     """Say whether two jobs can be elements of one array."""
 
@@ -483,7 +503,7 @@ def _parameters(jobs: Sequence[BatchJob], folder: Path) -> dict[str, Any]:
         if value is not False
     }
     if first.avoid:
-        own = str(options["exclude"]).split(",") if "exclude" in options else []
+        own = [str(options["exclude"])] if "exclude" in options else []
         options["exclude"] = ",".join(dict.fromkeys([*own, *first.avoid]))
     if first.drop and first.after:
         options["kill-on-invalid-dep"] = "yes"
