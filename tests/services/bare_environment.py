@@ -5,6 +5,7 @@ no programs but Python itself.
 """
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,11 +37,13 @@ class BareMachine:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start Python in `home`."""
-        # -S: without site-packages; the environment's folder of links is all there is
+        # -S: without site-packages; the environment's folder of links is all there is. A shell lets
+        # what it starts in the background ignore SIGINT: tests that run there would hand that on.
         return subprocess.Popen(
             [sys.executable, "-S", "-s", *arguments], cwd=self.home,
             env=self.environment | environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *arguments: str, code: int = 0) -> str:
