@@ -26,7 +26,7 @@ from pipeline.submission.submit import Outcome, submit
 
 CLIENT = Path(__file__).with_name("submit_client.py")
 DAG = ["prepare@icons", "pretrain@asl", "linprobe@asl"]
-KILLS, CLIENTS = (20, 40) if os.environ.get("ASL_LONG_TESTS") else (8, 20)
+KILLS, CLIENTS = (20, 40) if os.environ.get("ASL_LONG_TESTS") else (6, 12)
 
 
 def start_client(site, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
