@@ -34,6 +34,7 @@ from pipeline.jobs.container import (
     folders_inside,
     lacking,
     launch_command,
+    launch_setup,
     outer_python,
 )
 from pipeline.jobs.image import FOLDER, image_digest
@@ -54,6 +55,7 @@ from pipeline.schedulers.slurm.resources import SlurmResources
 from pipeline.schedulers.slurm.scheduler import _lay_out, _write_script
 from pipeline.tables.provenance import origin
 from pipeline.tables.trace import Link
+from pipeline.worker.outside import listen
 
 THIRTY_STEPS = str(5 + sum(n**2 for n in range(1, 31)))
 IMAGE = "/images/asl.sif"
@@ -505,3 +507,49 @@ def test_the_doctor_says_what_is_missing(
     [finding] = doctor.judge([run_probe(asked, stub_project)], asked)
     assert "No such file or directory: 'apptainer'" in finding.detail
     assert "module load apptainer" in finding.remedy
+
+
+def test_a_socket_that_cannot_be_made_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    (tmp_path / "socket").mkdir()  # in its place
+    entry = Entry(
+        container=Container(image="docker://lab/asl", runtime="pyxis"), gpus=False,
+        scratch=str(tmp_path), data_root=str(tmp_path), code=str(tmp_path), python_path=None,
+    )  # fmt: skip
+    with pytest.raises(OSError, match="in use"):
+        listen(tmp_path / "socket", entry)
+    assert (tmp_path / "precious").exists()
+
+
+def test_a_job_ends_where_no_folder_for_the_socket_can_be_made(tmp_path: Path) -> None:
+    asked = SlurmResources(container=Container(image="docker://lab/asl", runtime="pyxis"))
+    lines = launch_setup(asked, tmp_path / ".asl", str(tmp_path), tmp_path)
+    script = "\n".join(["set -e", "mktemp() { return 1; }", *lines[:-1], "echo went on"])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_signal_within_a_question_leaves_no_answer_for_the_next(tmp_path: Path) -> None:
+    class Slow:
+        def queue(self) -> list[QueuedJob]:
+            time.sleep(0.5)
+            return [QueuedJob("1", JobPhase.RUNNING, "RUNNING")]
+
+        def explain(self, job_id: str) -> str:
+            return f"why {job_id} ended"
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    ours, theirs = socket.socketpair()
+    answering = threading.Thread(target=answer_all, args=(ours, Slow, {}), daemon=True)
+    answering.start()
+    relayed = RelayedScheduler(str(theirs.detach()), "slurm")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            relayed.queue()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert relayed.explain("7") == "why 7 ended"
