@@ -183,9 +183,9 @@ def test_loading_leaves_the_global_generators_alone(icons: Path) -> None:
 
 
 def test_without_workers_there_is_no_other_process(icons: Path) -> None:
-    batches = make_loader(icons, num_workers=0).iterate(0)
-    next(batches)
-    assert multiprocessing.active_children() == []
+    others = set(multiprocessing.active_children())  # workers that another test left to end
+    next(make_loader(icons, num_workers=0).iterate(0))
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_batch_larger_than_the_data_is_refused(icons: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -391,8 +392,10 @@ def test_a_job_that_the_scheduler_ends_because_it_was_requeued_ends_without_an_e
 
 def test_a_run_that_cannot_note_its_interruption_goes_on_all_the_same(bench: Bench) -> None:
     def fill_the_disk(request: StageRequest) -> dict[str, float]:
-        bench.paths.state.unlink()
-        bench.paths.state.mkdir()  # nothing can be written there
+        while not bench.paths.state.is_dir():  # nothing can be written there then
+            bench.paths.state.unlink(missing_ok=True)
+            with suppress(FileExistsError):  # the job's heart beats in between
+                bench.paths.state.mkdir()
         return warn(request)
 
     bench.scheduler = RequeueingScheduler()  # type: ignore[assignment]
