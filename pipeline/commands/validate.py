@@ -23,6 +23,7 @@ def validate(
     from asl_core.recipes.tokenizers import DalleTokenizer
     from pipeline.config.cluster import read_cluster
     from pipeline.config.params import load_params
+    from pipeline.config.yaml_files import read_yaml, shared_mappings
     from pipeline.doctor.overrides import keys_of_all_suites, unfitting
     from pipeline.errors import UserError
     from pipeline.execution.inputs import (
@@ -49,6 +50,12 @@ def validate(
         contested := contested_rows(collect(project.suite, params), paper)
     ):
         raise UserError("\n".join(f"{project.params_file}: {line}" for line in contested))
+    for one, other in shared_mappings(read_yaml(project.params_file)):
+        typer.echo(
+            f"note: {project.params_file}: {one} and {other} are one mapping, by an alias (*): "
+            "dvc exp run -S would change both or neither; write {<<: *name}",
+            err=True,
+        )
     cluster = read_cluster(project.cluster_file)
     for line in unfitting(cluster, keys_of_all_suites(project)):
         typer.echo(f"note: {line}", err=True)

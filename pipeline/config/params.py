@@ -1,6 +1,7 @@
 """params.yaml of a suite, resolved into the frozen dataclasses of asl_core.recipes."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -91,22 +92,28 @@ _SUITE = create_model("Suite", __base__=Params, **_SECTIONS)
 _ADAPTER: TypeAdapter[Params] = TypeAdapter(_SUITE)
 
 
-def load_params(path: Path, tables: Collection[str] | None = None) -> Params:
+def load_params(
+    path: Path,
+    tables: Collection[str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Params:
     """Read and check a suite's params.yaml.
 
     Args:
         path: The file.
         tables: Names that `tables` may have; absent: not checked.
+        environment: As DVC has set it: in an experiment of its (`dvc exp run -S`) the file is
+            meant to differ from what the suite.yaml beside it becomes.
 
     Raises:
         UserError: One line per problem: file, dotted key, what was found, what is expected.
     """
     expanded = expansion_of(path.parent)
     raw = read_yaml(path) if expanded is None or path.is_file() else {}
-    if expanded is not None and expanded != raw:
+    if expanded is not None and expanded != raw and not environment.get("DVC_EXP_NAME"):
         raise UserError(
-            f"{path} does not match the {SUITE_FILE} beside it; run asl-pipe expand "
-            f"{path.parent.name}"
+            f"{path} does not match the {SUITE_FILE} beside it; change what is meant in "
+            f"{SUITE_FILE}, then asl-pipe expand {path.parent.name} writes {path.name} anew"
         )
     place = written_place(raw.get(SWEEPS), path, path.with_name(SUITE_FILE))
     problems = Problems(path, place)

@@ -43,6 +43,34 @@ def read_yaml_if_any(path: Path) -> dict[str, Any]:
     return (_load(path) or {}) if os.path.lexists(path) else {}
 
 
+def shared_mappings(content: Any) -> list[tuple[str, str]]:
+    """Return pairs of places at which one and the same mapping stands, by an alias (`*name`).
+
+    Args:
+        content: Of a YAML file, as it was read.
+
+    Returns:
+        `knn.mae`, where it is written, and `knn.asl`, in the file's order. `dvc exp run -S` changes
+        a mapping at all of its places or, as the last of them wins, at none.
+    """
+    first: dict[int, str] = {}
+    found: list[tuple[str, str]] = []
+
+    def look(part: Any, place: str) -> None:
+        if isinstance(part, dict) and part:
+            if id(part) in first:
+                found.append((first[id(part)], place))
+                return
+            first[id(part)] = place
+        items = part.items() if isinstance(part, dict) else enumerate(part)
+        for key, value in items:
+            if isinstance(value, dict | list):
+                look(value, f"{place}.{key}" if place else str(key))
+
+    look(content, "")
+    return found
+
+
 def _load(path: Path) -> dict[str, Any] | None:
     text = _read_text(path)
     parser = YAML(typ="safe", pure=True)

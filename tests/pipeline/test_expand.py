@@ -94,6 +94,17 @@ def test_params_that_are_not_what_the_suite_says_are_refused_until_they_are(
     assert "up to date" in capsys.readouterr().out
 
 
+def test_an_experiment_of_dvc_may_have_other_values_than_the_suite(tmp_path: Path) -> None:
+    (tmp_path / SUITE_FILE).write_text(yaml.safe_dump(SUITE))
+    expanded = expand(SUITE, tmp_path / SUITE_FILE)
+    expanded["experiments"]["mae"]["lr"] = 0.5
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(expanded))
+    with pytest.raises(UserError, match=r"change what is meant in suite\.yaml, then"):
+        load_params(tmp_path / "params.yaml", environment={})
+    params = load_params(tmp_path / "params.yaml", environment={"DVC_EXP_NAME": "lower"})
+    assert params.experiments["mae"].lr == 0.5  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_suite_begins_as_a_suite_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +113,7 @@ def test_a_suite_begins_as_a_suite_file_alone(
     folder.mkdir(parents=True)
     (folder / SUITE_FILE).write_text(yaml.safe_dump(SUITE))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="run asl-pipe expand new"):
+    with pytest.raises(UserError, match="asl-pipe expand new writes"):
         load_params(folder / "params.yaml")
     assert cli.run_command(["expand", "new"]) == 0
     assert len(load_params(folder / "params.yaml").experiments) == 4

@@ -15,6 +15,7 @@ from pipeline.config.canonical import CURATED, canonical_json, curated_params
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import METHODS, NAME, load_params
 from pipeline.config.suggest import nearest, unknown_name
+from pipeline.config.yaml_files import read_yaml, shared_mappings
 from pipeline.errors import UserError
 from pipeline.tables.paper import load_paper
 
@@ -50,6 +51,7 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("folder", SUITES, ids=lambda p: p.name)
 def test_every_suite_of_the_project_is_valid(folder: Path) -> None:
     assert load_params(folder / "params.yaml", load_paper().references()).experiments
+    assert shared_mappings(read_yaml(folder / "params.yaml")) == []  # dvc exp run -S finds one each
 
 
 def test_anchors_merge_keys_and_numbers_without_a_point_are_read_as_dvc_does(

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.cluster import load_resources
 from pipeline.config.params import load_params
-from pipeline.config.yaml_files import read_yaml, read_yaml_if_any
+from pipeline.config.yaml_files import read_yaml, read_yaml_if_any, shared_mappings
 from pipeline.errors import UserError
 from pipeline.project import find_project
 
@@ -128,3 +128,16 @@ def test_aliases_merges_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
         "b": {"x": "off", "y": [1, 2.5, None, True]},
         "c": {"x": 1, "y": [1, 2.5, None, True]},
     }
+
+
+def test_mappings_that_dvc_would_change_together_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        "knn:\n  mae: &knn {dataset: icons, grid_k: [10]}\n  asl: *knn\n  dle: {<<: *knn}\n"
+        "experiments:\n  mae: &mae {model: {size: a}, betas: [1]}\n  asl: {<<: *mae, lr: 1}\n"
+        "empty: [{}, {}]\n"
+    )
+    assert shared_mappings(read_yaml(path)) == [
+        ("knn.mae", "knn.asl"),
+        ("experiments.mae.model", "experiments.asl.model"),
+    ]
