@@ -1,11 +1,13 @@
 """Stages that train nothing, for tests of what surrounds them.
 
 A test copies this file over stages of a project; jobs run it from their frozen code. What it does
-is said by $STUB, JSON: steps, step_s; fail (the rank that raises); full (a file that takes
-nothing); stop_s (how long the first process needs to obey a signal); end_s (how long it needs
-before it writes its outputs); ends (a file and how one start of a pre-training ends after the
-other: kill, memory, error); die_on (a node on which one kills itself); megabytes (that one takes
-for a while); watched (run -> what it is watched for at every step).
+is said by $STUB, JSON: steps, step_s; gate (a step, and the name of a file without the number of
+the start: it goes on after that step when the file is there, or a signal asks it to stop); fail
+(the rank that raises); full (a file that takes nothing); stop_s (how long the first process needs
+to obey a signal); end_s (how long it needs before it writes its outputs); ends (a file and how one
+start of a pre-training ends after the other: kill, memory, error); die_on (a node on which one
+kills itself); megabytes (that one takes for a while); watched (run -> what it is watched for at
+every step).
 """
 
 import json
@@ -43,7 +45,8 @@ def run(request: StageRequest) -> dict[str, float]:
     ) is not None else {}  # fmt: skip
     folder = request.work / "ckpt"
     folder.mkdir(parents=True, exist_ok=True)
-    step = 0
+    step, (gate, opens) = 0, orders.get("gate", (None, ""))
+    opens += os.environ.get("ASL_JOB_RESTARTS", "")
     if rank == 0:
         for path in sorted(folder.glob("*.json")):
             step, total = json.loads(path.read_text())
@@ -63,6 +66,8 @@ def run(request: StageRequest) -> dict[str, float]:
             if rank == 0 and (stop or step % 5 == 0) and step < steps:
                 request.before_checkpoint()
                 (folder / f"{step:06d}.json").write_text(json.dumps([step, total]))
+            while step == gate and not stop and not Path(opens).exists():
+                time.sleep(0.02)
             if stop:
                 raise InterruptedRun(f"stopped by {stop.signal_name} after step {step}")
     if rank > 0:

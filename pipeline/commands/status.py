@@ -1,5 +1,6 @@
 """asl-pipe status."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,27 +36,29 @@ def status(
     from rich.live import Live
 
     from pipeline.commands.printing import console
+    from pipeline.errors import UserError
     from pipeline.jobs.verdict import Patience
     from pipeline.project import find_project
     from pipeline.results.dvc_cache import DvcCache
+    from pipeline.results.git import Git
     from pipeline.schedulers.find import find_scheduler
     from pipeline.submission.follow_up import FOLDER as FOLLOW_UPS
     from pipeline.submission.follow_up import follow_up_problems
     from pipeline.submission.job_reports import Queue, job_reports
-    from pipeline.submission.put_back import unadopted
+    from pipeline.submission.put_back import never_recorded, unadopted_reports
     from pipeline.submission.status import Explanations
 
     project = find_project(Path.cwd(), "demo")
     scheduler = find_scheduler(project.scratch)
     explanations = Explanations(scheduler.explain)
 
-    def look() -> "tuple[Table | None, list[str]]":
+    def look() -> "tuple[Table | None, list[JobReport]]":
         reports = job_reports(project.root, scheduler, DvcCache())
         table = _table(reports, explanations, scheduler, everything)
-        return table, unadopted(project.root, reports)
+        return table, reports
 
     if not watch:
-        table, left = look()
+        table, reports = look()
         if table is None:
             typer.echo("no jobs; asl-pipe submit creates them")
         else:
@@ -66,10 +69,15 @@ def status(
             )
             for line in lines:
                 typer.echo(line, err=True)
+        left = unadopted_reports(project.root, reports)
+        if left:  # what a commit names has been adopted, though its settings have changed since
+            with contextlib.suppress(UserError):  # no git
+                left = never_recorded(left, Git().recorded(project.root))
         if left:
+            names = ", ".join(sorted({each.job.name for each in left}))
             typer.echo(
-                f"in no dvc.lock yet: {', '.join(left)}; before dvc push or dvc gc, which know "
-                "only what is in one, run dvc repro or asl-pipe sync in the suite's folder"
+                f"in no dvc.lock yet: {names}; before dvc push or dvc gc, which know only what is "
+                "in one, run dvc repro or asl-pipe sync in the suite's folder"
             )
         return
     with Live(console=console(), auto_refresh=False) as live:

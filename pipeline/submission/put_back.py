@@ -50,18 +50,13 @@ def put_back_results(root: Path, cache: ResultCache) -> list[str]:
     return names
 
 
-def unadopted(root: Path, reports: Sequence[JobReport]) -> list[str]:
-    """Return the names of runs whose jobs have succeeded and that no dvc.lock names.
+def unadopted_reports(root: Path, reports: Sequence[JobReport]) -> list[JobReport]:
+    """Return the reports on jobs whose result is there and which no dvc.lock names now.
 
     Args:
         root: Folder that has `.dvc`.
         reports: On the jobs.
     """
-    return [report.job.name for report in unadopted_reports(root, reports)]
-
-
-def unadopted_reports(root: Path, reports: Sequence[JobReport]) -> list[JobReport]:
-    """Return the reports on those: see `unadopted`."""
     found = []
     for report in reports:
         state, suite = report.state, root / report.job.suite

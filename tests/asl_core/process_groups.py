@@ -17,9 +17,11 @@ STOPPED = 75
 
 def processes(world_size: int, work: Callable[..., None], *args: object) -> set[int | None]:
     """Call `work(rank, *args)` in processes that form a group, and return their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # bound as long as they live, so that nobody else gets it; the first of them can listen there
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = held.getsockname()[1]
 
     def target(rank: int) -> None:
         torch.set_num_threads(1)
@@ -37,8 +39,9 @@ def processes(world_size: int, work: Callable[..., None], *args: object) -> set[
 
     context = multiprocessing.get_context("fork")
     started = [context.Process(target=target, args=(rank,)) for rank in range(world_size)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
+    with held:
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
     return {process.exitcode for process in started}

@@ -195,7 +195,7 @@ def test_sigterm_writes_a_checkpoint_and_says_so(step: int, icons: Path, tmp_pat
 
     process = context.Process(target=target)
     process.start()
-    message = queue.get(timeout=60)
+    message = queue.get(timeout=120)
     process.join()
     assert f"SIGTERM after step {step};" in message
     assert list(tmp_path.glob(f"ckpt/step-{step:09d}-*"))

@@ -55,7 +55,7 @@ def test_a_job_that_lives_leaves_the_lock_alone(prepared: Any) -> None:
     prepared.submit("pretrain")
     lock = (prepared.root / "dvc.lock").read_bytes()
     with repro(prepared, "pretrain@asl") as process:
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "pretrain@asl: job 2 is ACTIVE (PENDING" in said
     assert "exited with 75" in said
@@ -69,7 +69,7 @@ def test_waiting_adopts_the_result_when_the_job_has_ended(prepared: Any) -> None
     with repro(prepared, "pretrain@asl", **{WAIT: "1"}) as process:
         wait_for(process, "job 2 is ACTIVE (PENDING")
         prepared.run()
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert (prepared.root / "runs/encoder/asl/encoder.safetensors").is_file()
     assert "up to date" in prepared.dvc("status", "pretrain@asl")

@@ -343,7 +343,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(stubs: Home) -> None:
     process = stubs.start(steps=200, step_s=0.05)
     wait_for_step(stubs.away, 12)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 75, said
     assert "interrupted" in said
     before = stubs.state()
@@ -516,7 +516,7 @@ def test_torch_alone_makes_the_bytes_that_are_made_here(
     process = bare.start(str(home.away / "tiny.pyz"), "--checkpoint-minutes", "0")
     wait_for_step(home.away, 10)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 75, said
     said = home.go()
     assert "resumed after step" in said

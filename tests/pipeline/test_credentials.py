@@ -22,16 +22,19 @@ USER, PLANTED = "lab", "kaltmamsell77"
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-encoding", "content-length"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def port() -> Iterator[int]:
+    """One that nobody else gets meanwhile; a server can listen there all the same."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture
-def open_server(tmp_path: Path) -> Iterator[str]:
+def open_server(port: int, tmp_path: Path) -> Iterator[str]:
     """MLflow's own server, which lets everybody in; its store and its log are in `server`."""
-    folder, port = tmp_path / "server", free_port()
+    folder = tmp_path / "server"
     folder.mkdir()
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
@@ -49,6 +52,7 @@ def open_server(tmp_path: Path) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
+            assert server.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < give_up, (folder / "log").read_text()
             time.sleep(0.2)
         yield f"127.0.0.1:{port}"

@@ -334,8 +334,7 @@ def test_the_probe_asks_for_little_of_the_same(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listen for signals and read for a moment only."""
-    monkeypatch.setattr(doctor_nodes, "SIGNAL_S", 1.0)
+    """Read for a moment only."""
     monkeypatch.setattr(doctor_nodes, "READS_S", 0.3)
 
 
@@ -359,8 +358,9 @@ def test_two_nodes_are_examined_and_the_job_is_gone_afterwards(
 
 
 def test_nodes_that_forbid_requeueing_and_keep_signals_are_told_apart(
-    tmp_path: Path, cluster: OneMachine
+    tmp_path: Path, cluster: OneMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor_nodes, "SIGNAL_S", 1.0)  # none will come
     cluster.forbids = cluster.deaf = True
     findings = nodes(tmp_path, cluster)
     assert findings["requeue"].level is Level.FAILURE

@@ -83,7 +83,7 @@ def test_a_killed_command_goes_on_and_its_file_is_that_of_one_that_was_not_bit_f
     program = (
         "import sys, time; from pipeline import cli; from pipeline.stages import embedding_parts\n"
         "embedding_parts.LEAST = 16; save = embedding_parts.Parts.save\n"
-        "def slow(*a): save(*a); time.sleep(.05); print('part', flush=True)\n"
+        "def slow(*a): save(*a); time.sleep(.1); print('part', flush=True)\n"
         "embedding_parts.Parts.save = slow; sys.exit(cli.run_command(sys.argv[1:]))"
     )
     options = ["encoder", "images", "--batch", "8", "--device", "cpu", "--threads", "1"]

@@ -117,7 +117,7 @@ def test_status_shows_how_far_each_job_is(site: Any, say: Say) -> None:
 def test_status_tells_what_the_scheduler_knows_of_a_job_that_died_without_a_word(
     site: Any, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.stub(steps=60, step_s=0.05)
+    site.stub(steps=4000, step_s=0.05)
     say("submit", "--stage", "pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
     site.cluster.signal(job_id, signal.SIGKILL)
@@ -157,7 +157,7 @@ def test_explanations_are_asked_for_once_and_of_the_newest(site: Any) -> None:
 
 
 def test_a_requeued_job_that_waits_is_on_no_node(site: Any, say: Say) -> None:
-    site.stub(steps=60, step_s=0.05)
+    site.stub(steps=4000, step_s=0.05)
     say("submit", "--stage", "pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
     assert row(say("status"), "pretrain@asl")[4] == "n1"
@@ -187,7 +187,7 @@ def test_logs_print_what_the_job_printed(site: Any, say: Say) -> None:
 
 
 def test_a_cancelled_job_goes_on_when_it_is_submitted_again(site: Any, say: Say) -> None:
-    site.stub(steps=60, step_s=0.05)
+    site.stub(steps=4000, step_s=0.05)
     say("submit", "--stage", "pretrain")
     job_id = site.run_until_step("pretrain@asl", 3)
     assert f"pretrain@asl: cancelling job {job_id}" in say("cancel", "pretrain@asl")
@@ -301,6 +301,7 @@ def test_gc_keeps_a_result_that_no_dvc_lock_has_had_though_dvc_gc_took_its_files
     site.run()
     bring_journals(site)
     job, manifest = site.reports()["prepare@icons"].paths.folder, site.state(NAME).manifest
+    assert f"in no dvc.lock yet: {NAME};" in say("status")
     site.dvc("gc", "-w", "-f")
     assert not DvcCache().holds(site.root, manifest)
     said = say("gc", "--days", "0")
@@ -311,7 +312,8 @@ def test_gc_keeps_a_result_that_no_dvc_lock_has_had_though_dvc_gc_took_its_files
     for command in (["add", "dvc.lock"], ["commit", "-qm", "Adopt"], ["rm", "-q", "dvc.lock"],
                     ["commit", "-qm", "Make it anew some day"]):  # fmt: skip
         subprocess.run(["git", *command], cwd=site.root, check=True)
-    said = say("gc", "--days", "0")  # an earlier commit has it
+    assert "in no dvc.lock" not in say("status")  # an earlier commit has it
+    said = say("gc", "--days", "0")
     assert "in no dvc.lock" not in said
     assert not job.exists()
 

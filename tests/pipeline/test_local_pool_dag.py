@@ -5,21 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from stub_dag import SEVEN_STEPS, adopt, journals, wait
 
 from pipeline.jobs.folder import JobFolder
 from pipeline.jobs.job import read_attempts
 from pipeline.schedulers.find import find_scheduler
 from pipeline.schedulers.local.scheduler import LocalPool
-
-SEVEN_STEPS = str(5 + sum(step**2 for step in range(1, 8)))
-"""What the stub's encoder is after seven undisturbed steps on the data of `icons`."""
 
 
 @pytest.fixture
@@ -43,37 +40,10 @@ def ask(stub: dict[str, Any] | None = None, **settings: Any) -> None:
     Path("cluster.yaml").write_text(text)
 
 
-def wait(pool: LocalPool, until: Callable[[], bool] | None = None) -> None:
-    """Wait for something to be so; absent: until nothing runs or could run."""
-
-    def at_rest() -> bool:
-        return all(job.has_ended or job.can_never_start for job in pool.queue())
-
-    give_up = time.monotonic() + 120
-    while not (until or at_rest)():
-        assert time.monotonic() < give_up, pool.pool.jobs()
-        time.sleep(0.1)
-
-
-def journals() -> str:
-    """Return what runs have said of themselves."""
-    files = Path(".asl/jobs").glob("*/journal/attempt-*.jsonl")
-    return "".join(path.read_text() for path in files)
-
-
-def adopt(call: Any, name: str) -> str:
-    """Let `dvc repro` take a result home, and those that it needs; nothing may run for it."""
-    done = call("dvc", "repro", name, cwd=Path.cwd())
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "is cached - skipping run" in done.stdout
-    assert "Running stage" not in done.stdout.replace("Running stage 'code'", "")
-    return Path("runs/encoder/asl/encoder.safetensors").read_text()
-
-
 def test_a_dag_outlives_its_shell_a_warning_and_a_kill(
     pool: LocalPool, say: Callable[..., str], call: Any
 ) -> None:
-    ask({"step_s": 0.3})
+    ask({"step_s": 0.3, "end_s": 2.0})  # it still runs when it is killed after its sixth step
     command = f"{sys.executable} -m pipeline submit --all; touch submitted; sleep 600"
     here = os.environ | {"PYTHONPATH": str(Path.cwd())}
     shell = subprocess.Popen(["bash", "-c", command], start_new_session=True, env=here)

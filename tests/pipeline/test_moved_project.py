@@ -91,14 +91,14 @@ def test_a_moved_project_goes_on(made: Path, tmp_path: Path) -> None:
     orders = {"STUB": json.dumps({"steps": 40, "step_s": 0.1}), "PYTHONPATH": str(former)}
     run = subprocess.Popen(
         ["asl-pipe", "run", "pretrain", "asl"], cwd=former, env=os.environ | orders,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     while not list((former / ".asl/jobs").glob("*/ckpt/*.json")):
         time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
-    assert run.wait() == 75
-    while not any(link.status == "INTERRUPTED" for link in all_links(former)):
-        time.sleep(0.05)  # the process that brings it into the store
+    _, said = run.communicate()  # standard error ends with the process that fills the store
+    assert run.returncode == 75, said
+    assert any(link.status == "INTERRUPTED" for link in all_links(former))
     former.rename(root)
     here = {"STUB": json.dumps({"steps": 40}), "PYTHONPATH": str(root)}
     done = subprocess.run(

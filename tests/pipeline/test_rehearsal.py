@@ -157,6 +157,17 @@ def test_what_does_not_fit_is_halved(
         assert found.problem == "out of memory at step 1 with 1 images at once"
 
 
+def test_what_a_cpu_computes_slowly_is_a_problem(project: Project, tmp_path: Path) -> None:
+    params = load_params(project.params_file)
+    rehearser = Memory(project, params, tmp_path / "work", Here(project, has_gpu=False), 12, None)
+    rehearser.datasets["icons"], rehearser.counts["icons"] = tmp_path, {"train": 60, "test": 12}
+    kind = next(k for k in kinds_of(params) if k.key == "mae" and k.stage.name == "pretrain")
+    rehearser.most = 16
+    assert rehearser.estimate(kind).problem is None
+    half = dataclasses.replace(kind, recipe=dataclasses.replace(kind.recipe, precision="fp16"))
+    assert "set precision: bf16, or fp32" in str(rehearser.estimate(half).problem)
+
+
 @pytest.mark.parametrize(
     "content",
     [

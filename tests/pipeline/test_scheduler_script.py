@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slurm_commands import put_first_on_path, write
 
 from pipeline.schedulers.port import BatchJob, JobPhase, SchedulerError, SubmitError
 from pipeline.schedulers.slurm import task
@@ -16,25 +17,12 @@ from pipeline.schedulers.slurm.refusals import is_refusal
 from pipeline.schedulers.slurm.resources import SlurmResources
 from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 
-TAKEN = 'cp "$2" submitted.sh; echo 27'
-
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that comes first on PATH; its sbatch keeps the script and says 27."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    write(folder / "srun", "")
-    write(folder / "sbatch", TAKEN)
-    write(folder / "scontrol", "echo 'MaxArraySize = 1001'")
-    return folder
-
-
-def write(path: Path, script: str) -> None:
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
+    return put_first_on_path(tmp_path / "bin", monkeypatch)
 
 
 def job(folder: Path, name: str = "pretrain@asl", **resources: object) -> BatchJob:

@@ -1,11 +1,11 @@
 """What sbatch is given: kinds of GPUs, partitions, how many at once, nodes, dependencies."""
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from slurm_commands import put_first_on_path, write
 
 from pipeline.schedulers.port import BatchJob, EndKind, KnowsNodes
 from pipeline.schedulers.slurm.resources import SlurmResources
@@ -15,19 +15,8 @@ from pipeline.schedulers.slurm.scheduler import SlurmScheduler
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that comes first on PATH; its sbatch keeps the script and says 27."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    write(folder / "srun", "")
-    write(folder / "sbatch", 'cp "$2" submitted.sh; echo 27')
-    write(folder / "scontrol", "echo 'MaxArraySize = 1001'")
-    return folder
-
-
-def write(path: Path, script: str) -> None:
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
+    return put_first_on_path(tmp_path / "bin", monkeypatch)
 
 
 def job(folder: Path, name: str = "pretrain@asl", **resources: object) -> BatchJob:

@@ -70,7 +70,7 @@ def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_m
     for _ in range(2):  # the second time DVC has hashed all files already
         forget_jobs(site)
         whole = start_client(site)
-        out, err = whole.communicate(timeout=60)
+        out, err = whole.communicate(timeout=240)
         assert whole.returncode == 0, err
         moments = int(out.splitlines()[-1])
     assert moments > 40
@@ -78,7 +78,7 @@ def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_m
     for moment in sorted(random_moments):
         forget_jobs(site)
         killed = start_client(site, DIE_AT=str(moment))
-        killed.communicate(timeout=60)
+        killed.communicate(timeout=240)
         assert killed.returncode == -9, moment
         before = {job["id"] for job in site.cluster.all()}
         site.submit()
@@ -93,7 +93,7 @@ def test_a_client_killed_at_any_moment_leaves_nothing_that_a_second_one_cannot_m
 def test_a_dag_whose_client_was_killed_midway_ends_as_if_nothing_had_happened(site) -> None:
     site.stub(steps=7)
     killed = start_client(site, DIE_AT="60")
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=240)
     assert killed.returncode == -9
     site.submit()
     site.run()

@@ -198,7 +198,7 @@ class FakeCluster(FakeScheduler):
                 if job["state"] == PENDING and len(self.processes) < self.slots:
                     self._start_if_free(job)
 
-    def run(self, until: Callable[[], bool] | None = None, seconds: float = 60.0) -> None:
+    def run(self, until: Callable[[], bool] | None = None, seconds: float = 240.0) -> None:
         """Step until a condition holds; absent: until nothing runs or could run.
 
         Raises:

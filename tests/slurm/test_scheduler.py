@@ -349,7 +349,9 @@ def test_an_error_after_the_job_was_taken_is_ambiguous_and_its_comment_is_in_the
 def test_a_job_whose_client_was_killed_during_sbatch_lacks_nothing(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_in_the_way(monkeypatch, jobs.folder, "sbatch", 'sleep 1; REAL "$@"')
+    asked, let_go = jobs.folder / "asked", jobs.folder / "let-go"
+    script = f'touch {asked}; until [ -e {let_go} ]; do sleep 0.1; done; REAL "$@"'
+    put_in_the_way(monkeypatch, jobs.folder, "sbatch", script)
     program = f"""
 import sys
 from pathlib import Path
@@ -362,13 +364,20 @@ job = BatchJob("orphan", folder / "orphan", "asl:orphan:1", (sys.executable, "-c
 SlurmScheduler(folder / "slurm").submit([job])
 """
     client = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
-    while not list(jobs.folder.glob("slurm/*/submission.sh")):
-        time.sleep(0.02)
-    time.sleep(0.3)
-    client.send_signal(signal.SIGKILL)
-    assert client.wait() == -signal.SIGKILL
-    time.sleep(2)
-    [found] = [job for job in jobs.scheduler.queue() if job.comment == "asl:orphan:1"]
+    try:
+        while not asked.exists():
+            assert client.poll() is None
+            time.sleep(0.02)
+        client.send_signal(signal.SIGKILL)
+        assert client.wait() == -signal.SIGKILL
+    finally:
+        let_go.touch()
+    give_up, orphans = time.monotonic() + 60, []
+    while not orphans:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+        orphans = [job for job in jobs.scheduler.queue() if job.comment == "asl:orphan:1"]
+    [found] = orphans
     assert jobs.wait_for_end(found.job_id).said == "COMPLETED"
 
 
