@@ -61,6 +61,8 @@ def sync(
     project = find_project(Path.cwd(), "demo")
     if fingerprint is not None and (pull or push):
         raise UserError("--pull and --push are for a whole suite: name no FINGERPRINT with them")
+    if remote is not None and not (pull or push):
+        raise UserError("--remote says where --push sends to or --pull gets from; add one of them")
     if fingerprint is not None:
         tracker = find_tracker(project.root)
         if follow:

@@ -13,7 +13,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -134,17 +134,33 @@ def expand_sweeps(content: Mapping[str, Any], path: Path) -> Swept:
     swept = {**plain, "experiments": experiments}
     for section in (str(stage.section) for stage in EVALUATIONS):
         if isinstance(plain.get(section), Mapping):
-            swept[section] = {
-                name: entry
-                for key, entry in plain[section].items()
-                for name in values.get(key, [key])
-            }
+            swept[section] = _measured(plain[section], values, f"{path}: {section}")
     trained = {
         key: runs for key, runs in values.items()
         if str(content["experiments"][key].get("method")) not in NOT_TRAINED
     }  # fmt: skip
     metrics = _metrics(content, trained, path)
     return Swept(swept, written, trained, metrics, _halving(content.get(HALVING), path))
+
+
+def _measured(
+    entries: Mapping[str, Any], values: Mapping[str, Iterable[str]], where: str
+) -> dict[str, Any]:
+    """Return a section's entries with one for each run of a sweep.
+
+    Raises:
+        UserError: A run has one of its own beside that of its sweep.
+    """
+    found: dict[str, Any] = {}
+    for key, entry in entries.items():
+        for name in values.get(key, [key]):
+            if name in found:
+                raise UserError(
+                    f"{where}: {name} is measured by two entries, its own and that of its sweep; "
+                    "remove one"
+                )
+            found[name] = entry
+    return found
 
 
 def sweep_section(swept: Swept, seeds: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -113,10 +113,17 @@ def submit(plan: Plan, services: SubmissionServices) -> list[Submitted]:
 
 
 def _check_containers(plan: Plan) -> None:
-    """Raise UserError where a run is to be submitted whose image is not there."""
+    """Raise UserError where a run is to be submitted whose image or project cannot be entered."""
+    root = plan.project.root
     for entry in plan.entries:
         container = entry.request.asked.container
         if entry.action in (Action.SUBMIT, Action.REPLACE) and container is not None:
+            if {",", ":"} & {*str(root), *str(root.resolve())}:
+                raise UserError(
+                    f"{root}: no container can be given a folder with , or : in its path, which "
+                    f"separate binds; rename it, or remove container from "
+                    f"{plan.project.cluster_file}"
+                )
             missing = lacking(container, on_node=False)
             if missing is not None:
                 raise UserError(f"{plan.project.cluster_file}: {entry.name}: {missing}")

@@ -53,6 +53,7 @@ from pipeline.schedulers.port import (
 from pipeline.schedulers.relay import RelayedScheduler, answer_all
 from pipeline.schedulers.slurm.resources import SlurmResources
 from pipeline.schedulers.slurm.scheduler import _lay_out, _write_script
+from pipeline.submission.submit import submit
 from pipeline.tables.provenance import origin
 from pipeline.tables.trace import Link
 from pipeline.worker.outside import listen
@@ -424,6 +425,13 @@ def test_bad_input_is_refused_when_it_is_submitted(site, tmp_path: Path, image: 
     with pytest.raises(UserError, match=r"cluster.yaml: prepare@icons: container image .*gone.sif"):
         site.submit("pretrain")
     assert site.cluster.all() == []
+    site.ask(default={"container": str(image)})
+    plan = site.plan("pretrain")
+    moved = dataclasses.replace(
+        plan, project=dataclasses.replace(plan.project, root=tmp_path / "a,b")
+    )
+    with pytest.raises(UserError, match=r"a,b: no container can be given a folder with , or :"):
+        submit(moved, site.services)
     bound = Container(image=str(image), binds=(f"{tmp_path}/no:/mnt",))
     assert lacking(bound, on_node=False) is None  # it may be on nodes alone
     assert f"container binds {tmp_path}/no, which does not exist" in str(lacking(bound))

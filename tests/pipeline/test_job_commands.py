@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from asl_core.engine.journal import Journal
+from pipeline import cli
 from pipeline.jobs import logs
 from pipeline.jobs.claim import claim
 from pipeline.jobs.folder import PROVISIONAL
@@ -237,6 +238,13 @@ def test_logs_ask_nobody_about_other_jobs(
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be no journals to bring anywhere."""
     monkeypatch.setattr("pipeline.tracking.sync.sync_journals", lambda _root, _store: 0)
+
+
+def test_sync_to_a_remote_says_what_it_is_to_do_there(
+    site: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run_command(["sync", "--remote", "store"]) == 2
+    assert "--remote says where --push sends to or --pull gets from" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_mlflow")

@@ -193,6 +193,8 @@ def test_a_sweep_that_is_wrong_is_one_line_with_its_place(sweep: object, line: s
         ({"linprobe": {"mae": {"dataset": "icons", "sweep": {"lr": [1]}}}},
          "linprobe.mae.sweep: an evaluation is not swept, it has one result for each encoder; "
          "grid_rates tries several"),
+        ({"knn": {"mae": {"dataset": "icons"}, "mae-lr2e-3-epochs8": {"dataset": "icons"}}},
+         "knn: mae-lr2e-3-epochs8 is measured by two entries, its own and that of its sweep"),
         ({"select": {"metric": "loss"}}, "select.metric: unknown held-out metric 'loss'"),
         ({"select": "lp"}, "select: got 'lp', expected {metric: NAME}"),
         ({"select": {"metric": "knn_held_out_acc1"}},
