@@ -80,7 +80,10 @@ def _repo(suite: Path) -> Iterator[Any]:
         with Repo(str(suite)) as repo:
             yield repo
     except ConfigError as error:
-        raise UserError(f"DVC's remote: {_in_one_line(error)}") from error
+        raise UserError(
+            f"DVC's remote: {_in_one_line(error)} (asl-pipe expand --all hands the project's "
+            "remotes on to its suites)"
+        ) from error
     except (DvcException, OSError) as error:
         raise NotFinishedError(f"DVC's remote: {_in_one_line(error)}; try again") from error
 

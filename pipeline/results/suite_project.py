@@ -88,7 +88,8 @@ def write_suite_project(suite: Path, root: Path) -> list[str]:
     """Write what is missing or differs; return the paths that changed, relative to the suite.
 
     Raises:
-        UserError: dvc.yaml has stages that somebody has written.
+        UserError: dvc.yaml has stages that somebody has written, or a folder is where a link
+            belongs.
     """
     _refuse_to_lose_stages(suite / "dvc.yaml")
     changed = []
@@ -96,6 +97,11 @@ def write_suite_project(suite: Path, root: Path) -> list[str]:
         link = suite / name
         if link.is_symlink() and str(link.readlink()) == target:
             continue
+        if link.is_dir() and not link.is_symlink():
+            raise UserError(
+                f"{link} is a folder, expected a link to {target}; move it away, then run asl-pipe "
+                f"expand {suite.name}"
+            )
         link.unlink(missing_ok=True)
         link.symlink_to(target, target_is_directory=True)
         changed.append(name)

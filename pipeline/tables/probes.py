@@ -19,10 +19,14 @@ def unfinished_probes(suite: Suite, groups: Sequence[Replicates]) -> Iterator[st
         if result.metrics.get(f"{prefix}_converged") == 0:
             train, rise = (result.metrics.get(f"{prefix}_train_{n}") for n in ("acc1", "rise"))
             largest = ", at the largest rate of its grid"
-            yield (
-                f"Not converged: {stage.name} of {label}, experiment {key}: "
+            rising = (
                 f"{_percent(train)} of its training images over the last tenth of its steps, "
-                f"{_points(rise)} more than over the tenth before, "
+                f"{fixed(rise, 1)} points more than over the tenth before, "
+                if train is not None and rise is not None
+                else ""  # too few steps to tell
+            )
+            yield (
+                f"Not converged: {stage.name} of {label}, experiment {key}: {rising}"
                 f"{_percent(result.metrics.get(f'{prefix}_acc1'))} of the test images"
                 f"{largest * (result.metrics.get(f'{prefix}_rate_at_edge') == 1)}; larger rates or "
                 "more epochs would give more."
@@ -31,10 +35,6 @@ def unfinished_probes(suite: Suite, groups: Sequence[Replicates]) -> Iterator[st
 
 def _percent(value: float | None) -> str:
     return "an unknown share" if value is None else f"{fixed(value, 1)} %"
-
-
-def _points(value: float | None) -> str:
-    return "nobody knows how many" if value is None else f"{fixed(value, 1)} points"
 
 
 def chosen_heads(

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from scmrepo.git import Git
 
+from pipeline.errors import UserError
 from pipeline.execution.publish import publish
 from pipeline.project import data_root, find_project
+from pipeline.results.closure import PACKAGES
 from pipeline.results.dvc_experiment import find_dvc_experiment
+from pipeline.results.suite_project import wanted_links, write_suite_project
 from pipeline.tracking.current import follow_locks
 from pipeline.tracking.mlflow.store import MlflowStore
 from pipeline.tracking.sync import sync_journals
+
+ROOT = Path(__file__).parents[2]
 
 # MLflow's tables use what SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -149,3 +155,26 @@ def test_what_is_published_and_kept_is_there_twice(tmp_path: Path) -> None:
     for folder in (made, target):
         assert (folder / "pictures/a.txt").read_text() == "new"
     assert [path.name for path in target.parent.iterdir()] == ["asl"]
+
+
+def test_an_experiment_of_a_suite_has_its_links_and_not_what_they_lead_to(tmp_path: Path) -> None:
+    """DVC adds what a stage depends on to an experiment's commit, and follows links to folders."""
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    suite = tmp_path / "suites/x"
+    suite.mkdir(parents=True)
+    for name, target in wanted_links(suite, tmp_path).items():
+        (suite / name).symlink_to(target)
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    before = subprocess.check_output(["git", "ls-files", "-s"], cwd=tmp_path)
+    assert before.count(b"120000") == len(PACKAGES)
+    with Git(str(tmp_path)) as git:
+        git.add([str(suite / name) for name in PACKAGES])
+    assert subprocess.check_output(["git", "ls-files", "-s"], cwd=tmp_path) == before
+    (suite / "asl_core").unlink()
+    (suite / "asl_core").mkdir()  # as experiments of earlier versions have left it
+    with pytest.raises(UserError, match=r"asl_core is a folder, expected a link to \.\./\.\./asl"):
+        write_suite_project(suite, tmp_path)
