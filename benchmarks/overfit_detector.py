@@ -82,10 +82,11 @@ def main() -> None:
     parser.add_argument("--boxes", choices=("annotated", "pixels"), default="annotated")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    packed, encoder = options.out / "packed", options.out / "encoder"
+    folder = options.out / f"{options.images}-images"
+    packed, encoder = folder / "packed", folder / "encoder"
     if not packed.exists():
-        take(options.data, options.images, options.out / "coco")
-        prepare(Coco(path="coco"), options.out, packed, name="coco")
+        take(options.data, options.images, folder / "coco")
+        prepare(Coco(path="coco"), folder, packed, name="coco")
     if not encoder.exists():
         torch.manual_seed(0)
         recipe = MaeRecipe(dataset="coco", model=VIT)
@@ -93,12 +94,13 @@ def main() -> None:
         encoder.mkdir()
         save_encoder(encoder, method.encoder_state(), recipe.model, recipe.encoder_parts)
     recipe = Detection(
-        dataset="coco", epochs=options.epochs, batch_size=4, lr=5e-4, weight_decay=0.0,
-        warmup_epochs=2, clip_grad=1.0, drop_path=0.0, image_size=128, scale_range=(1.0, 1.0001),
-        flip=False, window_size=8, pyramid_channels=64, anchor_sizes=(4, 12, 24, 48, 96),
-        rpn_batch=128, roi_batch=128, proposals=300, box_head_dim=256, precision="fp32",
+        dataset="coco", epochs=options.epochs, batch_size=min(4, options.images), lr=5e-4,
+        weight_decay=0.0, warmup_epochs=2, clip_grad=1.0, drop_path=0.0, image_size=128,
+        scale_range=(1.0, 1.0001), flip=False, window_size=8, pyramid_channels=64,
+        anchor_sizes=(4, 12, 24, 48, 96), rpn_batch=128, roi_batch=128, proposals=300,
+        box_head_dim=256, precision="fp32",
     )  # fmt: skip
-    run = options.out / f"{options.boxes}-{options.epochs}"
+    run = folder / f"{options.boxes}-{options.epochs}"
     run.mkdir(exist_ok=True)
     resources = Resources(device="cpu", threads=1, num_workers=0, checkpoint_minutes=3.0)
     chosen = pixel_boxes if options.boxes == "pixels" else TARGET

@@ -388,9 +388,9 @@ def test_one_process_that_fails_ends_the_whole_job(site, how: str) -> None:
     if how == "is killed":
         job_id = site.run_until_step("pretrain@asl", 3)
         site.cluster.signal(job_id, signal.SIGKILL, rank=1)
-    started = time.monotonic()
     site.run(until=lambda: site.cluster.is_idle())
-    assert time.monotonic() - started < 120  # it would run for more than three minutes
+    written = (site.work("pretrain@asl") / "ckpt").glob("*.json")
+    assert max((int(path.stem) for path in written), default=0) < 3995  # which is its last
     if how == "raises":
         state = site.state("pretrain@asl")
         assert state.status is RunStatus.FAILED
